@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash
+#
+# The guest's kernel: the distribution's own, downloaded but not installed, with an initramfs of busybox and the
+# modules needed. Both are kept in a cache; an entry is built aside and renamed into place when it is complete.
+
+# Changes with the layout of a cache entry, so that no version reads another's.
+cache_format=2
+
+# rdma_rxe asks for crc32_generic only when a link is added, and newer kernels have it built in.
+guest_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay dummy rdma_rxe rdma_ucm ib_uverbs)
+optional_guest_modules=(crc32_generic)
+
+print_cache_directory() {
+    local cache=${XDG_CACHE_HOME:-} user_home=${HOME:-}
+    if [[ $cache != /* ]]; then
+        [[ -n $user_home ]] || user_home=$(getent passwd "$EUID" | cut -d: -f6)
+        cache=${user_home:-/root}/.cache
+    fi
+    echo "$cache/soft-roce/$cache_format"
+}
+
+# The packages that hold the kernel and its modules, found by the dependencies of the one given.
+print_kernel_packages() {
+    local package
+    for package in $(apt-cache depends "$1" 2>/dev/null |
+                     sed -En 's/^ *Depends: (linux-(image|modules|modules-extra)-[0-9].*)/\1/p'); do
+        echo "$package"
+        print_kernel_packages "$package"
+    done
+}
+
+find_kernel_packages() {
+    local meta
+    for meta in linux-image-amd64 linux-image-generic; do
+        mapfile -t kernel_packages < <(print_kernel_packages "$meta" | sort -u)
+        if (( ${#kernel_packages[@]} > 0 )); then
+            return 0
+        fi
+    done
+    return 1
+}
+
+download_kernel() {
+    find_kernel_packages || return 1
+    say "downloading ${kernel_packages[*]}, kept in $(dirname -- "$PWD")"
+    run_apt_get download "${kernel_packages[@]}" busybox-static
+}
+
+try_download_kernel() {
+    download_kernel && return
+    can_become_root || return 1
+    update_package_lists
+    download_kernel
+}
+
+# The format goes by the name or, for parts of a file, by the name given first.
+decompress() {
+    case $1 in
+        *.xz) xz -dc --single-stream ;;
+        *.zst) zstd -dcq ;;
+        *.gz) gzip -dc ;;
+        *) cat ;;
+    esac
+}
+
+# QEMU boots an ELF kernel only by the entry point for PVH, which it finds in a Xen note of type 18.
+is_bootable() {
+    LC_ALL=C grep -qaP '\A\x7fELF' "$1" &&
+        LC_ALL=C grep -qaP '\x04\x00{3}[\x04\x08]\x00{3}\x12\x00{3}Xen\x00' "$1"
+}
+
+# Unpacks the kernel proper from its self-extracting image: to do that here saves seconds of emulation at every boot.
+# A format's magic may occur by chance, and bytes follow the packed kernel, so what counts is not the status but the
+# result. Without one the guest boots the image itself.
+extract_kernel() {
+    local image=$1 kernel=$2 format magic offset
+    while read -r format magic; do
+        while IFS=: read -r offset _; do
+            tail -c "+$(( offset + 1 ))" -- "$image" | decompress "$format" >"$kernel" 2>/dev/null || true
+            if is_bootable "$kernel"; then
+                return 0
+            fi
+        done < <(LC_ALL=C grep -abo -P -- "$magic" "$image" | head -n 20)
+    done <<'FORMATS'
+kernel.xz  \xfd7zXZ\x00
+kernel.zst \x28\xb5\x2f\xfd
+kernel.gz  \x1f\x8b\x08
+FORMATS
+    cp -- "$image" "$kernel"
+}
+
+# Cuts off a module's signature, which the guest would spend a good part of its boot to verify. It ends with its
+# length, big-endian, and a magic line.
+remove_signature() {
+    local module=$1 magic='~Module signature appended~' size digits
+    [[ $(tail -c 28 -- "$module" | tr -d '\0') = "$magic" ]] || return 0
+    read -r -a digits < <(tail -c 32 -- "$module" | od -A n -t u1 -N 4)
+    size=$(( digits[0] << 24 | digits[1] << 16 | digits[2] << 8 | digits[3] ))
+    truncate -s "-$(( size + 12 + 28 ))" -- "$module"
+}
+
+print_module_files() {
+    local root=$1 release=$2
+    modprobe -d "$root" -S "$release" --show-depends -a "${guest_modules[@]}" || return 1
+    modprobe -d "$root" -S "$release" --show-depends -a "${optional_guest_modules[@]}" 2>/dev/null || true
+}
+
+# Adds the modules under numbers, in the order in which the guest has to load them.
+add_modules() {
+    local root=$1 release=$2 target=$3 list kind file module number=100
+    list=$(print_module_files "$root" "$release") || return 1
+    mkdir -- "$target"
+    while read -r kind file _; do
+        [[ $kind = insmod ]] || continue
+        module=$target/$number-$(basename -- "${file%%.ko*}").ko
+        decompress "$file" <"$file" >"$module" || return 1
+        remove_signature "$module"
+        number=$(( number + 1 ))
+    done < <(awk '!seen[$2]++' <<<"$list")
+}
+
+add_busybox() {
+    local root=$1 target=$2 applet
+    cp -- "$root/usr/bin/busybox" "$target/" 2>/dev/null || cp -- "$root/bin/busybox" "$target/" || return 1
+    while read -r applet; do
+        [[ $applet = busybox ]] || ln -s busybox "$target/$applet"
+    done < <("$target/busybox" --list)
+}
+
+# Makes the files of a cache entry in the current directory.
+build_kernel() {
+    local root=$PWD/root package release
+    try_download_kernel || {
+        print_apt_words
+        fail "there is no kernel for the guest: apt-get downloads neither linux-image-amd64 nor linux-image-generic;" \
+            "once the network is there, run as root: apt-get update"
+    }
+    say "unpacking the kernel and making an initramfs"
+    mkdir root initramfs initramfs/{bin,proc,sys,dev,lower,overlay,root}
+    for package in *.deb; do
+        dpkg-deb -x "$package" root || fail "$package cannot be unpacked in $PWD"
+    done
+    [[ -e root/lib/modules ]] || ln -s usr/lib root/lib
+    release=$(basename -- root/lib/modules/*)
+    depmod -b "$root" "$release" || fail "the modules of Linux $release cannot be indexed in $PWD"
+    add_modules "$root" "$release" initramfs/modules || fail "Linux $release lacks a module that the guest needs"
+    add_busybox root initramfs/bin || fail "the package busybox-static has no busybox"
+    (cd initramfs && find . | cpio -o -H newc --quiet) >initramfs.cpio || fail "the initramfs cannot be written in $PWD"
+    extract_kernel "root/boot/vmlinuz-$release" kernel || fail "the kernel cannot be written in $PWD"
+    rm -rf root initramfs ./*.deb
+    echo "$release" >release
+}
+
+print_cached_kernel() {
+    local entry
+    for entry in "$1"/*/release; do
+        if [[ -s $entry ]]; then
+            dirname -- "$entry"
+        fi
+    done | sort -V | tail -n 1
+}
+
+# One of several runs at once builds the entry, the others wait for it. What an earlier run left half-built is removed.
+build_cache() (
+    cache=$1
+    mkdir -p -- "$cache" 2>/dev/null && exec {lock}>"$cache/lock" ||
+        fail "the cache directory $cache is not writable; set XDG_CACHE_HOME to one that is"
+    flock "$lock"
+    if [[ -n $(print_cached_kernel "$cache") ]]; then
+        exit 0
+    fi
+    rm -rf -- "$cache"/new.*
+    new=$(mktemp -d -- "$cache/new.XXXXXX")
+    trap 'rm -rf -- "$new"' EXIT
+    cd -- "$new" || exit
+    build_kernel
+    mv -T -- "$new" "$cache/$(<release)"
+)
+
+# Sets kernel_directory, which holds: kernel, initramfs.cpio, release.
+find_kernel() {
+    local cache
+    cache=$(print_cache_directory)
+    kernel_directory=$(print_cached_kernel "$cache")
+    if [[ -z $kernel_directory ]]; then
+        build_cache "$cache"
+        kernel_directory=$(print_cached_kernel "$cache")
+    fi
+}
