@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// A completion queue to await: `co_await cq.poll(wcs)` gives completions without spinning, on any
+// event loop for which there is a CqNotifier.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <asyncverbs/core/async_cq_options.hpp>
+#include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/detail/cq_reaper.hpp>
+#include <asyncverbs/core/poll_operation.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/context.hpp>
+
+namespace asyncverbs {
+
+/// A completion queue whose completions are awaited.
+///
+///     std::array<ibv_wc, 16> wcs;
+///     for (const ibv_wc& wc : co_await cq.poll(wcs)) handle(wc);
+///
+/// It takes the CQ over, with its completion channel, and is the only one that may poll it, arm
+/// it or read the channel's events. How it does that is CqPoller's protocol: completions that are
+/// there are delivered without a system call, an allocation or a suspension; otherwise the CQ is
+/// armed, polled once more, and the notifier waits for the channel.
+///
+/// Several coroutines may wait at a time: first come, first served. A ready CQ does not return to
+/// the loop, except that with a TimedCqNotifier every 1,024th ready poll in a row takes a turn.
+///
+/// Errors: a failing verb or a failing notifier is final. It is thrown as a std::system_error that
+/// names the verb, to all who wait and all who come later; try_poll() still takes what is there. An error *completion* is not an error here: look at
+/// `wc.status`; then only wr_id, status, qp_num and vendor_err are valid.
+///
+/// Thread safety: none, but for stop tokens. Everything happens on the thread that runs the
+/// notifier's loop, and a waiting coroutine resumes there.
+/// Lifetime: must outlive the operations that it returned. It may be destroyed at any time, also
+/// by a coroutine that it has just resumed: events are acked, the fd leaves the loop, and a
+/// coroutine that still waits is never resumed but may be destroyed. To destroy a CQ without
+/// losing anything, move its queue pairs to the error state, poll until every work request has
+/// completed, destroy the queue pairs, and then this.
+class AsyncCq {
+public:
+    /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
+    /// Throws std::system_error: invalid_argument for an ack batch of 0 or a negative max_wait,
+    /// not_supported for a max_wait with a notifier that is not a TimedCqNotifier.
+    template <class N>
+    AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {});
+
+    /// Creates a CQ of at least `depth` entries whose channel `loop` waits for. Loop is an
+    /// EpollExecutor or whatever else has `notifier(int fd)` that returns a CqNotifier; it must
+    /// outlive the AsyncCq unless its notifiers say otherwise.
+    /// Throws std::system_error as CompletionQueue and the notifier do.
+    template <class Loop>
+    static AsyncCq create(const Context& context, int depth, Loop& loop,
+                          const AsyncCqOptions& options = {});
+
+    AsyncCq(AsyncCq&&) noexcept = default;
+    AsyncCq& operator=(AsyncCq&& other) noexcept {
+        AsyncCq(std::move(other)).reaper_.swap(reaper_); // the temporary closes the old one
+        return *this;
+    }
+    ~AsyncCq() {
+        if (reaper_) reaper_->close();
+    }
+
+    /// Awaits at least one completion; gives the front part of `wcs` that was filled. `wcs` and
+    /// what it refers to must stay until then. Throws std::system_error: invalid_argument if
+    /// `wcs` is empty, operation_canceled if `stop` is requested (from any thread), else the
+    /// fatal error of this CQ. A completion that was taken from the CQ is delivered even if
+    /// `stop` was requested meanwhile.
+    PollOperation poll(std::span<ibv_wc> wcs, std::stop_token stop = {}) {
+        return {*reaper_, wcs, nullptr, std::move(stop)};
+    }
+
+    /// The same without exceptions: clears `error`, or sets it and gives an empty span.
+    PollOperation poll(std::span<ibv_wc> wcs, std::error_code& error, std::stop_token stop = {}) {
+        return {*reaper_, wcs, &error, std::move(stop)};
+    }
+
+    /// Awaits the completion with this `wr_id`. Others that come first are kept, in order, and go
+    /// to the next poll() or try_poll(); keeping them is what may allocate. Errors as in poll().
+    PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::stop_token stop = {}) {
+        return {*reaper_, wr_id, nullptr, std::move(stop)};
+    }
+    PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::error_code& error,
+                                 std::stop_token stop = {}) {
+        return {*reaper_, wr_id, &error, std::move(stop)};
+    }
+
+    /// What is there now, without waiting or arming; empty if there is nothing, or while a
+    /// coroutine waits, since that one comes first. Throws std::system_error if ibv_poll_cq fails.
+    std::span<ibv_wc> try_poll(std::span<ibv_wc> wcs) {
+        return wcs.first(wcs.empty() ? 0 : reaper_->try_poll(wcs));
+    }
+
+    /// What this CQ has cost so far.
+    const CqStatistics& statistics() const noexcept { return reaper_->poller().statistics(); }
+
+    /// For creating queue pairs.
+    const CompletionQueue& completion_queue() const noexcept {
+        return reaper_->poller().completion_queue();
+    }
+    ibv_cq* native_handle() const noexcept { return completion_queue().native_handle(); }
+
+private:
+    std::shared_ptr<detail::CqReaper> reaper_;
+};
+
+template <class N>
+AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) {
+    detail::check_cq_notifier<N>();
+    if (options.ack_batch == 0 || options.max_wait.count() < 0) {
+        detail::throw_error(std::errc::invalid_argument,
+                            "AsyncCqOptions: ack_batch must be at least 1, max_wait at least 0");
+    }
+    if (options.max_wait.count() > 0 && !TimedCqNotifier<N>) {
+        detail::throw_error(std::errc::not_supported,
+                            "AsyncCqOptions: max_wait needs a TimedCqNotifier");
+    }
+    if constexpr (CqNotifier<N>) { // else the error above is the only one
+        reaper_ = detail::CqReaper::start(std::move(cq), std::move(notifier), options);
+    }
+}
+
+template <class Loop>
+AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
+                        const AsyncCqOptions& options) {
+    CompletionQueue cq(context, depth);
+    auto notifier = loop.notifier(cq.channel().fd());
+    return AsyncCq(std::move(cq), std::move(notifier), options);
+}
+
+} // namespace asyncverbs

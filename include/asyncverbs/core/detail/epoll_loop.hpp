@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+// What an EpollExecutor, its notifiers and its awaiters share: the epoll instance, the queues and
+// the timers. It lives as long as any of them, so they may be destroyed in any order.
+#pragma once
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cassert>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#include <asyncverbs/core/detail/epoll_entry.hpp>
+#include <asyncverbs/core/detail/file_descriptor.hpp>
+#include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/post_queue.hpp>
+#include <asyncverbs/core/detail/ready_node.hpp>
+#include <asyncverbs/core/detail/timer_queue.hpp>
+
+namespace asyncverbs::detail {
+
+class EpollLoop {
+public:
+    EpollLoop();
+
+    // From any thread.
+    void post(ReadyNode& node) noexcept {
+        if (posted_.push(node)) signal();
+    }
+    void wake() noexcept {
+        if (posted_.wake()) signal();
+    }
+
+    // From the thread that runs the loop, or from one thread at a time while none does.
+    void decide(EpollWaiter& waiter, int error) noexcept;
+    void start_timer(EpollWaiter& waiter) noexcept;
+    void stop_timer(EpollWaiter& waiter) noexcept { timers_.remove(waiter); }
+    void collect_posted() noexcept; // afterwards every posted node is linked
+    void discard_all() noexcept;    // coroutines are forgotten, not destroyed
+    void assert_thread() const noexcept;
+    void assert_idle() const noexcept { assert(!runs() && "asyncverbs: EpollExecutor in use"); }
+
+    int epoll_fd() const noexcept { return epoll_.get(); }
+
+    // Held while turns are taken. While nobody holds it, the epoll descriptor is readable whenever
+    // a turn would find work.
+    class Running {
+    public:
+        explicit Running(EpollLoop& loop);
+        Running(const Running&) = delete;
+        Running& operator=(const Running&) = delete;
+        ~Running();
+
+    private:
+        EpollLoop& loop_;
+    };
+
+    // One turn in two phases: first descriptors, timers and posts, of which nothing is resumed yet;
+    // then what is ready by now, and no more, or nobody else would ever get a turn. Ends early when
+    // `finished`. Blocks, if it may, when there is nothing to resume. Returns whether there was.
+    template <class Finished>
+    bool turn(bool may_block, const Finished& finished);
+
+private:
+    bool runs() const noexcept {
+        return thread_.load(std::memory_order_relaxed) != std::thread::id();
+    }
+    void watch(int fd, void* tag);
+    void signal() noexcept;
+    std::size_t wait(std::span<epoll_event> events, bool block);
+    void walk(std::span<const epoll_event> events) noexcept;
+
+    FileDescriptor epoll_;
+    FileDescriptor event_; // written to wake the loop
+    TimerQueue timers_;
+    PostQueue posted_;
+    IntrusiveList<ReadyNode> ready_;
+    bool signalled_ = false; // event_ was written for the sake of ready_
+    std::atomic<std::thread::id> thread_{};
+};
+
+inline EpollLoop::EpollLoop()
+    : epoll_(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1"),
+      event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd") {
+    watch(event_.get(), &event_);
+    watch(timers_.fd(), &timers_);
+}
+
+// Edge-triggered, and never read: each write and each expiry is a new edge.
+inline void EpollLoop::watch(int fd, void* tag) {
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.ptr = tag;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+        throw std::system_error(errno, std::system_category(), "epoll_ctl(EPOLL_CTL_ADD)");
+    }
+}
+
+inline void EpollLoop::signal() noexcept {
+    constexpr std::uint64_t one = 1;
+    // Would block only after 2^64 - 2 writes.
+    [[maybe_unused]] const auto written = ::write(event_.get(), &one, sizeof one);
+    assert(written == sizeof one);
+}
+
+inline void EpollLoop::assert_thread() const noexcept {
+    [[maybe_unused]] const std::thread::id thread = thread_.load(std::memory_order_relaxed);
+    assert((thread == std::thread::id() || thread == std::this_thread::get_id()) &&
+           "asyncverbs: used on another thread than the one that runs the EpollExecutor");
+}
+
+inline void EpollLoop::decide(EpollWaiter& waiter, int error) noexcept {
+    waiter.error = error;
+    if (waiter.linked()) return;
+    ready_.push_back(waiter);
+    if (!runs() && !signalled_) {
+        signalled_ = true;
+        signal();
+    }
+}
+
+inline void EpollLoop::start_timer(EpollWaiter& waiter) noexcept {
+    timers_.insert(waiter);
+    if (!runs()) timers_.arm();
+}
+
+inline void EpollLoop::collect_posted() noexcept {
+    if (runs()) {
+        posted_.take(ready_);
+    } else {
+        posted_.take_asleep(ready_);
+    }
+}
+
+inline void EpollLoop::discard_all() noexcept {
+    for (;;) {
+        collect_posted();
+        if (ready_.empty()) return;
+        ReadyNode& node = ready_.front();
+        node.unlink();
+        if (node.discard != nullptr) node.discard(node);
+    }
+}
+
+inline std::size_t EpollLoop::wait(std::span<epoll_event> events, bool block) {
+    for (;;) {
+        const int count = ::epoll_wait(epoll_.get(), events.data(),
+                                       static_cast<int>(events.size()), block ? -1 : 0);
+        if (count >= 0) return static_cast<std::size_t>(count);
+        if (errno != EINTR) throw std::system_error(errno, std::system_category(), "epoll_wait");
+    }
+}
+
+inline void EpollLoop::walk(std::span<const epoll_event> events) noexcept {
+    bool timer_fired = false;
+    for (const epoll_event& event : events) {
+        if (event.data.ptr == &timers_) {
+            timer_fired = true;
+        } else if (event.data.ptr != &event_) {
+            auto& entry = *static_cast<EpollEntry*>(event.data.ptr);
+            if (EpollWaiter* const waiter = entry.on_event(event.events)) decide(*waiter, 0);
+        }
+    }
+    if (!timer_fired) return;
+    timers_.expire([this](TimerNode& timer) {
+        auto& waiter = static_cast<EpollWaiter&>(timer);
+        // Who is readable and out of time at once is readable.
+        if (!waiter.linked()) decide(waiter, waiter.timeout_error);
+    });
+}
+
+template <class Finished>
+bool EpollLoop::turn(bool may_block, const Finished& finished) {
+    // What is left over when an exception or `finished` ends the turn comes first in the next one.
+    struct Batch : IntrusiveList<ReadyNode> {
+        explicit Batch(IntrusiveList<ReadyNode>& source) noexcept : ready(source) { append(ready); }
+        ~Batch() { ready.prepend(*this); }
+        IntrusiveList<ReadyNode>& ready;
+    };
+
+    timers_.arm();
+    // `finished` is asked after the queue was told of the sleep: who makes it true later, wakes.
+    const bool block = may_block && ready_.empty() && posted_.sleep() && !finished();
+    std::array<epoll_event, 64> events;
+    const std::size_t count = wait(events, block);
+    signalled_ = false;
+    walk(std::span(events).first(count));
+    posted_.take(ready_);
+
+    Batch batch(ready_);
+    const bool found_work = !batch.empty();
+    while (!batch.empty()) {
+        ReadyNode& node = batch.front();
+        node.unlink();
+        node.run(node);
+        if (finished()) break;
+    }
+    return found_work;
+}
+
+inline EpollLoop::Running::Running(EpollLoop& loop) : loop_(loop) {
+    std::thread::id nobody;
+    if (!loop_.thread_.compare_exchange_strong(nobody, std::this_thread::get_id())) {
+        throw std::logic_error("EpollExecutor: it is running already");
+    }
+}
+
+inline EpollLoop::Running::~Running() {
+    loop_.timers_.arm();
+    if (!loop_.posted_.sleep() || !loop_.ready_.empty()) {
+        loop_.signalled_ = true;
+        loop_.signal();
+    }
+    loop_.thread_.store(std::thread::id());
+}
+
+} // namespace asyncverbs::detail

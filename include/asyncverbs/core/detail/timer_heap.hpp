@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// The timers of a loop: a pairing heap whose nodes live in the sleeping awaiters, because a sleep
+// must not allocate. Insertion is O(1), removal O(log n) amortised. Equal deadlines keep order.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace asyncverbs::detail {
+
+class TimerNode {
+public:
+    TimerNode() noexcept = default;
+    TimerNode(const TimerNode&) = delete;
+    TimerNode& operator=(const TimerNode&) = delete;
+
+    std::chrono::steady_clock::time_point deadline{};
+
+private:
+    friend class TimerHeap;
+
+    TimerNode* child_ = nullptr;   // the first of the later timers below this one
+    TimerNode* sibling_ = nullptr; // the next child of the same parent
+    TimerNode* back_ = nullptr;    // the previous sibling; of a first child, the parent
+    std::uint64_t sequence_ = 0;   // 0: in no heap
+};
+
+class TimerHeap {
+public:
+    /// The earliest timer, or null.
+    TimerNode* first() const noexcept { return root_; }
+
+    void insert(TimerNode& node) noexcept {
+        node.sequence_ = ++sequence_;
+        root_ = root_ == nullptr ? &node : meld(root_, &node);
+    }
+
+    /// Does nothing for a node that is not in the heap.
+    void remove(TimerNode& node) noexcept {
+        if (node.sequence_ == 0) return;
+        TimerNode* const below = meld_children(node);
+        if (&node == root_) {
+            root_ = below;
+        } else {
+            cut(node);
+            if (below != nullptr) root_ = meld(root_, below);
+        }
+        node.sequence_ = 0;
+    }
+
+private:
+    static bool earlier(const TimerNode& a, const TimerNode& b) noexcept {
+        return a.deadline != b.deadline ? a.deadline < b.deadline : a.sequence_ < b.sequence_;
+    }
+
+    static TimerNode* meld(TimerNode* a, TimerNode* b) noexcept {
+        if (earlier(*b, *a)) return meld(b, a);
+        b->sibling_ = a->child_;
+        if (b->sibling_ != nullptr) b->sibling_->back_ = b;
+        b->back_ = a;
+        a->child_ = b;
+        return a;
+    }
+
+    static void cut(TimerNode& node) noexcept {
+        (node.back_->child_ == &node ? node.back_->child_ : node.back_->sibling_) = node.sibling_;
+        if (node.sibling_ != nullptr) node.sibling_->back_ = node.back_;
+        node.sibling_ = node.back_ = nullptr;
+    }
+
+    // Two passes, which give the amortised bound: pairs from left to right, then all from right to
+    // left. Loops, not recursion: a node may have thousands of children.
+    static TimerNode* meld_children(TimerNode& node) noexcept {
+        TimerNode* pairs = nullptr;
+        while (node.child_ != nullptr) {
+            TimerNode* pair = node.child_;
+            cut(*pair);
+            if (TimerNode* const second = node.child_) {
+                cut(*second);
+                pair = meld(pair, second);
+            }
+            pair->sibling_ = pairs;
+            pairs = pair;
+        }
+        TimerNode* all = nullptr;
+        while (pairs != nullptr) {
+            TimerNode* const pair = pairs;
+            pairs = pair->sibling_;
+            pair->sibling_ = nullptr;
+            all = all == nullptr ? pair : meld(all, pair);
+        }
+        return all;
+    }
+
+    TimerNode* root_ = nullptr;
+    std::uint64_t sequence_ = 0;
+};
+
+} // namespace asyncverbs::detail

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+// A small single-threaded executor over epoll: file descriptors, timers and work posted from other
+// threads. For programs without an event loop of their own, or embedded in one.
+#pragma once
+
+#include <atomic>
+#include <cassert>
+#include <chrono>
+#include <concepts>
+#include <coroutine>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stop_token>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <asyncverbs/core/detail/branch.hpp>
+#include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/core/detail/epoll_wait.hpp>
+#include <asyncverbs/core/detail/posted_function.hpp>
+#include <asyncverbs/core/detail/schedule.hpp>
+#include <asyncverbs/core/epoll_notifier.hpp>
+#include <asyncverbs/core/task.hpp>
+
+namespace asyncverbs {
+
+/// Runs coroutines on one thread: the one that calls run() or run_once().
+///
+///     EpollExecutor executor;
+///     executor.run(serve(executor));
+///
+/// It works in turns. A turn looks at file descriptors, timers and posted work, and then resumes
+/// what was ready at its start; what becomes ready meanwhile has to wait for the next turn, so no
+/// coroutine starves another one. A resumed coroutine may destroy any notifier or suspended
+/// coroutine, and stop the executor, but not destroy it or run it.
+///
+/// Thread: post(), schedule() and stop() from any thread; the rest on the running thread, or on any
+/// one thread while nobody runs the executor. Coroutines are resumed on the running thread.
+/// Lifetime: notifiers, sleeping and scheduled coroutines may outlive it; the coroutines are then
+/// never resumed, and can be destroyed. Posted functions that have not run are destroyed with it.
+/// Errors: std::system_error that names the system call. An exception that leaves a posted
+/// function leaves run() or run_once(); all other work stays queued for the next run.
+class EpollExecutor {
+public:
+    EpollExecutor() : loop_(std::make_shared<detail::EpollLoop>()) {}
+    EpollExecutor(const EpollExecutor&) = delete;
+    EpollExecutor& operator=(const EpollExecutor&) = delete;
+    ~EpollExecutor() {
+        loop_->assert_idle();
+        loop_->discard_all();
+    }
+
+    /// Runs `task` to its end, and everything else meanwhile. Returns its result or rethrows its
+    /// exception. If stop() comes first, destroys the task and throws std::system_error
+    /// (errc::operation_canceled). Throws std::logic_error if the executor is running already.
+    template <class T>
+    T run(Task<T> task);
+
+    /// Runs until stop().
+    void run();
+
+    /// Takes one turn without blocking, for use inside another event loop. Returns whether
+    /// anything was resumed or called. Heeds no stop().
+    bool run_once();
+
+    /// Ends the run in progress after the coroutine or function that runs just then, or else the
+    /// next one before it begins. What is ready stays so for the run after that.
+    void stop() noexcept;
+
+    /// Calls `function` on the running thread, after what was posted before. One allocation; wakes
+    /// the executor by a system call only if it sleeps.
+    template <class Function>
+        requires std::invocable<std::decay_t<Function>&>
+    void post(Function&& function);
+
+    /// `co_await executor.schedule()` continues on the running thread, in a turn of its own.
+    /// Allocates nothing.
+    [[nodiscard]] detail::ScheduleOperation schedule() noexcept {
+        return detail::ScheduleOperation(loop_);
+    }
+
+    /// `co_await executor.sleep_for(1ms)` continues when that time has passed since the call: zero
+    /// or less, in the next turn. Gives a std::error_code: {}, or errc::operation_canceled when
+    /// `stop` was requested first, from any thread. Allocates nothing. Sleeps
+    /// that are due in the same turn end in the order of their times, and of their calls.
+    template <class Rep, class Period>
+    [[nodiscard]] detail::EpollWaitOperation sleep_for(std::chrono::duration<Rep, Period> duration,
+                                                       std::stop_token stop = {}) {
+        using Operation = detail::EpollWaitOperation;
+        return {loop_, nullptr, Operation::deadline_after(duration), std::move(stop)};
+    }
+
+    /// The same, until a point in time.
+    [[nodiscard]] detail::EpollWaitOperation sleep_until(std::chrono::steady_clock::time_point time,
+                                                         std::stop_token stop = {}) {
+        using Operation = detail::EpollWaitOperation;
+        return {loop_, nullptr, Operation::deadline_at(time), std::move(stop)};
+    }
+
+    /// Registers a file descriptor to wait for. Errors as in EpollNotifier's constructor.
+    [[nodiscard]] EpollNotifier notifier(int fd) { return EpollNotifier(*this, fd); }
+
+    /// The epoll file descriptor. While the executor does not run, it is readable whenever
+    /// run_once() would find something to do: wait for it in another loop, level-triggered. To be
+    /// waited for only; owned by the executor.
+    int native_handle() const noexcept { return loop_->epoll_fd(); }
+
+private:
+    friend EpollNotifier;
+
+    // A stop() is used up by the run that it ends.
+    struct Run {
+        explicit Run(EpollExecutor& e) : executor(e), running(*e.loop_) {}
+        ~Run() { executor.stopped_.store(false); }
+        EpollExecutor& executor;
+        detail::EpollLoop::Running running;
+    };
+
+    template <class Done>
+    void turn_until(const Done& done);
+
+    std::shared_ptr<detail::EpollLoop> loop_;
+    std::atomic<bool> stopped_{false};
+};
+
+template <class T>
+T EpollExecutor::run(Task<T> task) {
+    struct Root {
+        explicit Root(std::shared_ptr<detail::EpollLoop> l) noexcept : loop(std::move(l)) {}
+        void branch_failed(std::exception_ptr error) noexcept { exception = std::move(error); }
+        std::coroutine_handle<> branch_done() noexcept {
+            // The task may end on another thread; then this object may end as soon as `done` is set.
+            const std::shared_ptr<detail::EpollLoop> alive = loop;
+            done.store(true);
+            alive->wake();
+            return std::noop_coroutine();
+        }
+        std::shared_ptr<detail::EpollLoop> loop;
+        std::exception_ptr exception;
+        std::atomic<bool> done{false};
+    };
+
+    const Run run(*this);
+    Root root(loop_);
+    detail::SlotFor<T> result;
+    auto branch = detail::branch<Root>(std::move(task), result);
+    if (!stopped_) branch.start(root);
+    turn_until([&root] { return root.done.load(); });
+    if (!root.done) {
+        throw std::system_error(std::make_error_code(std::errc::operation_canceled),
+                                "EpollExecutor::run: stopped before the task ended");
+    }
+    if (root.exception) std::rethrow_exception(root.exception);
+    if constexpr (!std::is_void_v<T>) return result.take();
+}
+
+inline void EpollExecutor::run() {
+    const Run run(*this);
+    turn_until([] { return false; });
+}
+
+inline bool EpollExecutor::run_once() {
+    const detail::EpollLoop::Running running(*loop_);
+    return loop_->turn(false, [] { return false; });
+}
+
+inline void EpollExecutor::stop() noexcept {
+    // The run that ends may be the last, and the executor gone before the wake.
+    const std::shared_ptr<detail::EpollLoop> alive = loop_;
+    stopped_.store(true);
+    alive->wake();
+}
+
+template <class Function>
+    requires std::invocable<std::decay_t<Function>&>
+void EpollExecutor::post(Function&& function) {
+    using Node = detail::PostedFunction<std::decay_t<Function>>;
+    auto node = std::make_unique<Node>(std::forward<Function>(function));
+    // The function may be the last to run, and the executor gone before the wake.
+    const std::shared_ptr<detail::EpollLoop> alive = loop_;
+    alive->post(*node.release());
+}
+
+template <class Done>
+void EpollExecutor::turn_until(const Done& done) {
+    const auto finished = [&] { return done() || stopped_.load(); };
+    while (!finished()) loop_->turn(true, finished);
+}
+
+inline EpollNotifier::EpollNotifier(EpollExecutor& executor, int fd)
+    : registration_(std::make_unique<Registration>(executor.loop_, fd)) {
+    executor.loop_->assert_thread();
+}
+
+} // namespace asyncverbs

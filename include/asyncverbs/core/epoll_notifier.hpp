@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// Waits for a file descriptor on an EpollExecutor.
+// The CqNotifier that AsyncCq uses unless a program brings a loop of its own.
+#pragma once
+
+#include <cassert>
+#include <cerrno>
+#include <chrono>
+#include <memory>
+#include <stop_token>
+#include <utility>
+
+#include <asyncverbs/core/detail/epoll_entry.hpp>
+#include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/core/detail/epoll_wait.hpp>
+
+namespace asyncverbs {
+
+class EpollExecutor;
+
+/// Tells when a file descriptor is readable. Models TimedCqNotifier.
+///
+///     EpollNotifier readable = executor.notifier(fd);
+///     std::error_code error = co_await readable.readable(stop_token);
+///
+/// Thread: all calls, and its destruction, on the thread that runs the executor, or on any one
+/// thread while nobody runs it. Coroutines are resumed by the executor.
+/// Lifetime: the fd is not owned and must stay open until the notifier is destroyed. The executor
+/// may be destroyed before; a coroutine that waits then is never resumed. One notifier per fd and
+/// executor. Movable at any time; a moved-from notifier can only be assigned to or destroyed.
+class EpollNotifier {
+public:
+    /// Registers `fd`. Throws std::system_error, "epoll_ctl(EPOLL_CTL_ADD)": bad_file_descriptor;
+    /// operation_not_permitted for a file that cannot be waited for, such as a regular one;
+    /// file_exists for an fd that is registered already.
+    EpollNotifier(EpollExecutor& executor, int fd);
+
+    /// An awaitable of std::error_code: {} when the fd is readable, has an error or was hung up;
+    /// errc::operation_canceled when `stop` was requested first, from any thread, or the notifier
+    /// was destroyed; errc::device_or_resource_busy when another readable() is outstanding; else
+    /// the error of epoll_ctl. A wake may be spurious. Level-triggered: what is not read wakes again.
+    ///
+    /// Destroying the suspended coroutine cancels the wait. No allocation; no system call but the
+    /// executor's epoll_wait, unless the fd became readable while nobody waited.
+    [[nodiscard]] detail::EpollWaitOperation readable(std::stop_token stop = {}) {
+        return wait(detail::EpollWaitOperation::never, std::move(stop));
+    }
+
+    /// The same, with errc::timed_out when `max_wait` has passed since the call. Zero or less comes
+    /// back after one turn of the executor, with {} if the fd is readable then.
+    [[nodiscard]] detail::EpollWaitOperation readable(std::stop_token stop,
+                                                      std::chrono::nanoseconds max_wait) {
+        return wait(detail::EpollWaitOperation::deadline_after(max_wait), std::move(stop));
+    }
+
+    /// The file descriptor.
+    int native_handle() const noexcept { return registration_->entry.fd(); }
+
+private:
+    struct Registration {
+        Registration(std::shared_ptr<detail::EpollLoop> l, int fd)
+            : loop(std::move(l)), entry(loop->epoll_fd(), fd) {}
+        ~Registration() {
+            loop->assert_thread();
+            if (detail::EpollWaiter* const waiter = entry.detach()) {
+                loop->decide(*waiter, ECANCELED);
+            }
+        }
+        std::shared_ptr<detail::EpollLoop> loop;
+        detail::EpollEntry entry;
+    };
+
+    detail::EpollWaitOperation wait(std::chrono::steady_clock::time_point deadline,
+                                    std::stop_token stop) {
+        assert(registration_ && "asyncverbs: a moved-from EpollNotifier");
+        return {registration_->loop, &registration_->entry, deadline, std::move(stop)};
+    }
+
+    // On the heap: epoll refers to it by address.
+    std::unique_ptr<Registration> registration_;
+};
+
+} // namespace asyncverbs
+
+// For the constructor, which needs both classes.
+#include <asyncverbs/core/epoll_executor.hpp>

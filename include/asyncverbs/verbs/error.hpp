@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// How the library reports errors: a failed verb by its name and errno, bad input by what was looked
+// for and what there is, a failed completion by its ibv_wc_status.
+// Kept apart from the owners because every layer reports in the same three ways.
+#pragma once
+
+#include <cerrno>
+#include <string>
+#include <system_error>
+
+#include <infiniband/verbs.h>
+
+namespace asyncverbs {
+
+/// Throws std::system_error for a verb that failed; what() reads "ibv_create_cq: Cannot allocate
+/// memory". `error` is an errno value of either sign, for providers differ. 0, from a provider that
+/// failed without setting errno, is reported as EIO.
+[[noreturn]] inline void throw_verb_error(const char* verb, int error) {
+    const int positive = error < 0 ? -error : error;
+    throw std::system_error(positive == 0 ? EIO : positive, std::system_category(), verb);
+}
+
+/// The category of completion status: its values are those of ibv_wc_status, its messages those of
+/// ibv_wc_status_str(3), its name is "ibv_wc_status".
+[[nodiscard]] inline const std::error_category& wc_status_category() noexcept {
+    class WcStatusCategory final : public std::error_category {
+    public:
+        const char* name() const noexcept override { return "ibv_wc_status"; }
+        std::string message(int status) const override {
+            // A value outside the enumeration must not be converted to it.
+            if (status < IBV_WC_SUCCESS || status > IBV_WC_TM_RNDV_INCOMPLETE) {
+                return "unknown status " + std::to_string(status);
+            }
+            return ibv_wc_status_str(static_cast<ibv_wc_status>(status));
+        }
+    };
+    static const WcStatusCategory category;
+    return category;
+}
+
+/// The status of a completion as an error code of wc_status_category(); IBV_WC_SUCCESS is no error
+/// and equal to std::error_code().
+[[nodiscard]] inline std::error_code make_wc_error(ibv_wc_status status) noexcept {
+    if (status == IBV_WC_SUCCESS) {
+        return {};
+    }
+    return {static_cast<int>(status), wc_status_category()};
+}
+
+namespace detail {
+
+// Reports bad input; what() reads "<text>: <message of the error>".
+[[noreturn]] inline void throw_error(std::errc error, const std::string& text) {
+    throw std::system_error(std::make_error_code(error), text);
+}
+
+// The errno, positive, of a verb that returned NULL. Callers set errno to 0 before the call, so
+// that a provider that forgets to set it is not credited with an older error.
+[[nodiscard]] inline int verb_errno() noexcept {
+    return errno < 0 ? -errno : errno;
+}
+
+// The errno, positive, of a verb that returned `result`, which is not 0. Verbs report in three
+// ways: errno, -errno, and -1 with errno set. -1 alone is ambiguous: callers set errno to 0 before
+// the call, and a -1 that left it there is -EPERM.
+[[nodiscard]] inline int verb_errno(int result) noexcept {
+    if (result == -1 && errno != 0) {
+        return verb_errno();
+    }
+    return result < 0 ? -result : result;
+}
+
+// Bad input unless low <= value <= high; `where` names the thing whose limits these are.
+inline void check_range(const std::string& what, long long value, long long low, long long high,
+                        const std::string& where) {
+    if (value < low || value > high) {
+        throw_error(std::errc::invalid_argument,
+                    what + " " + std::to_string(value) + " is out of range for " + where +
+                        (high < low ? ", which has none"
+                                    : ": valid are " + std::to_string(low) + " to " +
+                                          std::to_string(high)));
+    }
+}
+
+} // namespace detail
+} // namespace asyncverbs

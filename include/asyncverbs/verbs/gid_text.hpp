@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// GIDs for people: a GID is 16 bytes in the form of an IPv6 address, and RoCE puts the address of
+// the network interface into it.
+// Text is what error messages and logs need; comparing is what choosing one needs.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <iterator>
+#include <string>
+
+#include <arpa/inet.h>
+#include <infiniband/verbs.h>
+#include <netinet/in.h>
+
+namespace asyncverbs {
+
+/// The GID as inet_ntop(3) writes an IPv6 address: "::ffff:10.7.0.1", "fe80::1".
+[[nodiscard]] inline std::string gid_text(const ibv_gid& gid) {
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    inet_ntop(AF_INET6, gid.raw, text.data(), static_cast<socklen_t>(text.size()));
+    return text.data();
+}
+
+/// Whether all bytes are zero: no GID, an unused entry of a port's table.
+[[nodiscard]] inline bool is_empty_gid(const ibv_gid& gid) noexcept {
+    return std::all_of(std::begin(gid.raw), std::end(gid.raw), [](auto byte) { return byte == 0; });
+}
+
+/// Whether the GID holds an IPv4 address (::ffff:a.b.c.d).
+[[nodiscard]] inline bool is_ipv4_mapped_gid(const ibv_gid& gid) noexcept {
+    constexpr std::array<unsigned char, 12> prefix{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    return std::memcmp(gid.raw, prefix.data(), prefix.size()) == 0;
+}
+
+} // namespace asyncverbs

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// Memory that the device may read and write.
+// Owns the registration, not the bytes: those stay the caller's.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/slice.hpp>
+
+namespace asyncverbs {
+
+/// Owns the registration of a range of memory (ibv_mr); keeps its protection domain alive.
+/// The memory must outlive the region, and the region every work request that names it.
+/// Move-only. A moved-from MemoryRegion owns nothing: native_handle() is nullptr, bytes() is empty,
+/// anything else throws invalid_argument. See ibv_reg_mr(3).
+class MemoryRegion {
+public:
+    /// Registers `bytes`. `access` is a combination of ibv_access_flags; local reads are always
+    /// allowed, remote writes and atomics need IBV_ACCESS_LOCAL_WRITE as well. Throws
+    /// std::system_error: invalid_argument where `bytes` is empty, else naming ibv_reg_mr (often
+    /// the limit on locked memory, `ulimit -l`).
+    MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes,
+                 int access = IBV_ACCESS_LOCAL_WRITE) {
+        const std::shared_ptr<ibv_pd>& pd =
+            detail::alive(domain.shared_handle(), "ProtectionDomain");
+        if (bytes.empty()) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "cannot register an empty span as a memory region");
+        }
+        errno = 0;
+        ibv_mr* native =
+            ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
+        if (native == nullptr) {
+            throw_verb_error("ibv_reg_mr", detail::verb_errno());
+        }
+        mr_ = detail::own(native, ibv_dereg_mr, pd);
+    }
+
+    MemoryRegion(MemoryRegion&&) noexcept = default;
+    MemoryRegion& operator=(MemoryRegion&&) noexcept = default;
+
+    /// The key that names the region in local scatter/gather elements.
+    [[nodiscard]] std::uint32_t lkey() const { return get()->lkey; }
+
+    /// The key that a peer's RDMA reads, writes and atomics name the region by.
+    [[nodiscard]] std::uint32_t rkey() const { return get()->rkey; }
+
+    [[nodiscard]] std::span<std::byte> bytes() const noexcept {
+        return mr_ ? std::span(static_cast<std::byte*>(mr_->addr), mr_->length)
+                   : std::span<std::byte>();
+    }
+
+    /// The whole region.
+    [[nodiscard]] Slice slice() const {
+        return {static_cast<std::byte*>(get()->addr), mr_->length, mr_->lkey};
+    }
+
+    /// The region's bytes from `offset` on; throws where that is outside, as Slice::slice() does.
+    [[nodiscard]] Slice slice(std::size_t offset) const { return slice().slice(offset); }
+
+    /// `length` bytes at `offset`; throws where that is outside, as Slice::slice() does.
+    [[nodiscard]] Slice slice(std::size_t offset, std::size_t length) const {
+        return slice().slice(offset, length);
+    }
+
+    [[nodiscard]] ibv_mr* native_handle() const noexcept { return mr_.get(); }
+
+    /// Shares ownership: the region and its parents live as long as the pointer, or a copy, exists.
+    [[nodiscard]] const std::shared_ptr<ibv_mr>& shared_handle() const noexcept { return mr_; }
+
+private:
+    [[nodiscard]] ibv_mr* get() const { return detail::alive(mr_, "MemoryRegion").get(); }
+
+    std::shared_ptr<ibv_mr> mr_;
+};
+
+} // namespace asyncverbs

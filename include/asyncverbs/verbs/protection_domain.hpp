@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// The protection domain: memory regions and queue pairs work together only within one.
+// It keeps its device open.
+#pragma once
+
+#include <cerrno>
+#include <memory>
+
+#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/handle.hpp>
+
+namespace asyncverbs {
+
+/// Owns a protection domain (ibv_pd). Its memory regions and queue pairs keep it alive.
+/// Move-only. A moved-from ProtectionDomain owns nothing: native_handle() is nullptr, making a
+/// child of it throws invalid_argument. See ibv_alloc_pd(3).
+class ProtectionDomain {
+public:
+    /// Throws std::system_error naming ibv_alloc_pd.
+    explicit ProtectionDomain(const Context& context)
+        : context_(detail::alive(context.shared_handle(), "Context")) {
+        errno = 0;
+        ibv_pd* native = ibv_alloc_pd(context_.native_handle());
+        if (native == nullptr) {
+            throw_verb_error("ibv_alloc_pd", detail::verb_errno());
+        }
+        pd_ = detail::own(native, ibv_dealloc_pd, context_.shared_handle());
+    }
+
+    ProtectionDomain(ProtectionDomain&&) noexcept = default;
+    ProtectionDomain& operator=(ProtectionDomain&&) noexcept = default;
+
+    /// The device that the domain belongs to.
+    [[nodiscard]] const Context& context() const noexcept { return context_; }
+
+    [[nodiscard]] ibv_pd* native_handle() const noexcept { return pd_.get(); }
+
+    /// Shares ownership: the domain and its device live as long as the pointer, or a copy, exists.
+    [[nodiscard]] const std::shared_ptr<ibv_pd>& shared_handle() const noexcept { return pd_; }
+
+private:
+    Context context_;
+    std::shared_ptr<ibv_pd> pd_;
+};
+
+} // namespace asyncverbs

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT
+#include <asyncverbs/core/cq_poller.hpp>
+
+#include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/context.hpp>
+
+#include <fcntl.h>
+#include <poll.h>
+
+#include <array>
+#include <cerrno>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::simulated;
+using asyncverbs::support::contains;
+
+namespace {
+
+bool readable(int fd) {
+    pollfd entry{fd, POLLIN, 0};
+    return ::poll(&entry, 1, 0) == 1;
+}
+
+struct Fixture {
+    explicit Fixture(const ProviderModel& provider = rxe, unsigned ack_batch = 16)
+        : sim(provider), context(Context::open()), poller(CompletionQueue(context, 8), ack_batch),
+          cq(poller.completion_queue().native_handle()) {}
+
+    void complete(std::uint64_t wr_id) { sim.complete(cq, wr_id); }
+    std::size_t poll_or_arm() { return poller.poll_or_arm(wcs); }
+
+    SimulatedVerbs sim;
+    Context context;
+    CqPoller poller;
+    ibv_cq* cq;
+    std::array<ibv_wc, 4> wcs{};
+};
+
+} // namespace
+
+TEST_CASE("CqPoller: a completion that is there is polled, not armed for") {
+    Fixture f;
+    f.complete(1);
+    f.complete(2);
+    REQUIRE(f.poll_or_arm() == 2);
+    CHECK(f.wcs[0].wr_id == 1);
+    CHECK(f.wcs[1].wr_id == 2);
+    CHECK(f.poller.statistics().polls == 1);
+    CHECK(f.poller.statistics().arms == 0);
+    CHECK_FALSE(f.poller.may_wait());
+}
+
+TEST_CASE("CqPoller: a completion between the poll and the arm is found by the second poll (I1)") {
+    const auto model = GENERATE(ArmModel::flag, ArmModel::index);
+    Fixture f(ProviderModel{.arm_model = model});
+    bool once = true;
+    f.sim.on_call([&](const Call& call) {
+        if (call.verb == "ibv_req_notify_cq" && call.moment == Call::Moment::before && once) {
+            once = false;
+            f.complete(7);
+        }
+    });
+    REQUIRE(f.poll_or_arm() == 1);
+    CHECK(f.wcs[0].wr_id == 7);
+    CHECK_FALSE(f.poller.may_wait());
+    f.sim.on_call(nullptr);
+}
+
+TEST_CASE("CqPoller: an arm that is outstanding is not repeated") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    REQUIRE(f.poll_or_arm() == 0);
+    CHECK(f.poller.may_wait());
+    CHECK(f.poller.statistics().arms == 1);
+    CHECK(f.poller.statistics().polls == 3);
+}
+
+TEST_CASE("CqPoller: an armed CQ makes its fd readable; consuming the event disarms it") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    CHECK_FALSE(readable(f.poller.fd()));
+    f.complete(1);
+    REQUIRE(readable(f.poller.fd()));
+    REQUIRE(f.poller.consume());
+    CHECK_FALSE(f.poller.may_wait());
+    CHECK_FALSE(readable(f.poller.fd()));
+    REQUIRE(f.poll_or_arm() == 1);
+    REQUIRE(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().arms == 2);
+    CHECK(f.poller.statistics().events == 1);
+}
+
+TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked for it (I2, I4)") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    f.sim.push_false_readiness(f.poller.completion_queue().channel().native_handle());
+    CHECK_FALSE(f.poller.consume());
+    CHECK(f.poller.statistics().wakes == 1);
+    CHECK(f.poller.statistics().events == 0);
+    CHECK(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().arms == 1); // still armed
+}
+
+TEST_CASE("CqPoller: EINTR is retried") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    f.complete(1);
+    f.sim.fail("ibv_get_cq_event", {.error = EINTR, .times = 3});
+    CHECK(f.poller.consume());
+}
+
+TEST_CASE("CqPoller: a channel handed over in blocking mode does not block") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    CompletionQueue cq(context, 8);
+    const int fd = cq.channel().fd();
+    REQUIRE(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) == 0);
+    CqPoller poller(std::move(cq));
+    CHECK_FALSE(poller.consume());
+}
+
+TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)") {
+    std::optional<Fixture> f(std::in_place, rxe, 3u);
+    for (int i = 0; i < 5; ++i) {
+        REQUIRE(f->poll_or_arm() == 0);
+        f->complete(1);
+        REQUIRE(f->poller.consume());
+        REQUIRE(f->poll_or_arm() == 1);
+    }
+    CHECK(f->sim.counters(f->cq).events_acked == 3);
+    CHECK(f->poller.statistics().acks == 3);
+    f.reset(); // the simulation fails the test if anything stays unacked
+}
+
+TEST_CASE("CqPoller: an event that was queued but never read is not acked (I4)") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    f.complete(1);
+    CHECK(f.sim.queued_events(f.poller.completion_queue().channel().native_handle()) == 1);
+}
+
+TEST_CASE("CqPoller: the event counts may wrap") {
+    Fixture f(rxe, 2);
+    f.sim.start_event_counts_at(f.cq, 0xfffffffeu);
+    for (int i = 0; i < 5; ++i) {
+        REQUIRE(f.poll_or_arm() == 0);
+        f.complete(1);
+        REQUIRE(f.poller.consume());
+        REQUIRE(f.poll_or_arm() == 1);
+    }
+}
+
+TEST_CASE("CqPoller: an event is credited to the CQ that it names, and the next one read (I3, I4)") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    const CompletionChannel channel(context);
+    const CompletionQueue other(context, 8, channel);
+    CqPoller poller(CompletionQueue(context, 8, channel));
+    std::array<ibv_wc, 4> wcs{};
+    REQUIRE(poller.poll_or_arm(wcs) == 0);
+    sim.push_events(other.native_handle(), 2);
+    sim.complete(poller.completion_queue().native_handle(), 1);
+    CHECK(poller.consume());
+    CHECK(sim.counters(other.native_handle()).events_acked == 2);
+    CHECK(poller.statistics().events == 1);
+    CHECK(poller.poll_or_arm(wcs) == 1);
+}
+
+TEST_CASE("CqPoller: stale events cannot hide a completion") {
+    const auto model = GENERATE(ArmModel::flag, ArmModel::index);
+    Fixture f(ProviderModel{.arm_model = model});
+    REQUIRE(f.poll_or_arm() == 0);
+    f.sim.push_events(f.cq, 3);
+    for (int i = 0; i < 4; ++i) {
+        REQUIRE(f.poller.consume() == (i < 3));
+        REQUIRE(f.poll_or_arm() == 0);
+    }
+    f.complete(9);
+    CHECK(readable(f.poller.fd()));
+    CHECK(f.poller.consume());
+    CHECK(f.poll_or_arm() == 1);
+}
+
+TEST_CASE("CqPoller: a dropped event is found by arming again") {
+    Fixture f;
+    REQUIRE(f.poll_or_arm() == 0);
+    f.sim.drop_events(f.cq);
+    f.complete(1);
+    CHECK_FALSE(readable(f.poller.fd()));
+    REQUIRE(f.poll_or_arm() == 1);
+    f.poller.forget_arm();
+    REQUIRE(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().arms == 2);
+    f.complete(2);
+    CHECK(readable(f.poller.fd()));
+}
+
+TEST_CASE("CqPoller: every failing verb is named, in either sign (I5)") {
+    const auto sign =
+        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
+    Fixture f;
+    SECTION("arm") {
+        f.sim.fail("ibv_req_notify_cq", {.error = ENOMEM, .sign = sign});
+        CHECK_THROWS_WITH(f.poll_or_arm(), "ibv_req_notify_cq: Cannot allocate memory");
+        CHECK_FALSE(f.poller.may_wait());
+    }
+    SECTION("poll, whose result is not an errno") {
+        f.sim.fail("ibv_poll_cq", {.error = ENOMEM, .sign = sign});
+        CHECK_THROWS_WITH(f.poll_or_arm(), "ibv_poll_cq: Input/output error");
+    }
+    SECTION("get event") {
+        REQUIRE(f.poll_or_arm() == 0);
+        f.complete(1);
+        f.sim.fail("ibv_get_cq_event", {.error = EIO});
+        CHECK_THROWS_WITH(f.poller.consume(), "ibv_get_cq_event: Input/output error");
+        CHECK(f.poller.consume());
+    }
+}
+
+TEST_CASE("CqPoller: bad input") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    CHECK_THROWS_WITH(CqPoller(CompletionQueue(context, 8), 0), contains("ack batch of 0"));
+    CqPoller poller(CompletionQueue(context, 8));
+    CHECK_THROWS_WITH(poller.poll_or_arm({}), contains("span for completions is empty"));
+    CompletionQueue moved_from(context, 8);
+    const CompletionQueue moved_to = std::move(moved_from);
+    CHECK_THROWS_WITH(CqPoller(std::move(moved_from)), contains("moved from"));
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+// The plainest coroutine type that a test can hold: it starts at once, and the test may destroy
+// it where it is suspended. Written here, so that the tests of AsyncCq rest on no other layer.
+#pragma once
+
+#include <coroutine>
+#include <exception>
+#include <utility>
+
+namespace asyncverbs::support {
+
+class Coroutine {
+public:
+    struct promise_type {
+        std::exception_ptr exception;
+
+        Coroutine get_return_object() noexcept {
+            return Coroutine(std::coroutine_handle<promise_type>::from_promise(*this));
+        }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_always final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() noexcept { exception = std::current_exception(); }
+    };
+
+    Coroutine() noexcept = default;
+    Coroutine(Coroutine&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Coroutine& operator=(Coroutine&& other) noexcept {
+        destroy();
+        handle_ = std::exchange(other.handle_, nullptr);
+        return *this;
+    }
+    ~Coroutine() { destroy(); }
+
+    bool done() const noexcept { return handle_.done(); }
+
+    /// Rethrows what the coroutine ended with.
+    void get() const {
+        if (handle_.promise().exception) std::rethrow_exception(handle_.promise().exception);
+    }
+
+    void destroy() noexcept {
+        if (handle_) std::exchange(handle_, nullptr).destroy();
+    }
+
+private:
+    explicit Coroutine(std::coroutine_handle<promise_type> handle) noexcept : handle_(handle) {}
+    std::coroutine_handle<promise_type> handle_;
+};
+
+} // namespace asyncverbs::support

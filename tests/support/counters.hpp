@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// Counts what a piece of code costs: allocations, by a replaced operator new, and the system calls
+// of an event loop, by symbols that the linker wraps (link asyncverbs_counters).
+#pragma once
+
+#include <cstddef>
+
+namespace asyncverbs::support {
+
+struct Counters {
+    std::size_t allocations = 0;
+    std::size_t epoll_wait = 0;
+    std::size_t epoll_ctl = 0;
+    std::size_t read = 0;
+    std::size_t write = 0;
+    std::size_t timerfd_settime = 0;
+    std::size_t steady_clock_now = 0;
+
+    std::size_t system_calls() const {
+        return epoll_wait + epoll_ctl + read + write + timerfd_settime;
+    }
+};
+
+// What the calling thread has done so far. Read it before and after.
+Counters counters() noexcept;
+
+inline Counters operator-(const Counters& a, const Counters& b) noexcept {
+    Counters difference;
+    difference.allocations = a.allocations - b.allocations;
+    difference.epoll_wait = a.epoll_wait - b.epoll_wait;
+    difference.epoll_ctl = a.epoll_ctl - b.epoll_ctl;
+    difference.read = a.read - b.read;
+    difference.write = a.write - b.write;
+    difference.timerfd_settime = a.timerfd_settime - b.timerfd_settime;
+    difference.steady_clock_now = a.steady_clock_now - b.steady_clock_now;
+    return difference;
+}
+
+// The next epoll_wait of this thread returns EINTR so many times before it does its work.
+void interrupt_epoll_wait(int times) noexcept;
+
+// The next allocation of this thread that `skip` others precede throws std::bad_alloc.
+void fail_allocation(std::size_t skip) noexcept;
+
+} // namespace asyncverbs::support

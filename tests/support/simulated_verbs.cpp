@@ -1,0 +1,549 @@
+// SPDX-License-Identifier: MIT
+//
+// The simulated verbs as a test sees them: the control functions, the injected failures, the hook
+// and the audit. The verbs themselves are in the other files of this name.
+#include "support/simulated_verbs.hpp"
+
+#include "support/catch.hpp"
+#include "support/simulated_verbs_state.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <exception>
+#include <stdexcept>
+
+namespace asyncverbs::simulated {
+
+namespace {
+
+constexpr std::array<VerbInfo, verb_count> verb_table{{
+    {Verb::get_device_list, "ibv_get_device_list", Convention::null},
+    {Verb::free_device_list, "ibv_free_device_list", Convention::never, true},
+    {Verb::open_device, "ibv_open_device", Convention::null},
+    {Verb::close_device, "ibv_close_device", Convention::positive, true},
+    {Verb::query_device, "ibv_query_device", Convention::positive},
+    {Verb::query_port, "ibv_query_port", Convention::positive},
+    {Verb::query_gid, "ibv_query_gid", Convention::minus_one},
+    {Verb::query_gid_ex, "ibv_query_gid_ex", Convention::positive},
+    {Verb::query_gid_table, "ibv_query_gid_table", Convention::negative},
+    {Verb::query_pkey, "ibv_query_pkey", Convention::minus_one},
+    {Verb::get_async_event, "ibv_get_async_event", Convention::minus_one},
+    {Verb::ack_async_event, "ibv_ack_async_event", Convention::never, true},
+    {Verb::alloc_pd, "ibv_alloc_pd", Convention::null},
+    {Verb::dealloc_pd, "ibv_dealloc_pd", Convention::positive, true},
+    {Verb::reg_mr, "ibv_reg_mr", Convention::null},
+    {Verb::dereg_mr, "ibv_dereg_mr", Convention::positive, true},
+    {Verb::create_comp_channel, "ibv_create_comp_channel", Convention::null},
+    {Verb::destroy_comp_channel, "ibv_destroy_comp_channel", Convention::positive, true},
+    {Verb::create_cq, "ibv_create_cq", Convention::null},
+    {Verb::resize_cq, "ibv_resize_cq", Convention::positive},
+    {Verb::destroy_cq, "ibv_destroy_cq", Convention::positive, true},
+    {Verb::get_cq_event, "ibv_get_cq_event", Convention::minus_one},
+    {Verb::ack_cq_events, "ibv_ack_cq_events", Convention::never, true},
+    {Verb::poll_cq, "ibv_poll_cq", Convention::negative},
+    {Verb::req_notify_cq, "ibv_req_notify_cq", Convention::positive},
+    {Verb::create_qp, "ibv_create_qp", Convention::null},
+    {Verb::query_qp, "ibv_query_qp", Convention::positive},
+    {Verb::modify_qp, "ibv_modify_qp", Convention::positive},
+    {Verb::destroy_qp, "ibv_destroy_qp", Convention::positive, true},
+    {Verb::post_send, "ibv_post_send", Convention::positive},
+    {Verb::post_recv, "ibv_post_recv", Convention::positive},
+    {Verb::create_srq, "ibv_create_srq", Convention::null},
+    {Verb::modify_srq, "ibv_modify_srq", Convention::positive},
+    {Verb::query_srq, "ibv_query_srq", Convention::positive},
+    {Verb::destroy_srq, "ibv_destroy_srq", Convention::positive, true},
+    {Verb::post_srq_recv, "ibv_post_srq_recv", Convention::positive},
+    {Verb::create_ah, "ibv_create_ah", Convention::null},
+    {Verb::destroy_ah, "ibv_destroy_ah", Convention::positive, true},
+    {Verb::fork_init, "ibv_fork_init", Convention::positive},
+}};
+
+constexpr bool table_is_in_order() {
+    for (std::size_t index = 0; index < verb_table.size(); ++index) {
+        if (verb_table[index].verb != static_cast<Verb>(index)) {
+            return false;
+        }
+    }
+    return true;
+}
+static_assert(table_is_in_order());
+
+std::atomic<Simulation*> active_simulation = nullptr;
+
+// Simulations that ended with live objects: their handles may still be used by destructors.
+std::vector<std::unique_ptr<Simulation>>& abandoned() {
+    static std::vector<std::unique_ptr<Simulation>> simulations;
+    return simulations;
+}
+
+template <class Object>
+Object& known(Simulation& simulation, const typename Object::Native* native) {
+    Object* object = simulation.registry<Object>().find(native);
+    if (object == nullptr) {
+        throw std::invalid_argument("simulated verbs: not a " + std::string(Object::kind) +
+                                    " of this simulation");
+    }
+    return *object;
+}
+
+template <class Object>
+Object& living(Simulation& simulation, const typename Object::Native* native) {
+    Object& object = known<Object>(simulation, native);
+    if (!object.alive) {
+        throw std::invalid_argument("simulated verbs: " + describe(object) + " was destroyed");
+    }
+    return object;
+}
+
+Device& device_named(Simulation& simulation, std::string_view name) {
+    for (Device& device : simulation.registry<Device>().all()) {
+        if (device.plugged && device.options.name == name) {
+            return device;
+        }
+    }
+    throw std::invalid_argument("simulated verbs: no device " + std::string(name));
+}
+
+PortOptions& port_of(Device& device, std::uint8_t port) {
+    if (port < 1 || port > device.options.ports.size()) {
+        throw std::invalid_argument("simulated verbs: no such port of " + device.options.name);
+    }
+    return device.options.ports[port - 1u];
+}
+
+void add(CqCounters& sum, const CqCounters& counters) {
+    sum.polls += counters.polls;
+    sum.empty_polls += counters.empty_polls;
+    sum.arms += counters.arms;
+    sum.completions_pushed += counters.completions_pushed;
+    sum.completions_polled += counters.completions_polled;
+    sum.completions_lost += counters.completions_lost;
+    sum.events_queued += counters.events_queued;
+    sum.events_dropped += counters.events_dropped;
+    sum.events_reported += counters.events_reported;
+    sum.events_acked += counters.events_acked;
+}
+
+}  // namespace
+
+// --- the machinery that every verb runs through ---
+
+const VerbInfo& info(Verb verb) {
+    return verb_table[static_cast<std::size_t>(verb)];
+}
+
+const VerbInfo& info(std::string_view name) {
+    const auto found = std::ranges::find(verb_table, name, &VerbInfo::name);
+    if (found == verb_table.end()) {
+        throw std::invalid_argument("simulated verbs: no verb " + std::string(name));
+    }
+    return *found;
+}
+
+Simulation* active() {
+    return active_simulation.load(std::memory_order_acquire);
+}
+
+void set_active(Simulation* simulation) {
+    active_simulation.store(simulation, std::memory_order_release);
+}
+
+int report(Verb verb, const Outcome& outcome) {
+    if (outcome.error == 0) {
+        return outcome.value;
+    }
+    // An errno that must not be looked at: whoever reports it looked.
+    constexpr int meaningless = ENOANO;
+    const Convention convention = info(verb).convention;
+    if (convention == Convention::null) {
+        errno = outcome.sign == ErrnoSign::negative ? -outcome.error : outcome.error;
+        return 0;
+    }
+    ErrnoSign sign = outcome.sign;
+    if (sign == ErrnoSign::usual) {
+        sign = convention == Convention::minus_one  ? ErrnoSign::minus_one
+               : convention == Convention::negative ? ErrnoSign::negative
+                                                    : ErrnoSign::positive;
+    }
+    if (verb == Verb::poll_cq && sign == ErrnoSign::positive) {
+        sign = ErrnoSign::negative;  // a positive result would be a number of completions
+    }
+    errno = sign == ErrnoSign::minus_one && verb != Verb::poll_cq ? outcome.error : meaningless;
+    switch (sign) {
+    case ErrnoSign::negative:
+        return -outcome.error;
+    case ErrnoSign::minus_one:
+        return -1;
+    default:
+        return outcome.error;
+    }
+}
+
+Outcome Simulation::enter(Verb verb) {
+    ++calls[static_cast<std::size_t>(verb)];
+    const VerbInfo& called = info(verb);
+    if (called.convention == Convention::never) {
+        return {};
+    }
+    Outcome outcome;
+    for (PendingFailure& pending : pending_failures) {
+        const bool matches = pending.verb ? *pending.verb == verb : !called.releases;
+        if (!matches || pending.failure.times == 0) {
+            continue;
+        }
+        if (pending.failure.nth > 1) {
+            --pending.failure.nth;
+            continue;
+        }
+        if (outcome.error == 0) {
+            --pending.failure.times;
+            ++failures_injected;
+            outcome = {.error = pending.failure.error, .sign = pending.failure.sign};
+        }
+    }
+    std::erase_if(pending_failures,
+                  [](const PendingFailure& pending) { return pending.failure.times == 0; });
+    return outcome;
+}
+
+void Simulation::call_hook(const Call& call) {
+    std::shared_ptr<const std::function<void(const Call&)>> current;
+    {
+        const std::lock_guard lock(mutex);
+        current = hook;
+    }
+    if (current == nullptr) {
+        return;
+    }
+    std::string problem;
+    try {
+        (*current)(call);
+        return;
+    } catch (const std::exception& error) {
+        problem = error.what();
+    } catch (...) {
+        problem = "an unknown exception";
+    }
+    const std::lock_guard lock(mutex);
+    record(std::string(call.verb) + ": the hook threw " + problem);
+}
+
+template <class Object>
+void Simulation::audit_kind() {
+    for (const Object& object : registry<Object>().all()) {
+        if (object.alive) {
+            record("leaked: " + describe(object));
+        }
+    }
+}
+
+template <class Object>
+static int count_live(const Registry<Object>& registry) {
+    return static_cast<int>(std::ranges::count_if(registry.all(), &Tracked::alive));
+}
+
+int Simulation::live_objects() const {
+    return count_live(registry<QueuePair>()) + count_live(registry<SharedReceiveQueue>()) +
+           count_live(registry<CompletionQueue>()) + count_live(registry<CompletionChannel>()) +
+           count_live(registry<AddressHandle>()) + count_live(registry<MemoryRegion>()) +
+           count_live(registry<ProtectionDomain>()) + count_live(registry<Context>()) +
+           static_cast<int>(device_lists.size());
+}
+
+void Simulation::audit() {
+    audit_kind<QueuePair>();
+    audit_kind<SharedReceiveQueue>();
+    audit_kind<CompletionQueue>();
+    audit_kind<CompletionChannel>();
+    audit_kind<AddressHandle>();
+    audit_kind<MemoryRegion>();
+    audit_kind<ProtectionDomain>();
+    audit_kind<Context>();
+    for (std::size_t lists = device_lists.size(); lists > 0; --lists) {
+        record("leaked: a device list");
+    }
+}
+
+// --- construction, the audit ---
+
+SimulatedVerbs::SimulatedVerbs(const ProviderModel& provider)
+    : SimulatedVerbs(std::vector<DeviceOptions>{DeviceOptions{.provider = provider}}) {}
+
+SimulatedVerbs::SimulatedVerbs(const std::vector<DeviceOptions>& devices)
+    : simulation_(std::make_unique<Simulation>()) {
+    if (active() != nullptr) {
+        throw std::logic_error("simulated verbs: one simulation at a time");
+    }
+    for (const DeviceOptions& options : devices) {
+        add_device(options);
+    }
+    set_active(simulation_.get());
+}
+
+SimulatedVerbs::~SimulatedVerbs() {
+    if (active() != simulation_.get()) {
+        return;
+    }
+    audit();
+    const bool leaked = live_objects() > 0;
+    set_active(nullptr);
+    for (const std::string& problem : take_problems()) {
+        FAIL_CHECK(problem);
+    }
+    if (leaked) {
+        abandoned().push_back(std::move(simulation_));
+    }
+}
+
+std::vector<std::string> SimulatedVerbs::problems() const {
+    const std::lock_guard lock(simulation_->mutex);
+    return simulation_->problems;
+}
+
+std::vector<std::string> SimulatedVerbs::take_problems() {
+    const std::lock_guard lock(simulation_->mutex);
+    return std::exchange(simulation_->problems, {});
+}
+
+void SimulatedVerbs::audit() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->audit();
+}
+
+// --- devices ---
+
+void SimulatedVerbs::add_device(const DeviceOptions& options) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->registry<Device>().add(options);
+}
+
+void SimulatedVerbs::remove_device(std::string_view name) {
+    const std::lock_guard lock(simulation_->mutex);
+    Device& device = device_named(*simulation_, name);
+    device.plugged = false;
+    for (Context& context : simulation_->registry<Context>().all()) {
+        if (context.alive && &context.opened_device == &device) {
+            simulation_->disassociate(context);
+        }
+    }
+}
+
+void SimulatedVerbs::set_port_state(std::string_view name, std::uint8_t port,
+                                    ibv_port_state state) {
+    const std::lock_guard lock(simulation_->mutex);
+    Device& device = device_named(*simulation_, name);
+    port_of(device, port).attr.state = state;
+    ibv_async_event event{};
+    event.event_type = state == IBV_PORT_ACTIVE ? IBV_EVENT_PORT_ACTIVE : IBV_EVENT_PORT_ERR;
+    event.element.port_num = port;
+    for (Context& context : simulation_->registry<Context>().all()) {
+        if (context.alive && &context.opened_device == &device) {
+            simulation_->queue_async_event(context, event);
+        }
+    }
+    simulation_->progress_all();
+}
+
+void SimulatedVerbs::set_gids(std::string_view name, std::uint8_t port,
+                              const std::vector<GidEntry>& gids) {
+    const std::lock_guard lock(simulation_->mutex);
+    port_of(device_named(*simulation_, name), port).gids = gids;
+}
+
+// --- completions and events ---
+
+void SimulatedVerbs::push(ibv_cq* cq, const ibv_wc& wc, bool solicited) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->post_completion(living<CompletionQueue>(*simulation_, cq),
+                                 {.wc = wc, .solicited = solicited});
+}
+
+void SimulatedVerbs::complete(ibv_cq* cq, std::uint64_t wr_id, ibv_wc_status status,
+                              std::uint32_t qp_num) {
+    ibv_wc wc = status == IBV_WC_SUCCESS ? ibv_wc{} : error_completion(wr_id, status, qp_num);
+    wc.wr_id = wr_id;
+    wc.qp_num = qp_num;
+    push(cq, wc);
+}
+
+void SimulatedVerbs::break_cq(ibv_cq* cq) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->break_cq(living<CompletionQueue>(*simulation_, cq));
+}
+
+void SimulatedVerbs::push_events(ibv_cq* cq, int count) {
+    const std::lock_guard lock(simulation_->mutex);
+    CompletionQueue& queue = living<CompletionQueue>(*simulation_, cq);
+    for (; count > 0; --count) {
+        simulation_->queue_event(queue);
+    }
+}
+
+void SimulatedVerbs::drop_events(ibv_cq* cq, int count) {
+    const std::lock_guard lock(simulation_->mutex);
+    living<CompletionQueue>(*simulation_, cq).events_to_drop = count;
+}
+
+void SimulatedVerbs::duplicate_events(ibv_cq* cq, int count) {
+    const std::lock_guard lock(simulation_->mutex);
+    living<CompletionQueue>(*simulation_, cq).events_to_duplicate = count;
+}
+
+void SimulatedVerbs::push_false_readiness(ibv_comp_channel* channel) {
+    const std::lock_guard lock(simulation_->mutex);
+    living<CompletionChannel>(*simulation_, channel).events.push(nullptr);
+}
+
+void SimulatedVerbs::push_async_event(ibv_context* context, const ibv_async_event& event) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->queue_async_event(living<Context>(*simulation_, context), event);
+}
+
+void SimulatedVerbs::disassociate(ibv_context* context) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->disassociate(living<Context>(*simulation_, context));
+}
+
+void SimulatedVerbs::start_event_counts_at(ibv_cq* cq, std::uint32_t count) {
+    const std::lock_guard lock(simulation_->mutex);
+    CompletionQueue& queue = living<CompletionQueue>(*simulation_, cq);
+    queue.completion_events = {.reported = count, .acked = count};
+    queue.comp_events_completed = count;
+    queue.fired_sequence = count;
+    queue.arm_sequence = count + 1;
+}
+
+// --- queue pairs ---
+
+void SimulatedVerbs::hold_delivery() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->held = true;
+}
+
+int SimulatedVerbs::deliver(int count) {
+    const std::lock_guard lock(simulation_->mutex);
+    const bool held = std::exchange(simulation_->held, false);
+    const int moved = simulation_->progress_all(count);
+    simulation_->held = held;
+    return moved;
+}
+
+void SimulatedVerbs::release_delivery() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->held = false;
+    simulation_->progress_all();
+}
+
+void SimulatedVerbs::time_out() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->expire_retries();
+}
+
+void SimulatedVerbs::set_next_qp_num(std::uint32_t qp_num) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->next_qp_num = qp_num;
+}
+
+void SimulatedVerbs::break_qp(ibv_qp* qp) {
+    const std::lock_guard lock(simulation_->mutex);
+    QueuePair& broken = living<QueuePair>(*simulation_, qp);
+    simulation_->to_error(broken);
+    simulation_->queue_qp_event(broken, IBV_EVENT_QP_FATAL);
+}
+
+// --- failures and hooks ---
+
+void SimulatedVerbs::fail(std::string_view verb, Failure failure) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->pending_failures.push_back({info(verb).verb, failure});
+}
+
+void SimulatedVerbs::fail_any(Failure failure) {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->pending_failures.push_back({std::nullopt, failure});
+}
+
+void SimulatedVerbs::clear_failures() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->pending_failures.clear();
+}
+
+int SimulatedVerbs::failures_injected() const {
+    const std::lock_guard lock(simulation_->mutex);
+    return simulation_->failures_injected;
+}
+
+void SimulatedVerbs::on_call(std::function<void(const Call&)> hook) {
+    auto shared = hook ? std::make_shared<const std::function<void(const Call&)>>(std::move(hook))
+                       : nullptr;
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->hook = std::move(shared);
+}
+
+// --- what happened ---
+
+std::uint64_t SimulatedVerbs::calls(std::string_view verb) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return simulation_->calls[static_cast<std::size_t>(info(verb).verb)];
+}
+
+std::uint64_t SimulatedVerbs::calls() const {
+    const std::lock_guard lock(simulation_->mutex);
+    std::uint64_t sum = 0;
+    for (const std::uint64_t count : simulation_->calls) {
+        sum += count;
+    }
+    return sum;
+}
+
+CqCounters SimulatedVerbs::counters(const ibv_cq* cq) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return known<CompletionQueue>(*simulation_, cq).counters;
+}
+
+CqCounters SimulatedVerbs::counters() const {
+    const std::lock_guard lock(simulation_->mutex);
+    CqCounters sum;
+    for (const CompletionQueue& cq : simulation_->registry<CompletionQueue>().all()) {
+        add(sum, cq.counters);
+    }
+    return sum;
+}
+
+bool SimulatedVerbs::armed(const ibv_cq* cq) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return living<CompletionQueue>(*simulation_, cq).arm != CompletionQueue::Arm::none;
+}
+
+int SimulatedVerbs::queued_completions(const ibv_cq* cq) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return static_cast<int>(living<CompletionQueue>(*simulation_, cq).entries.size());
+}
+
+int SimulatedVerbs::queued_events(const ibv_comp_channel* channel) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return static_cast<int>(living<CompletionChannel>(*simulation_, channel).events.size());
+}
+
+int SimulatedVerbs::posted_sends(const ibv_qp* qp) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return static_cast<int>(living<QueuePair>(*simulation_, qp).sends.size());
+}
+
+int SimulatedVerbs::posted_receives(const ibv_qp* qp) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return static_cast<int>(living<QueuePair>(*simulation_, qp).receive_queue().size());
+}
+
+ibv_qp_state SimulatedVerbs::qp_state(const ibv_qp* qp) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return living<QueuePair>(*simulation_, qp).attr.qp_state;
+}
+
+int SimulatedVerbs::live_objects() const {
+    const std::lock_guard lock(simulation_->mutex);
+    return simulation_->live_objects();
+}
+
+}  // namespace asyncverbs::simulated

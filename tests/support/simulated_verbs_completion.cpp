@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT
+//
+// The simulated verbs of completion channels and completion queues: poll, arm, events and their
+// acknowledgement, with the arm model of the device's provider.
+#include "support/simulated_verbs_state.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+
+namespace asyncverbs::simulated {
+
+using Arm = CompletionQueue::Arm;
+using Lock = Simulation::Lock;
+
+ibv_wc error_completion(std::uint64_t wr_id, ibv_wc_status status, std::uint32_t qp_num) {
+    constexpr std::uint32_t garbage = 0xdeadbeef;
+    ibv_wc wc{};
+    wc.opcode = static_cast<ibv_wc_opcode>(0x7e);
+    wc.byte_len = garbage;
+    wc.imm_data = garbage;
+    wc.src_qp = garbage;
+    wc.wc_flags = garbage;
+    wc.wr_id = wr_id;
+    wc.status = status;
+    wc.qp_num = qp_num;
+    wc.vendor_err = 0;
+    return wc;
+}
+
+void Simulation::post_completion(CompletionQueue& cq, const CompletionQueue::Entry& entry) {
+    ++cq.counters.completions_pushed;
+    if (!cq.broken && cq.entries.size() >= static_cast<std::size_t>(cq.cqe)) {
+        break_cq(cq);
+    }
+    if (cq.broken) {
+        ++cq.counters.completions_lost;
+        return;
+    }
+    cq.entries.push_back(entry);
+    // An error counts as solicited.
+    const bool solicited = entry.solicited || entry.wc.status != IBV_WC_SUCCESS;
+    cq.entries.back().solicited = solicited;
+    if (cq.arm == Arm::any || (cq.arm == Arm::solicited && solicited)) {
+        fire(cq);
+    }
+}
+
+void Simulation::break_cq(CompletionQueue& cq) {
+    if (cq.broken) {
+        return;
+    }
+    cq.broken = true;
+    cq.arm = Arm::none;
+    ibv_async_event event{};
+    event.event_type = IBV_EVENT_CQ_ERR;
+    event.element.cq = &cq;
+    queue_async_event(cq.owner(), event);
+}
+
+void Simulation::fire(CompletionQueue& cq) {
+    cq.arm = Arm::none;
+    cq.fired_sequence = cq.arm_sequence;
+    if (cq.events_to_drop > 0) {
+        --cq.events_to_drop;
+        ++cq.counters.events_dropped;
+        return;
+    }
+    queue_event(cq);
+    if (cq.events_to_duplicate > 0) {
+        --cq.events_to_duplicate;
+        queue_event(cq);
+    }
+}
+
+void Simulation::queue_event(CompletionQueue& cq) {
+    if (cq.completion_channel == nullptr) {
+        return;
+    }
+    ++cq.counters.events_queued;
+    cq.completion_channel->events.push(&cq);
+}
+
+namespace {
+
+void arm_flag(CompletionQueue& cq, Arm wanted) {
+    if (wanted == Arm::any || cq.arm != Arm::any || cq.provider().solicited_arm_downgrades) {
+        cq.arm = wanted;
+    }
+}
+
+void arm_index(Simulation& simulation, CompletionQueue& cq, Arm wanted) {
+    if (cq.fired_sequence == cq.arm_sequence) {
+        return;  // the event of the last arm was not read yet, so this one is not new
+    }
+    arm_flag(cq, wanted);
+    const bool fires = std::ranges::any_of(cq.entries, [&](const CompletionQueue::Entry& entry) {
+        return cq.arm == Arm::any || entry.solicited;
+    });
+    if (fires) {
+        simulation.fire(cq);
+    }
+}
+
+int capacity(const CompletionQueue& cq, int asked) {
+    if (!cq.provider().rounds_up_cqe) {
+        return asked;
+    }
+    return static_cast<int>(std::bit_ceil(static_cast<unsigned int>(asked) + 1) - 1);
+}
+
+bool valid_depth(const Context& context, int cqe) {
+    return cqe >= 1 && cqe <= context.opened_device.options.attr.max_cqe;
+}
+
+void free_slots(Simulation& simulation, const CompletionQueue::Entry& entry) {
+    QueuePair* qp = entry.slots == 0 ? nullptr : simulation.find_qp(entry.wc.qp_num);
+    if (qp != nullptr) {
+        std::uint32_t& used = entry.is_receive ? qp->receive_slots_used : qp->send_slots_used;
+        used -= std::min(used, entry.slots);
+    }
+}
+
+}  // namespace
+
+int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
+    return run_int(Verb::poll_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        auto* polled = simulation.check<CompletionQueue>(Verb::poll_cq, cq);
+        if (polled == nullptr || num_entries < 0) {
+            return {.error = EINVAL};
+        }
+        int count = 0;
+        for (; count < num_entries && !polled->entries.empty(); ++count) {
+            wc[count] = polled->entries.front().wc;
+            free_slots(simulation, polled->entries.front());
+            polled->entries.pop_front();
+        }
+        ++polled->counters.polls;
+        polled->counters.empty_polls += count == 0 ? 1u : 0u;
+        polled->counters.completions_polled += static_cast<std::uint64_t>(count);
+        return {.value = count};
+    });
+}
+
+int req_notify_cq(ibv_cq* cq, int solicited_only) {
+    return run_int(Verb::req_notify_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        CompletionQueue* armed = nullptr;
+        if (const int error = simulation.use<CompletionQueue>(Verb::req_notify_cq, cq, armed)) {
+            return {.error = error};
+        }
+        ++armed->counters.arms;
+        if (armed->broken) {
+            return {};  // accepted, and never answered
+        }
+        const Arm wanted = solicited_only != 0 ? Arm::solicited : Arm::any;
+        if (armed->provider().arm_model == ArmModel::index) {
+            arm_index(simulation, *armed, wanted);
+        } else {
+            arm_flag(*armed, wanted);
+        }
+        return {};
+    });
+}
+
+}  // namespace asyncverbs::simulated
+
+using namespace asyncverbs::simulated;
+
+// --- completion channels ---
+
+extern "C" ibv_comp_channel* ibv_create_comp_channel(ibv_context* context) {
+    return run_create<ibv_comp_channel>(
+        Verb::create_comp_channel, context,
+        [&](Simulation& simulation, ibv_comp_channel*& created) {
+            Context* parent = nullptr;
+            if (const int error =
+                    simulation.use<Context>(Verb::create_comp_channel, context, parent)) {
+                return error;
+            }
+            ++parent->users;
+            created = &simulation.registry<CompletionChannel>().add(*parent);
+            return 0;
+        });
+}
+
+extern "C" int ibv_destroy_comp_channel(ibv_comp_channel* channel) {
+    constexpr Verb verb = Verb::destroy_comp_channel;
+    return run_int(verb, channel, [&](Simulation& simulation, Lock&) -> Outcome {
+        auto* destroyed = simulation.check<CompletionChannel>(verb, channel);
+        if (destroyed == nullptr) {
+            return {.error = EINVAL};
+        }
+        if (const int error = simulation.release(verb, *destroyed)) {
+            return {.error = error};
+        }
+        if (!destroyed->events.close()) {
+            simulation.record(verb, "the descriptor of " + describe(*destroyed) +
+                                        " was read or closed by somebody else");
+        }
+        destroyed->fd = -1;
+        --destroyed->owner().users;
+        return {};
+    });
+}
+
+// --- completion queues ---
+
+extern "C" ibv_cq* ibv_create_cq(ibv_context* context, int cqe, void* cq_context,
+                                 ibv_comp_channel* channel, int comp_vector) {
+    return run_create<ibv_cq>(
+        Verb::create_cq, context, [&](Simulation& simulation, ibv_cq*& created) {
+            Context* parent = nullptr;
+            if (const int error = simulation.use<Context>(Verb::create_cq, context, parent)) {
+                return error;
+            }
+            CompletionChannel* events = nullptr;
+            if (channel != nullptr) {
+                events = simulation.check<CompletionChannel>(Verb::create_cq, channel);
+                if (events == nullptr || &events->owner() != parent) {
+                    return EINVAL;
+                }
+            }
+            if (!valid_depth(*parent, cqe) || comp_vector < 0 ||
+                comp_vector >= parent->num_comp_vectors) {
+                return EINVAL;
+            }
+            CompletionQueue& cq = simulation.registry<CompletionQueue>().add(*parent, events);
+            cq.cq_context = cq_context;
+            cq.handle = cq.number;
+            cq.cqe = capacity(cq, cqe);
+            ++parent->users;
+            if (events != nullptr) {
+                ++events->users;
+                ++events->refcnt;
+            }
+            created = &cq;
+            return 0;
+        });
+}
+
+extern "C" int ibv_resize_cq(ibv_cq* cq, int cqe) {
+    return run_int(Verb::resize_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        CompletionQueue* resized = nullptr;
+        if (const int error = simulation.use<CompletionQueue>(Verb::resize_cq, cq, resized)) {
+            return {.error = error};
+        }
+        if (!valid_depth(resized->owner(), cqe) ||
+            resized->entries.size() > static_cast<std::size_t>(cqe)) {
+            return {.error = EINVAL};
+        }
+        resized->cqe = capacity(*resized, cqe);
+        return {};
+    });
+}
+
+extern "C" int ibv_destroy_cq(ibv_cq* cq) {
+    return run_int(Verb::destroy_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        auto* destroyed = simulation.check<CompletionQueue>(Verb::destroy_cq, cq);
+        if (destroyed == nullptr) {
+            return {.error = EINVAL};
+        }
+        if (const int error = simulation.release(Verb::destroy_cq, *destroyed)) {
+            return {.error = error};
+        }
+        // Events that were not read go with the queue; those that were read must be acknowledged.
+        if (CompletionChannel* channel = destroyed->completion_channel) {
+            channel->events.remove_if([&](const CompletionQueue* of) { return of == destroyed; });
+            --channel->users;
+            --channel->refcnt;
+        }
+        Context& parent = destroyed->owner();
+        parent.async_events.remove_if([&](const ibv_async_event& event) {
+            return event.event_type == IBV_EVENT_CQ_ERR && event.element.cq == destroyed;
+        });
+        simulation.check_account(Verb::destroy_cq, *destroyed, destroyed->completion_events,
+                                 "completion events");
+        simulation.check_account(Verb::destroy_cq, *destroyed, destroyed->async_events,
+                                 "asynchronous events");
+        destroyed->entries.clear();
+        --parent.users;
+        return {};
+    });
+}
+
+// --- completion events ---
+
+extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** cq_context) {
+    constexpr Verb verb = Verb::get_cq_event;
+    return run_int(verb, channel, [&](Simulation& simulation, Lock& lock) -> Outcome {
+        while (true) {
+            auto* source = simulation.check<CompletionChannel>(verb, channel);
+            if (source == nullptr) {
+                return {.error = EINVAL};
+            }
+            if (source->events.at_end()) {
+                return {.error = EIO};
+            }
+            const int fd = source->events.fd();
+            lock.unlock();
+            const int error = read_token(fd);
+            lock.lock();
+            if (error != 0) {
+                source->events.read_failed();
+                return {.error = error};
+            }
+            const auto event = source->events.pop();
+            if (!event || *event == nullptr) {
+                continue;  // nothing behind the readiness: block again, or EAGAIN
+            }
+            CompletionQueue& reported = **event;
+            ++reported.completion_events.reported;
+            ++reported.counters.events_reported;
+            ++reported.arm_sequence;
+            *cq = &reported;
+            *cq_context = reported.cq_context;
+            return {};
+        }
+    });
+}
+
+extern "C" void ibv_ack_cq_events(ibv_cq* cq, unsigned int nevents) {
+    run(Verb::ack_cq_events, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        auto* acked = simulation.check<CompletionQueue>(Verb::ack_cq_events, cq);
+        if (acked == nullptr) {
+            return {};
+        }
+        EventAccount& account = acked->completion_events;
+        const std::uint32_t outstanding = account.reported - account.acked;
+        if (nevents > outstanding) {
+            simulation.record(Verb::ack_cq_events,
+                              std::to_string(nevents) + " acknowledged, but of " +
+                                  describe(*acked) + " only " + std::to_string(outstanding) +
+                                  " were read and not yet acknowledged");
+        }
+        account.acked += nevents;
+        acked->comp_events_completed += nevents;
+        acked->counters.events_acked += nevents;
+        return {};
+    });
+}

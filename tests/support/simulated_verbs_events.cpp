@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+//
+// The descriptor of an event queue, made of a pair of datagram sockets: they keep message
+// boundaries, block like any descriptor, and are the only kind that the kernel can be made to
+// report with EPOLLERR but without EPOLLIN.
+#include "support/simulated_verbs_events.hpp"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+
+namespace asyncverbs::simulated {
+
+namespace {
+
+constexpr std::size_t max_tokens = 64;
+
+bool take_token(int fd) {
+    char token = 0;
+    return ::recv(fd, &token, 1, MSG_DONTWAIT) == 1;
+}
+
+}  // namespace
+
+EventDescriptor::EventDescriptor() {
+    int pair[2] = {-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) != 0) {
+        throw std::runtime_error("simulated verbs: no socket pair for an event descriptor");
+    }
+    fd_ = pair[0];
+    peer_ = pair[1];
+    // A name by which the peer can connect again; the kernel chooses one.
+    sockaddr nameless{};
+    nameless.sa_family = AF_UNIX;
+    ::bind(fd_, &nameless, sizeof nameless.sa_family);
+}
+
+EventDescriptor::~EventDescriptor() {
+    close();
+}
+
+void EventDescriptor::fill(std::size_t events) {
+    const char token = 1;
+    while (tokens_ < std::min(events, max_tokens) &&
+           ::send(peer_, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) {
+        ++tokens_;
+    }
+}
+
+void EventDescriptor::drain(std::size_t events) {
+    while (tokens_ > events && take_token(fd_)) {
+        --tokens_;
+    }
+}
+
+void EventDescriptor::raise_error() {
+    // A datagram socket whose peer disconnects while it has data unread gets ECONNRESET and stays
+    // open for reading, which epoll reports as EPOLLERR alone. A blocked reader takes that error
+    // away, so the peer may have to connect again first.
+    sockaddr_un name{};
+    socklen_t size = sizeof name;
+    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&name), &size);
+    ::connect(peer_, reinterpret_cast<const sockaddr*>(&name), size);
+    const char unread = 1;
+    ::send(fd_, &unread, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    sockaddr nobody{};
+    nobody.sa_family = AF_UNSPEC;
+    ::connect(peer_, &nobody, sizeof nobody);
+}
+
+bool EventDescriptor::close() {
+    if (fd_ < 0) {
+        return true;
+    }
+    int error = 0;
+    socklen_t size = sizeof error;
+    const bool open = ::getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size) == 0;
+    std::size_t left = 0;
+    while (open && take_token(fd_)) {
+        ++left;
+    }
+    const bool untouched = open && left == tokens_;
+    if (open) {
+        ::close(fd_);
+    }
+    ::close(peer_);
+    fd_ = -1;
+    peer_ = -1;
+    return untouched;
+}
+
+int read_token(int fd) {
+    char token = 0;
+    const ssize_t count = ::recv(fd, &token, 1, 0);
+    if (count == 1) {
+        return 0;
+    }
+    return count == 0 || errno == ECONNRESET ? EIO : errno;
+}
+
+}  // namespace asyncverbs::simulated

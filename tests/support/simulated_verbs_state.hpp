@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: MIT
+//
+// The inside of the simulated verbs: the objects behind the handles, and the one Simulation that
+// owns them. Only simulated_verbs*.cpp include this. All of it is guarded by Simulation::mutex.
+#pragma once
+
+#include "support/simulated_verbs.hpp"
+#include "support/simulated_verbs_events.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+namespace asyncverbs::simulated {
+
+enum class Verb : std::size_t {
+    get_device_list,
+    free_device_list,
+    open_device,
+    close_device,
+    query_device,
+    query_port,
+    query_gid,
+    query_gid_ex,
+    query_gid_table,
+    query_pkey,
+    get_async_event,
+    ack_async_event,
+    alloc_pd,
+    dealloc_pd,
+    reg_mr,
+    dereg_mr,
+    create_comp_channel,
+    destroy_comp_channel,
+    create_cq,
+    resize_cq,
+    destroy_cq,
+    get_cq_event,
+    ack_cq_events,
+    poll_cq,
+    req_notify_cq,
+    create_qp,
+    query_qp,
+    modify_qp,
+    destroy_qp,
+    post_send,
+    post_recv,
+    create_srq,
+    modify_srq,
+    query_srq,
+    destroy_srq,
+    post_srq_recv,
+    create_ah,
+    destroy_ah,
+    fork_init,
+};
+inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::fork_init) + 1;
+
+// How a verb reports an error when it behaves as documented; `never`: it cannot.
+enum class Convention { positive, negative, minus_one, null, never };
+
+struct VerbInfo {
+    Verb verb;
+    std::string_view name;
+    Convention convention;
+    bool releases = false;
+};
+
+const VerbInfo& info(Verb verb);
+// Throws std::invalid_argument for a name that no verb has.
+const VerbInfo& info(std::string_view name);
+
+struct Outcome {
+    int error = 0;
+    int value = 0;  // what an int verb returns when there is no error
+    ErrnoSign sign = ErrnoSign::usual;
+};
+
+// What every object has besides its native part. `users` are the live objects that need it.
+struct Tracked {
+    bool alive = true;
+    std::uint32_t number = 0;
+    int users = 0;
+};
+
+// Events about one object that the application must acknowledge before it is destroyed.
+struct EventAccount {
+    std::uint32_t reported = 0;
+    std::uint32_t acked = 0;
+};
+
+struct Device : ibv_device, Tracked {
+    using Native = ibv_device;
+    static constexpr std::string_view kind = "device";
+
+    explicit Device(const DeviceOptions& device_options);
+
+    DeviceOptions options;
+    bool plugged = true;
+};
+
+struct Context : ibv_context, Tracked {
+    using Native = ibv_context;
+    static constexpr std::string_view kind = "context";
+
+    explicit Context(Device& opened);
+    Context& owner() { return *this; }
+
+    Device& opened_device;
+    EventQueue<ibv_async_event> async_events;
+    bool disassociated = false;
+};
+
+struct ProtectionDomain : ibv_pd, Tracked {
+    using Native = ibv_pd;
+    static constexpr std::string_view kind = "protection domain";
+
+    explicit ProtectionDomain(Context& parent) : ibv_pd{}, context_(parent) { context = &parent; }
+    Context& owner() { return context_; }
+
+private:
+    Context& context_;
+};
+
+struct MemoryRegion : ibv_mr, Tracked {
+    using Native = ibv_mr;
+    static constexpr std::string_view kind = "memory region";
+
+    explicit MemoryRegion(ProtectionDomain& parent) : ibv_mr{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    std::uint64_t iova = 0;
+    unsigned int access = 0;
+};
+
+struct AddressHandle : ibv_ah, Tracked {
+    using Native = ibv_ah;
+    static constexpr std::string_view kind = "address handle";
+
+    explicit AddressHandle(ProtectionDomain& parent) : ibv_ah{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    ibv_ah_attr attr{};
+};
+
+struct CompletionQueue;
+
+struct CompletionChannel : ibv_comp_channel, Tracked {
+    using Native = ibv_comp_channel;
+    static constexpr std::string_view kind = "completion channel";
+
+    explicit CompletionChannel(Context& parent) : ibv_comp_channel{}, context_(parent) {
+        context = &parent;
+        fd = events.fd();
+    }
+    Context& owner() { return context_; }
+
+    EventQueue<CompletionQueue*> events;  // null: readiness without an event
+
+private:
+    Context& context_;
+};
+
+struct CompletionQueue : ibv_cq, Tracked {
+    using Native = ibv_cq;
+    static constexpr std::string_view kind = "completion queue";
+
+    enum class Arm { none, solicited, any };
+
+    struct Entry {
+        ibv_wc wc{};
+        bool solicited = false;
+        bool is_receive = false;
+        std::uint32_t slots = 0;  // of the work queue that polling it frees
+    };
+
+    CompletionQueue(Context& parent, CompletionChannel* events)
+        : ibv_cq{}, completion_channel(events), context_(parent) {
+        context = &parent;
+        channel = events;
+    }
+    Context& owner() { return context_; }
+    const ProviderModel& provider() const { return context_.opened_device.options.provider; }
+
+    CompletionChannel* completion_channel;
+    std::deque<Entry> entries;
+    Arm arm = Arm::none;
+    // Index model: an arm carries the sequence number of the events that were read, and the device
+    // fires once per number.
+    std::uint32_t arm_sequence = 1;
+    std::uint32_t fired_sequence = 0;
+    bool broken = false;
+    int events_to_drop = 0;
+    int events_to_duplicate = 0;
+    EventAccount completion_events;
+    EventAccount async_events;
+    CqCounters counters;
+
+private:
+    Context& context_;
+};
+
+struct ReceiveRequest {
+    std::uint64_t wr_id = 0;
+    std::vector<ibv_sge> sges;
+};
+
+struct SendRequest {
+    ibv_send_wr wr{};
+    std::vector<ibv_sge> sges;
+    std::vector<std::byte> inline_data;
+    bool signaled = false;
+};
+
+struct SharedReceiveQueue : ibv_srq, Tracked {
+    using Native = ibv_srq;
+    static constexpr std::string_view kind = "shared receive queue";
+
+    explicit SharedReceiveQueue(ProtectionDomain& parent) : ibv_srq{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    ibv_srq_attr attr{};
+    std::deque<ReceiveRequest> receives;
+    EventAccount async_events;
+};
+
+struct QueuePair : ibv_qp, Tracked {
+    using Native = ibv_qp;
+    static constexpr std::string_view kind = "queue pair";
+
+    QueuePair(ProtectionDomain& parent, CompletionQueue& send, CompletionQueue& receive,
+              SharedReceiveQueue* shared)
+        : ibv_qp{}, domain(parent), send_queue_cq(send), receive_queue_cq(receive),
+          shared_queue(shared) {
+        context = parent.context;
+        pd = &parent;
+        send_cq = &send;
+        recv_cq = &receive;
+        srq = shared;
+    }
+    Context& owner() { return domain.owner(); }
+    const ProviderModel& provider() { return owner().opened_device.options.provider; }
+    std::deque<ReceiveRequest>& receive_queue() {
+        return shared_queue != nullptr ? shared_queue->receives : receives;
+    }
+
+    ProtectionDomain& domain;
+    CompletionQueue& send_queue_cq;
+    CompletionQueue& receive_queue_cq;
+    SharedReceiveQueue* shared_queue;
+    ibv_qp_init_attr init_attr{};
+    // The device's view; ibv_qp::state is the application's, as of its last modify or query.
+    ibv_qp_attr attr{};
+    std::deque<SendRequest> sends;
+    std::deque<ReceiveRequest> receives;
+    std::uint32_t send_slots_used = 0;
+    std::uint32_t receive_slots_used = 0;
+    std::uint32_t unsignaled_done = 0;  // completed since the last completion of the send queue
+    EventAccount async_events;
+};
+
+// All objects of one kind. A destroyed one stays, so that its use is noticed and not undefined.
+template <class Object>
+class Registry {
+public:
+    using Native = typename Object::Native;
+
+    template <class... Args>
+    Object& add(Args&&... args) {
+        Object& object = objects_.emplace_back(std::forward<Args>(args)...);
+        object.number = static_cast<std::uint32_t>(objects_.size());
+        by_handle_.emplace(static_cast<const Native*>(&object), &object);
+        return object;
+    }
+
+    // Dead or alive; null if no such object ever existed.
+    Object* find(const Native* native) const {
+        const auto found = by_handle_.find(native);
+        return found == by_handle_.end() ? nullptr : found->second;
+    }
+
+    std::deque<Object>& all() { return objects_; }
+    const std::deque<Object>& all() const { return objects_; }
+
+private:
+    std::deque<Object> objects_;
+    std::unordered_map<const Native*, Object*> by_handle_;
+};
+
+class Simulation {
+public:
+    using Lock = std::unique_lock<std::mutex>;
+
+    mutable std::mutex mutex;
+
+    template <class Object>
+    Registry<Object>& registry() {
+        return std::get<Registry<Object>>(registries_);
+    }
+    template <class Object>
+    const Registry<Object>& registry() const {
+        return std::get<Registry<Object>>(registries_);
+    }
+
+    void record(std::string problem) { problems.push_back(std::move(problem)); }
+    void record(Verb verb, const std::string& what) {
+        record(std::string(info(verb).name) + ": " + what);
+    }
+
+    // The object behind a handle. One that was destroyed, or never was, is a recorded problem.
+    template <class Object>
+    Object* check(Verb verb, const typename Object::Native* native);
+    // The same for a verb that is not a release: EINVAL, or EIO when the device is gone.
+    template <class Object>
+    int use(Verb verb, const typename Object::Native* native, Object*& object);
+    // Marks an object as destroyed unless others need it, which is a recorded problem and EBUSY.
+    template <class Object>
+    int release(Verb verb, Object& object);
+    // Destroying an object with these accounts would wait for ever if they do not match.
+    template <class Object>
+    void check_account(Verb verb, const Object& object, const EventAccount& account,
+                       std::string_view events);
+
+    // One call: counts it, and returns the error that was injected for it, if any.
+    Outcome enter(Verb verb);
+    void call_hook(const Call& call);
+
+    // --- completions and events ---
+
+    void post_completion(CompletionQueue& cq, const CompletionQueue::Entry& entry);
+    void break_cq(CompletionQueue& cq);
+    void fire(CompletionQueue& cq);
+    void queue_event(CompletionQueue& cq);
+    void queue_async_event(Context& context, const ibv_async_event& event);
+    void disassociate(Context& context);
+
+    // --- queue pairs ---
+
+    QueuePair* find_qp(std::uint32_t qp_num) const;
+    void queue_qp_event(QueuePair& qp, ibv_event_type type);
+    // The device gives up a queue pair: state ERR, everything posted is flushed.
+    void to_error(QueuePair& qp);
+    // Everything posted completes with IBV_WC_WR_FLUSH_ERR.
+    void flush(QueuePair& qp);
+    // Moves what can move: the sends of one queue pair, or up to `limit` of all.
+    void progress(QueuePair& qp);
+    int progress_all(int limit = std::numeric_limits<int>::max());
+    void expire_retries();
+
+    MemoryRegion* find_region(std::uint32_t key) const;
+
+    void audit();
+    int live_objects() const;
+
+    std::vector<std::string> problems;
+    std::array<std::uint64_t, verb_count> calls{};
+    int failures_injected = 0;
+    bool held = false;
+    bool peers_to_tell = false;  // a queue pair failed: what its peers sent to it must not wait
+    std::uint32_t next_qp_num = 17;
+    std::map<std::uint32_t, QueuePair*> qps_by_number;
+    std::unordered_map<std::uint32_t, MemoryRegion*> regions_by_key;
+    std::unordered_map<ibv_device**, std::vector<Device*>> device_lists;
+    std::shared_ptr<const std::function<void(const Call&)>> hook;
+
+    struct PendingFailure {
+        std::optional<Verb> verb;  // none: any verb that can fail and releases nothing
+        Failure failure;
+    };
+    std::vector<PendingFailure> pending_failures;
+
+private:
+    template <class Object>
+    void audit_kind();
+    // Tries the first send of a queue pair; true if it completed.
+    bool step(QueuePair& qp);
+
+    std::tuple<Registry<Device>, Registry<Context>, Registry<ProtectionDomain>,
+               Registry<MemoryRegion>, Registry<AddressHandle>, Registry<CompletionChannel>,
+               Registry<CompletionQueue>, Registry<SharedReceiveQueue>, Registry<QueuePair>>
+        registries_;
+};
+
+template <class Object>
+std::string describe(const Object& object) {
+    return std::string(Object::kind) + " " + std::to_string(object.number);
+}
+
+// An error completion: everything that is not valid in one is garbage.
+ibv_wc error_completion(std::uint64_t wr_id, ibv_wc_status status, std::uint32_t qp_num);
+
+// The ports of a context's device are numbered from 1; null for a port that is not there.
+const PortOptions* find_port(const Context& context, std::uint32_t port);
+// 0, EINVAL for an index outside the table, or ENODATA for an empty entry.
+int find_gid(const Context& context, std::uint32_t port, std::uint32_t index, GidEntry& entry);
+// Can the device reach this address: port, source GID, and a destination that is one?
+bool valid_address(const Context& context, const ibv_ah_attr& attr);
+
+// The simulation that the verbs act on; null when no SimulatedVerbs exists.
+Simulation* active();
+void set_active(Simulation* simulation);
+
+// Sets errno, and returns what an int verb returns for this outcome.
+int report(Verb verb, const Outcome& outcome);
+
+template <class Object>
+Object* Simulation::check(Verb verb, const typename Object::Native* native) {
+    Object* object = registry<Object>().find(native);
+    if (object == nullptr) {
+        record(verb, "not a " + std::string(Object::kind) + " of this simulation");
+        return nullptr;
+    }
+    if (!object->alive) {
+        record(verb, describe(*object) + " was destroyed before");
+        return nullptr;
+    }
+    return object;
+}
+
+template <class Object>
+int Simulation::use(Verb verb, const typename Object::Native* native, Object*& object) {
+    object = check<Object>(verb, native);
+    if (object == nullptr) {
+        return EINVAL;
+    }
+    return object->owner().disassociated ? EIO : 0;
+}
+
+template <class Object>
+int Simulation::release(Verb verb, Object& object) {
+    if (object.users > 0) {
+        record(verb, describe(object) + " is needed by " + std::to_string(object.users) +
+                         " object(s) that still exist");
+        return EBUSY;
+    }
+    object.alive = false;
+    return 0;
+}
+
+template <class Object>
+void Simulation::check_account(Verb verb, const Object& object, const EventAccount& account,
+                               std::string_view events) {
+    if (account.reported != account.acked) {
+        record(verb, "would wait for ever: of " + describe(object) + ", " +
+                         std::to_string(account.reported) + " " + std::string(events) +
+                         " were read and " + std::to_string(account.acked) + " acknowledged");
+    }
+}
+
+// Runs one verb: hook, count, injected failure or body, hook. The body is called with the
+// simulation and its lock, and returns an Outcome. Nothing is thrown into the C caller.
+template <class Body>
+Outcome run(Verb verb, const void* object, Body body) noexcept {
+    Simulation* simulation = active();
+    if (simulation == nullptr) {
+        return {.error = ENODEV};
+    }
+    simulation->call_hook({info(verb).name, object, Call::Moment::before, 0});
+    Outcome outcome;
+    {
+        Simulation::Lock lock(simulation->mutex);
+        outcome = simulation->enter(verb);
+        if (outcome.error == 0) {
+            outcome = body(*simulation, lock);
+        }
+    }
+    simulation->call_hook({info(verb).name, object, Call::Moment::after, outcome.error});
+    return outcome;
+}
+
+template <class Body>
+int run_int(Verb verb, const void* object, Body body) noexcept {
+    return report(verb, run(verb, object, body));
+}
+
+// For verbs that return a new object: the body stores it in its last argument.
+template <class Native, class Body>
+Native* run_create(Verb verb, const void* parent, Body body) noexcept {
+    Native* created = nullptr;
+    const Outcome outcome = run(verb, parent, [&](Simulation& simulation, Simulation::Lock&) {
+        return Outcome{.error = body(simulation, created)};
+    });
+    report(verb, outcome);
+    return outcome.error == 0 ? created : nullptr;
+}
+
+}  // namespace asyncverbs::simulated

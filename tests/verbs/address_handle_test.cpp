@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#include <asyncverbs/verbs/address_handle.hpp>
+
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <asyncverbs/verbs/memory_region.hpp>
+
+#include "support/catch.hpp"
+#include "support/simulated_verbs.hpp"
+#include "verbs/failure.hpp"
+
+using namespace asyncverbs;
+using simulated::SimulatedVerbs;
+using support::contains;
+using support::failure_text;
+
+static_assert(!std::is_copy_constructible_v<AddressHandle>);
+static_assert(std::is_nothrow_move_constructible_v<AddressHandle>);
+
+namespace {
+
+struct Datagrams {
+    Datagrams() : domain(Context::open()), cq(domain.context(), 64) {}
+
+    QueuePair queue_pair() const { return QueuePair(domain, cq, cq, {.type = IBV_QPT_UD}); }
+
+    ProtectionDomain domain;
+    CompletionQueue cq;
+};
+
+} // namespace
+
+TEST_CASE("a datagram goes where its address handle leads", "[verbs][address_handle]") {
+    SimulatedVerbs verbs;
+    const Datagrams ends;
+    std::array<std::byte, 64> memory{std::byte{42}};
+    const MemoryRegion region(ends.domain, memory);
+    QueuePair sender = ends.queue_pair();
+    QueuePair receiver = ends.queue_pair();
+    sender.activate();
+    receiver.activate();
+    const AddressHandle handle(ends.domain, sender, receiver.local_address());
+
+    ibv_sge to = region.slice(8, 48).sge();
+    ibv_recv_wr recv{};
+    recv.sg_list = &to;
+    recv.num_sge = 1;
+    receiver.post_recv(recv);
+    ibv_sge from = region.slice(0, 8).sge();
+    ibv_send_wr send{};
+    send.sg_list = &from;
+    send.num_sge = 1;
+    send.opcode = IBV_WR_SEND;
+    send.send_flags = IBV_SEND_SIGNALED;
+    send.wr.ud = {handle.native_handle(), receiver.qp_num(), InitOptions{}.qkey};
+    sender.post_send(send);
+    std::array<ibv_wc, 4> wcs{};
+    CHECK(ibv_poll_cq(ends.cq.native_handle(), 4, wcs.data()) == 2);
+    CHECK(memory[8 + 40] == std::byte{42}); // behind the GRH
+}
+
+TEST_CASE("an address handle keeps its domain", "[verbs][address_handle]") {
+    SimulatedVerbs verbs;
+    auto ends = std::make_unique<Datagrams>();
+    QueuePair qp = ends->queue_pair();
+    qp.init();
+    {
+        AddressHandle handle(ends->domain, qp, qp.local_address());
+        ends.reset();
+        { const QueuePair taken(std::move(qp)); }
+        CHECK(verbs.calls("ibv_destroy_qp") == 1);
+        CHECK(verbs.calls("ibv_dealloc_pd") == 0);
+        CHECK(handle.native_handle() != nullptr);
+        const AddressHandle taken(std::move(handle));
+        CHECK(handle.native_handle() == nullptr);
+        CHECK(taken.shared_handle().get() == taken.native_handle());
+    }
+    CHECK(verbs.live_objects() == 0);
+}
+
+TEST_CASE("an address handle that cannot be had says why", "[verbs][address_handle]") {
+    SimulatedVerbs verbs;
+    const Datagrams ends;
+    QueuePair qp = ends.queue_pair();
+    const QueuePairAddress remote = qp.local_address();
+    const auto text = [&](std::errc code, const QueuePairAddress& peer) {
+        return failure_text(code, [&] { AddressHandle handle(ends.domain, qp, peer); });
+    };
+    CHECK_THAT(text(std::errc::invalid_argument, remote), contains("init() comes first"));
+    qp.init();
+    CHECK_THAT(text(std::errc::invalid_argument, {.lid = 1}), contains("GID is empty"));
+    const ProtectionDomain other(ends.domain.context());
+    CHECK_THAT(failure_text(std::errc::invalid_argument,
+                            [&] { AddressHandle handle(other, qp, remote); }),
+               contains("belongs to another ProtectionDomain"));
+    verbs.fail("ibv_create_ah", {.error = ENOMEM});
+    CHECK(text(std::errc::not_enough_memory, remote) == "ibv_create_ah: Cannot allocate memory");
+    CHECK(verbs.calls("ibv_create_ah") == 1);
+}

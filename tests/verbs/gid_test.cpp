@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+#include <asyncverbs/verbs/gid.hpp>
+
+#include <cerrno>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/simulated_verbs.hpp"
+#include "verbs/failure.hpp"
+
+using namespace asyncverbs;
+using simulated::GidEntry;
+using simulated::ipv4_gid;
+using simulated::link_local_gid;
+using simulated::SimulatedVerbs;
+using support::contains;
+using support::failure_text;
+
+namespace {
+
+const GidEntry none{};
+const GidEntry v1_ipv4{ipv4_gid(10, 7, 0, 1), IBV_GID_TYPE_ROCE_V1};
+const GidEntry v1_local{link_local_gid(1), IBV_GID_TYPE_ROCE_V1};
+const GidEntry v2_ipv4{ipv4_gid(10, 7, 0, 1), IBV_GID_TYPE_ROCE_V2};
+const GidEntry v2_local{link_local_gid(1), IBV_GID_TYPE_ROCE_V2};
+const GidEntry infiniband{link_local_gid(1), IBV_GID_TYPE_IB};
+
+int selected(const std::vector<GidEntry>& gids) {
+    SimulatedVerbs verbs;
+    verbs.set_gids("sim0", 1, gids);
+    return select_gid(Context::open("sim0"), 1);
+}
+
+} // namespace
+
+TEST_CASE("the GID of choice is RoCE v2 and IPv4-mapped", "[verbs][gid]") {
+    CHECK(selected({v1_local, v2_local, v1_ipv4, v2_ipv4}) == 3);
+    CHECK(selected({v2_ipv4, v2_local}) == 0);
+    CHECK(selected({none, none, v2_local, none, v2_ipv4}) == 4);
+}
+
+TEST_CASE("the next best GID is any RoCE v2", "[verbs][gid]") {
+    CHECK(selected({v1_local, v1_ipv4, v2_local}) == 2);
+    CHECK(selected({none, v2_local, v1_ipv4}) == 1);
+}
+
+TEST_CASE("RoCE v1 and InfiniBand GIDs are better than none", "[verbs][gid]") {
+    CHECK(selected({none, v1_local}) == 1);
+    CHECK(selected({infiniband}) == 0);
+}
+
+TEST_CASE("of equally good GIDs the first is chosen", "[verbs][gid]") {
+    CHECK(selected({v1_ipv4, v1_local}) == 0);
+    CHECK(selected({v2_local, v2_local}) == 0);
+    CHECK(selected({v2_ipv4, v2_ipv4}) == 0);
+}
+
+TEST_CASE("a GID that an address vector cannot name is not chosen", "[verbs][gid]") {
+    std::vector<GidEntry> gids(257);
+    gids[256] = v2_ipv4;
+    gids[255] = v1_local;
+    CHECK(selected(gids) == 255);
+}
+
+TEST_CASE("a port without a GID is reported", "[verbs][gid]") {
+    SimulatedVerbs verbs;
+    verbs.set_gids("sim0", 1, {});
+    const Context context = Context::open("sim0");
+    const std::string text =
+        failure_text(std::errc::address_not_available, [&] { (void)select_gid(context, 1); });
+    CHECK_THAT(text, contains("port 1 of sim0 has no GID"));
+}
+
+TEST_CASE("a GID that cannot be read does not hide the others", "[verbs][gid]") {
+    SimulatedVerbs verbs;
+    const Context context = Context::open("sim0");
+    verbs.fail("ibv_query_gid_ex", {.error = ENODEV, .nth = 2}); // the best one
+    CHECK(select_gid(context, 1) == 0);
+    CHECK(verbs.failures_injected() == 1);
+}
+
+TEST_CASE("a GID table that cannot be read names the verb", "[verbs][gid]") {
+    SimulatedVerbs verbs;
+    const Context context = Context::open("sim0");
+    verbs.fail("ibv_query_gid_ex", {.error = ENODEV, .times = 1000});
+    CHECK(failure_text(std::errc::no_such_device, [&] { (void)select_gid(context, 1); }) ==
+          "ibv_query_gid_ex: No such device");
+}
+
+TEST_CASE("a GID is selected on a port that exists", "[verbs][gid]") {
+    SimulatedVerbs verbs;
+    const Context context = Context::open("sim0");
+    CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)select_gid(context, 2); }),
+               contains("port number 2 is out of range for sim0: valid are 1 to 1"));
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+#include <asyncverbs/verbs/handle.hpp>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "verbs/failure.hpp"
+
+using namespace asyncverbs;
+using support::contains;
+using support::failure_text;
+
+namespace {
+
+// A native object that notes when it is destroyed.
+struct Noted {
+    std::string name;
+    std::vector<std::string>* log;
+};
+
+void destroy(Noted* object) {
+    object->log->push_back(object->name);
+}
+
+} // namespace
+
+TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs][handle]") {
+    std::vector<std::string> log;
+    Noted parent{"parent", &log};
+    Noted child{"child", &log};
+    auto parent_handle = detail::own(&parent, destroy);
+    auto child_handle = detail::own(&child, destroy, parent_handle);
+    parent_handle.reset();
+    CHECK(log.empty());
+    child_handle.reset();
+    CHECK(log == std::vector<std::string>{"child", "parent"});
+}
+
+TEST_CASE("a weak pointer to a child does not keep its parents", "[verbs][handle]") {
+    std::vector<std::string> log;
+    Noted parent{"parent", &log};
+    Noted child{"child", &log};
+    auto child_handle = detail::own(&child, destroy, detail::own(&parent, destroy));
+    const std::weak_ptr<Noted> watcher = child_handle;
+    child_handle.reset();
+    CHECK(log == std::vector<std::string>{"child", "parent"});
+}
+
+TEST_CASE("an owner that was moved from is reported by name", "[verbs][handle]") {
+    const auto handle = std::make_shared<int>(1);
+    CHECK(detail::alive(handle, "Context") == handle);
+    CHECK_THAT(failure_text(std::errc::invalid_argument,
+                            [] { (void)detail::alive(std::shared_ptr<int>(), "Context"); }),
+               contains("this Context was moved from"));
+}
