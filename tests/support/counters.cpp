@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The replaced operator new and the wrapped symbols behind counters.hpp.
-// Wrapped by the linker and not interposed, so that the interceptors of the sanitizers stay.
+// The wrapped symbols behind counters.hpp. The linker turns a call of f in a test's own object files,
+// the library's headers included, into one of __wrap_f, and a call of __real_f into one of f. Not
+// replaced and not interposed, so that those of the sanitizers stay in place.
 #include "support/counters.hpp"
 
 #include <sys/epoll.h>
@@ -9,7 +10,7 @@
 
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
+#include <cstddef>
 #include <new>
 
 namespace asyncverbs::support {
@@ -19,17 +20,9 @@ thread_local Counters count;
 thread_local int interruptions = 0;
 thread_local std::size_t until_failure = 0; // 0: no failure
 
-void* allocate(std::size_t size, std::size_t alignment) {
+void count_allocation() {
     ++count.allocations;
     if (until_failure != 0 && --until_failure == 0) throw std::bad_alloc();
-    void* memory = nullptr;
-    if (alignment <= alignof(std::max_align_t)) {
-        memory = std::malloc(size == 0 ? 1 : size);
-    } else {
-        memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-    }
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
 }
 
 } // namespace
@@ -40,38 +33,10 @@ void fail_allocation(std::size_t skip) noexcept { until_failure = skip + 1; }
 
 } // namespace asyncverbs::support
 
-using asyncverbs::support::allocate;
 using asyncverbs::support::count;
+using asyncverbs::support::count_allocation;
 using asyncverbs::support::interruptions;
 
-void* operator new(std::size_t size) { return allocate(size, 1); }
-void* operator new[](std::size_t size) { return allocate(size, 1); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-    return allocate(size, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t size, std::align_val_t alignment) {
-    return allocate(size, static_cast<std::size_t>(alignment));
-}
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-    try {
-        return allocate(size, 1);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
-}
-void* operator new[](std::size_t size, const std::nothrow_t& nothrow) noexcept {
-    return operator new(size, nothrow);
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-
-// The linker turns a call of f into one of __wrap_f, and one of __real_f into one of f.
 extern "C" {
 
 int __real_epoll_wait(int fd, epoll_event* events, int size, int timeout);
@@ -112,13 +77,46 @@ int __wrap_timerfd_settime(int fd, int flags, const itimerspec* setting, itimers
 
 } // extern "C"
 
-// A C++ function, named by its symbol.
-std::chrono::steady_clock::time_point
-real_now() __asm__("__real__ZNSt6chrono3_V212steady_clock3nowEv");
-std::chrono::steady_clock::time_point
-wrapped_now() __asm__("__wrap__ZNSt6chrono3_V212steady_clock3nowEv");
+// C++ functions, by the names of their symbols.
+using Time = std::chrono::steady_clock::time_point;
+Time real_now() __asm__("__real__ZNSt6chrono3_V212steady_clock3nowEv");
+Time wrapped_now() __asm__("__wrap__ZNSt6chrono3_V212steady_clock3nowEv");
 
-std::chrono::steady_clock::time_point wrapped_now() {
+Time wrapped_now() {
     ++count.steady_clock_now;
     return real_now();
+}
+
+void* real_new(std::size_t) __asm__("__real__Znwm");
+void* real_new_array(std::size_t) __asm__("__real__Znam");
+void* real_new_aligned(std::size_t, std::align_val_t) __asm__("__real__ZnwmSt11align_val_t");
+void* real_new_nothrow(std::size_t, const std::nothrow_t&) __asm__("__real__ZnwmRKSt9nothrow_t");
+void* wrapped_new(std::size_t) __asm__("__wrap__Znwm");
+void* wrapped_new_array(std::size_t) __asm__("__wrap__Znam");
+void* wrapped_new_aligned(std::size_t, std::align_val_t) __asm__("__wrap__ZnwmSt11align_val_t");
+void* wrapped_new_nothrow(std::size_t,
+                          const std::nothrow_t&) __asm__("__wrap__ZnwmRKSt9nothrow_t");
+
+void* wrapped_new(std::size_t size) {
+    count_allocation();
+    return real_new(size);
+}
+
+void* wrapped_new_array(std::size_t size) {
+    count_allocation();
+    return real_new_array(size);
+}
+
+void* wrapped_new_aligned(std::size_t size, std::align_val_t alignment) {
+    count_allocation();
+    return real_new_aligned(size, alignment);
+}
+
+void* wrapped_new_nothrow(std::size_t size, const std::nothrow_t& nothrow) {
+    try {
+        count_allocation();
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+    return real_new_nothrow(size, nothrow);
 }

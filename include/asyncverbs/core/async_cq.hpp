@@ -16,6 +16,7 @@
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_notifier.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/detail/cq_pump.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/poll_operation.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
@@ -127,7 +128,7 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
                             "AsyncCqOptions: max_wait needs a TimedCqNotifier");
     }
     if constexpr (CqNotifier<N>) { // else the error above is the only one
-        reaper_ = detail::CqReaper::start(std::move(cq), std::move(notifier), options);
+        reaper_ = detail::start_reaper(std::move(cq), std::move(notifier), options);
     }
 }
 

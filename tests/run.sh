@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Builds and runs all tests: unit tests here, device tests on a soft-RoCE device.
+#
+# Usage: tests/run.sh [PRESET...]      presets of CMakePresets.json, by default: debug
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+(($# > 0)) || set -- debug
+
+packages=(cmake make g++ git pkg-config libibverbs-dev catch2 ibverbs-utils)
+[[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev)
+cmake/install-dependencies.sh "${packages[@]}"
+
+# Before the tests, so that it can be seen what takes long: the kernel is fetched the first time.
+cmake/soft-roce/run -- true
+
+for preset; do
+    printf '\n== %s\n' "$preset"
+    cmake --preset "$preset" > /dev/null
+    cmake --build --preset "$preset" --parallel "$(nproc)"
+    ctest --preset "$preset"
+done
