@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# The guest, seen from the host: starting QEMU, passing the command in and its output and exit status out, and ending
-# in a clear error if no exit status comes.
+# The guest, seen from the host: starting QEMU, passing the command in and its output and exit
+# status out, and ending in a clear error if no exit status comes.
 #
-# The command travels in a second cpio archive behind the cached initramfs. Its output comes through virtio-serial
-# ports, byte for byte; a third port carries the guest's reports, a line each:
+# The command travels in a second cpio archive behind the cached initramfs. Its output comes through
+# virtio-serial ports, byte for byte; a third port carries the guest's reports, a line each:
 #   started                      the guest is up, the command starts
-#   exit STATUS STDOUT STDERR    the command has ended, and has written so many bytes to its two outputs
+#   exit STATUS STDOUT STDERR    the command has ended; it wrote so many bytes to its two outputs
 #   failed TEXT                  the guest cannot run the command
 
 boot_bound=180
 kvm_boot_bound=30
 
-# Writes the guest's init and what it goes by below the directory given.
+# Writes the guest's init, and what guest-run goes by, below the directory given.
 write_job() {
     local job=$1 directory=$PWD user group groups files terminals='' window=''
     user=$(id -u) group=$(id -g) groups=$(id -G | tr ' ' ,) files=$(ulimit -n)
-    if [[ -t 1 ]]; then
-        terminals+=1
-        window=$(stty size <&1)
-    fi
     if [[ -t 2 ]]; then
-        terminals+=2
+        terminals=2
         window=$(stty size <&2)
     fi
+    if [[ -t 1 ]]; then
+        terminals=1$terminals
+        { window=$(stty size <&3); } 3<&1
+    fi
     mkdir -- "$job/job"
-    declare -p directory user group groups files terminals window output caller_umask >"$job/job/settings"
+    declare -p directory user group groups files terminals window output caller_umask \
+        >"$job/job/settings"
     printf '%s\0' "${caller_environment[@]}" >"$job/job/environment"
     printf '%s\0' "${command[@]}" >"$job/job/arguments"
     install -m 755 -- "$home/guest-run" "$job/job/guest-run"
@@ -40,27 +41,23 @@ write_initrd() {
     (cd -- "$job" && find init job | cpio -o -H newc --quiet) >>"$job/initrd"
 }
 
-# Copies what the guest writes to the output given, and writes how much it was to standard error, when it ends or gets
-# SIGUSR1.
-relay() {
-    LC_ALL=C exec dd bs=64K
-}
-
 set_qemu_options() {
-    # A kernel that has lost its way ends (-no-reboot), and is not left to limp on.
+    # A kernel in trouble ends at once, and QEMU with it (-no-reboot).
     local parameters="console=ttyS0 quiet panic=-1 oops=panic"
-    # What follows is not needed here, and takes long in emulation.
+    # What takes long in emulation, and is not needed here.
     parameters+=" mitigations=off no5lvl cryptomgr.notests random.trust_cpu=1"
     if [[ $deterministic = yes ]]; then
-        # Time leaps while the guest waits for the host's files, so a watchdog would bark at nothing.
+        # Watchdogs would take the leaps of time for hangs.
         parameters+=" nowatchdog nokaslr norandmaps"
-        qemu_options=(-accel "tcg,thread=single" -icount "shift=0,sleep=off" -rtc clock=vm -seed 1 -smp 1 -cpu max)
+        qemu_options=(-accel "tcg,thread=single" -icount "shift=0,sleep=off" -rtc clock=vm)
+        qemu_options+=(-seed 1 -smp 1 -cpu max)
     else
         parameters+=" softlockup_panic=1 sysctl.kernel.watchdog_thresh=60"
         parameters+=" sysctl.kernel.hung_task_panic=1 sysctl.kernel.hung_task_timeout_secs=300"
-        qemu_options=(-accel "tcg,thread=multi" -smp "$cpus" -cpu max)
         if [[ $accelerator = kvm ]]; then
             qemu_options=(-accel kvm -smp "$cpus" -cpu host)
+        else
+            qemu_options=(-accel "tcg,thread=multi" -smp "$cpus" -cpu max)
         fi
     fi
     qemu_options+=(
@@ -68,35 +65,44 @@ set_qemu_options() {
         -kernel "$kernel_directory/kernel" -initrd "/dev/fd/$initrd" -append "$parameters"
         -chardev "file,id=console,path=/dev/fd/$console,append=on" -serial chardev:console
         -device virtio-serial-pci
-        -chardev "file,id=stdout,path=/dev/fd/$stdout_port" -device "virtserialport,chardev=stdout,name=stdout"
-        -chardev "file,id=stderr,path=/dev/fd/$stderr_port" -device "virtserialport,chardev=stderr,name=stderr"
-        -chardev "file,id=reports,path=/dev/fd/$reports_port" -device "virtserialport,chardev=reports,name=reports"
+        -chardev "file,id=stdout,path=/dev/fd/$stdout_port"
+        -device "virtserialport,chardev=stdout,name=stdout"
+        -chardev "file,id=stderr,path=/dev/fd/$stderr_port"
+        -device "virtserialport,chardev=stderr,name=stderr"
+        -chardev "file,id=reports,path=/dev/fd/$reports_port"
+        -device "virtserialport,chardev=reports,name=reports"
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
     )
     if [[ -n $output ]]; then
-        qemu_options+=(-virtfs "local,path=${output//,/,,},mount_tag=output,security_model=none,multidevs=remap")
+        qemu_options+=(-virtfs
+            "local,path=${output//,/,,},mount_tag=output,security_model=none,multidevs=remap")
     fi
 }
 
-# The job's files are removed before QEMU starts: it, the relays and this script go on with open descriptors. So
-# nothing is left behind, however the run ends. QEMU opens the descriptors anew and makes its copies non-blocking;
-# the relays stand between those and the host's own outputs, which must stay as they are.
+# Copies what the guest writes to the output given, and says on standard error how much it was when
+# it ends or gets SIGUSR1.
+relay() {
+    LC_ALL=C exec dd bs=64K
+}
+
+# The job's files are removed before QEMU starts: it, the relays and this script go on with open
+# descriptors, so that nothing stays behind, however the run ends. QEMU makes its descriptors
+# non-blocking; the relays stand between those and the caller's outputs, which must stay as they
+# are.
 start_guest() {
     local job
     job=$(mktemp -d -t soft-roce.XXXXXX) || fail "no temporary directory can be made"
-    # shellcheck disable=SC2064 # The name is needed when the function has been left.
+    # shellcheck disable=SC2064 # The name has to be known when the function has been left.
     trap "rm -rf -- ${job@Q}" EXIT
-    write_initrd "$job" || fail "the files of the job cannot be written in $job"
+    write_initrd "$job" || fail "the files for the guest cannot be written in $job"
     mkfifo -- "$job/reports"
     exec {initrd}<"$job/initrd" {console}<>"$job/console"
     exec {reports_port}<>"$job/reports"
     exec {reports}<"$job/reports"
     exec {stdout_count}<>"$job/stdout.count" {stderr_count}<>"$job/stderr.count"
     rm -rf -- "$job"
-    trap stop_guest EXIT
-    trap 'stop_by_signal INT' INT
-    trap 'stop_by_signal TERM' TERM
-    trap 'stop_by_signal HUP' HUP
+    trap end_guest EXIT
+    trap_signals end_guest
 
     exec {stdout_port}> >(relay 2>&"$stdout_count" {reports_port}>&-)
     stdout_relay=$!
@@ -108,7 +114,7 @@ start_guest() {
     exec {stdout_port}>&- {stderr_port}>&- {reports_port}>&- {initrd}<&-
 }
 
-stop_guest() {
+end_qemu() {
     if [[ -n ${qemu:-} ]]; then
         kill -KILL "$qemu" 2>/dev/null || true
         wait "$qemu" 2>/dev/null || true
@@ -116,38 +122,37 @@ stop_guest() {
     fi
 }
 
-# The relays end by themselves when QEMU has ended, unless nobody reads what they write.
-stop_relays() {
-    for _ in {1..20}; do
-        kill -0 "$stdout_relay" "$stderr_relay" 2>/dev/null || break
-        sleep 0.1
-    done
-    kill -KILL "$stdout_relay" "$stderr_relay" 2>/dev/null || true
+relays_live() {
+    kill -0 "$stdout_relay" 2>/dev/null && kill -0 "$stderr_relay" 2>/dev/null
 }
 
-# Ends as the signal would have ended any program, for the caller to see.
-stop_by_signal() {
-    stop_guest
-    kill -KILL "$stdout_relay" "$stderr_relay" 2>/dev/null || true
-    trap - EXIT "$1"
-    kill "-$1" $$
+# The relays end by themselves after QEMU, unless nobody reads what they write.
+end_guest() {
+    local relay
+    end_qemu
+    for relay in "$stdout_relay" "$stderr_relay"; do
+        for _ in {1..20}; do
+            kill -0 "$relay" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL "$relay" 2>/dev/null || true
+    done
 }
 
 print_console() {
     sed -E 's/\x1b(\[[?0-9;]*[A-Za-z]|c)//g; s/\r//g' "/dev/fd/$console" | grep -a .
 }
 
-# Fails with the last lines of the guest's console and, if its kernel said so, with the reason.
+# Fails with the last lines of the guest's console and with the reason that its kernel gave, if any.
 fail_with_console() {
     local reason
-    stop_guest
-    stop_relays
+    end_guest
     print_console | tail -n 40 | sed 's/^/soft-roce:   | /' >&2 || true
     reason=$(print_console | sed -n 's/.*\(Kernel panic.*\)/: \1/p' | head -n 1) || true
     fail "$1$reason"
 }
 
-# Reads the next report into report[]; returns 1 if QEMU has ended, 2 if the number of seconds given has passed.
+# Reads the next report into report[]. Returns 1 if QEMU has ended, 2 after the seconds given.
 read_report() {
     local bound=$1 started=$SECONDS line status
     while true; do
@@ -159,13 +164,19 @@ read_report() {
         fi
         (( status > 128 )) || return 1
         (( SECONDS - started < bound )) || return 2
-        # Whoever read the output has gone away, as "| head" does: as SIGPIPE would have ended the command.
-        kill -0 "$stdout_relay" 2>/dev/null && kill -0 "$stderr_relay" 2>/dev/null || exit 141
+        # Whoever read the output has gone away, as "| head" does: SIGPIPE ends the command.
+        relays_live || exit 141
     done
 }
 
 follow_boot() {
-    local bound=$1 status=0
+    local bound=$boot_bound status=0
+    if [[ $accelerator = kvm && $deterministic = no ]]; then
+        bound=$kvm_boot_bound
+    fi
+    if (( timeout > 0 && timeout < bound )); then
+        bound=$timeout
+    fi
     read_report "$bound" || status=$?
     case $status in
         1) fail_with_console "the guest died while booting" ;;
@@ -174,7 +185,10 @@ follow_boot() {
 }
 
 follow_command() {
-    local bound=$1 status=0
+    local bound=1000000000 status=0
+    if (( timeout > 0 )); then
+        bound=$(( timeout - (SECONDS - guest_started) ))
+    fi
     read_report "$bound" || status=$?
     case $status in
         1) fail_with_console "the guest died while the command ran" ;;
@@ -182,37 +196,39 @@ follow_command() {
     esac
 }
 
-# Waits until a relay has written as much as the guest has: QEMU, when it ends, forgets what it still holds.
+# Waits until a relay has written as much as the guest has: QEMU forgets what it still holds when it
+# ends.
 wait_for_relay() {
     local relay=$1 count=$2 expected=$3 written
     while kill -USR1 "$relay" 2>/dev/null; do
         sleep 0.02
         written=$(sed -n 's/^\([0-9]*\) bytes.*/\1/p' "/dev/fd/$count" | tail -n 1)
-        (( ${written:-0} < expected )) || return 0
+        (( ${written:-0} < expected )) || break
     done
 }
 
 # Ends as the command ended.
 follow_guest() {
-    local bound=$boot_bound report started=$SECONDS forever=1000000000
-    (( timeout > 0 )) || timeout=$forever
-    if [[ $accelerator = kvm ]]; then
-        bound=$kvm_boot_bound
-    fi
-    follow_boot "$(( bound < timeout ? bound : timeout ))"
+    local report=() guest_started=$SECONDS
+    follow_boot
     if [[ ${report[0]} = started ]]; then
-        follow_command "$(( timeout - (SECONDS - started) ))"
+        follow_command
     fi
-    [[ ${report[0]} = exit ]] || fail_with_console "the guest cannot run the command: ${report[*]:1}"
+    [[ ${report[0]} = exit ]] ||
+        fail_with_console "the guest cannot run the command: ${report[*]:1}"
     wait_for_relay "$stdout_relay" "$stdout_count" "${report[2]:-0}"
     wait_for_relay "$stderr_relay" "$stderr_count" "${report[3]:-0}"
-    stop_guest
+    end_qemu
     wait "$stdout_relay" "$stderr_relay" || true
     exit "${report[1]}"
 }
 
 run_in_guest() {
     [[ $(uname -m) = x86_64 ]] || fail "a guest is emulated on x86_64 only; this is $(uname -m)"
+    if [[ $accelerator = kvm && $deterministic = no ]]; then
+        [[ -r /dev/kvm && -w /dev/kvm ]] ||
+            fail "SOFT_ROCE_ACCEL is kvm, but /dev/kvm is missing or not accessible"
+    fi
     PATH=$PATH:/usr/sbin:/sbin
     install_packages
     find_kernel

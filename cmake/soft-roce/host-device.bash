@@ -1,99 +1,116 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# The host's own RDMA device: finding a port that is up and a GID that rdma_cm and plain verbs can both use, and
-# running the command with it.
+# The host's own RDMA device: finding an active port, and its GID that serves plain verbs and
+# rdma_cm best, and running the command with them.
 
 devices=/sys/class/infiniband
 
-# A device that the kernel shows but no process can open, as in a container without /dev/infiniband, is no device.
+# A device that the kernel shows but no process can open is of no use: so it is in a container without
+# /dev/infiniband.
 can_open_device() {
     local node
     for node in "$devices/$1/device/infiniband_verbs"/*; do
-        if [[ -r /dev/infiniband/${node##*/} && -w /dev/infiniband/${node##*/} ]]; then
+        node=/dev/infiniband/${node##*/}
+        if [[ -r $node && -w $node ]]; then
             return 0
         fi
     done
     return 1
 }
 
-# The IPv4 address in a GID such as 0000:0000:0000:0000:0000:ffff:0a07:0001.
+# The IPv4 address in a GID, which ends like ffff:0a07:0001.
 print_gid_address() {
-    local gid=$1
-    [[ $gid =~ ^0000:0000:0000:0000:0000:ffff:(..)(..):(..)(..)$ ]] || return 1
-    printf '%d.%d.%d.%d\n' "0x${BASH_REMATCH[1]}" "0x${BASH_REMATCH[2]}" "0x${BASH_REMATCH[3]}" "0x${BASH_REMATCH[4]}"
+    local digits=${1: -9}
+    printf '%d.%d.%d.%d\n' "0x${digits:0:2}" "0x${digits:2:2}" "0x${digits:5:2}" "0x${digits:7:2}"
 }
 
-print_port_address() {
+# Prints the GIDs of a port, a line each: how well it serves (1 is best), device, port, index, and
+# its IPv4 address if it has one.
+print_gids() {
+    local port=$1 file gid type place
+    for file in "$port"/gids/*; do
+        gid=$(cat -- "$file" 2>/dev/null) || continue
+        [[ -n ${gid//[0:]/} ]] || continue
+        type=$(cat -- "$port/gid_attrs/types/${file##*/}" 2>/dev/null) || type=
+        place="$(basename -- "${port%/ports/*}") ${port##*/} ${file##*/}"
+        case "$type $gid" in
+            "RoCE v2 0000:0000:0000:0000:0000:ffff:"*)
+                echo "1 $place $(print_gid_address "$gid")" ;;
+            "RoCE v2 "*)
+                echo "2 $place" ;;
+            *)
+                echo "3 $place" ;;
+        esac
+    done
+}
+
+print_active_gids() {
+    local port
+    for port in "$devices"/*/ports/*; do
+        if [[ -e $port/state && $(<"$port/state") = *ACTIVE* ]] &&
+            can_open_device "$(basename -- "${port%/ports/*}")"; then
+            print_gids "$port"
+        fi
+    done
+}
+
+print_device_address() {
     local netdev
     for netdev in "$devices/$1/device/net"/*; do
-        [[ -e $netdev ]] || continue
-        ip -4 -oneline address show dev "${netdev##*/}" 2>/dev/null | sed -n 's|.* inet \([0-9.]*\).*|\1|p' | head -n 1
-        return
-    done
+        ip -4 -oneline address show dev "${netdev##*/}" 2>/dev/null
+    done | sed -n 's/.* inet \([0-9.]*\).*/\1/p' | head -n 1
 }
 
-# Sets the environment for a GID of the port of the wanted type: "RoCE v2" with an IPv4 address, or any GID at all.
-find_gid() {
-    local port=$1 wanted=$2 file gid type address=
-    for file in "$port/gids"/*; do
-        gid=$(cat "$file" 2>/dev/null) || continue
-        [[ ${gid//[0:]/} ]] || continue
-        type=$(cat "$port/gid_attrs/types/${file##*/}" 2>/dev/null) || type=
-        if [[ $wanted = ipv4 ]]; then
-            [[ $type = "RoCE v2" ]] && address=$(print_gid_address "$gid") || continue
-        elif [[ $wanted = roce2 && $type != "RoCE v2" ]]; then
-            continue
-        fi
-        RDMA_DEVICE=$(basename "${port%/ports/*}")
-        RDMA_PORT=${port##*/}
-        RDMA_GID_INDEX=${file##*/}
-        RDMA_ADDRESS=${address:-$(print_port_address "$RDMA_DEVICE")}
-        return 0
-    done
-    return 1
-}
-
-# Finds the best GID of all active ports: of the device given, or of any device.
+# Sets RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS for the device given, or for any.
 find_host_device() {
-    local wanted port
-    for wanted in ipv4 roce2 any; do
-        for port in "$devices"/${1:-*}/ports/*; do
-            [[ -e $port/state && $(<"$port/state") = *ACTIVE* ]] || continue
-            can_open_device "$(basename "${port%/ports/*}")" || continue
-            if find_gid "$port" "$wanted"; then
-                return 0
-            fi
-        done
-    done
-    return 1
+    local found rank wanted=${1:-}
+    found=$(print_active_gids | awk -v wanted="$wanted" 'wanted == "" || $2 == wanted' |
+        sort -s -n -k 1,1 | head -n 1)
+    [[ -n $found ]] || return 1
+    read -r rank RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS <<<"$found"
+    if (( rank > 1 )); then
+        RDMA_ADDRESS=$(print_device_address "$RDMA_DEVICE")
+    fi
 }
 
 print_host_devices() {
     local port list=
     for port in "$devices"/*/ports/*; do
-        [[ -e $port/state ]] || continue
-        list+="${list:+, }$(basename "${port%/ports/*}") port ${port##*/} ($(sed 's/.*: //' "$port/state"))"
+        if [[ -e $port/state ]]; then
+            list+="${list:+, }$(basename -- "${port%/ports/*}") port ${port##*/}"
+            list+=" ($(sed 's/.*: //' "$port/state"))"
+        fi
     done
     echo "${list:-none}"
 }
 
 choose_host_device() {
-    [[ $1 != */* && -e $devices/$1 ]] ||
-        fail "SOFT_ROCE asks for the device $1, which the host does not have; it has: $(print_host_devices)"
-    find_host_device "$1" && return
-    can_open_device "$1" || fail "the device $1 cannot be opened: /dev/infiniband lacks it, or it is not accessible"
-    fail "SOFT_ROCE asks for the device $1, which has no active port; the host has: $(print_host_devices)"
+    local wanted=$1
+    find_host_device "$wanted" && return
+    [[ $wanted != */* && -e $devices/$wanted ]] ||
+        fail "there is no RDMA device $wanted, which SOFT_ROCE names;" \
+            "there is: $(print_host_devices)"
+    can_open_device "$wanted" ||
+        fail "the RDMA device $wanted, which SOFT_ROCE names, cannot be opened in /dev/infiniband"
+    fail "no port of the RDMA device $wanted, which SOFT_ROCE names, is active with a GID;" \
+        "there is: $(print_host_devices)"
 }
 
+# shellcheck disable=SC2317 # It is called by traps.
+end_host_command() {
+    kill -TERM "$host_command" 2>/dev/null || true
+    wait "$host_command" 2>/dev/null || true
+}
+
+# timeout makes the command a process group that is not the terminal's, so signals are passed on.
 run_on_host() {
+    local status=0 started=$SECONDS
     export RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS
-    local bound=() status=0 started=$SECONDS
     setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" "${command[@]}" </dev/null &
-    local child=$!
-    trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; exit 130' INT
-    trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; exit 143' TERM HUP
-    wait "$child" || status=$?
+    host_command=$!
+    trap_signals end_host_command
+    wait "$host_command" || status=$?
     if (( timeout > 0 && SECONDS - started >= timeout && (status == 124 || status == 137) )); then
         fail "the command did not end within $timeout s"
     fi

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# The guest's kernel: the distribution's own, downloaded but not installed, with an initramfs of busybox and the
-# modules needed. Both are kept in a cache; an entry is built aside and renamed into place when it is complete.
+# The guest's kernel: the distribution's own, downloaded but not installed, with an initramfs of
+# busybox and the modules needed. Both are kept in a cache; an entry is built aside and renamed into
+# place when it is complete.
 
 # Changes with the layout of a cache entry, so that no version reads another's.
 cache_format=2
@@ -64,20 +65,21 @@ decompress() {
     esac
 }
 
-# QEMU boots an ELF kernel only by the entry point for PVH, which it finds in a Xen note of type 18.
+# QEMU boots an ELF kernel by its entry point for PVH, which it finds in a Xen note of type 18.
 is_bootable() {
     LC_ALL=C grep -qaP '\A\x7fELF' "$1" &&
         LC_ALL=C grep -qaP '\x04\x00{3}[\x04\x08]\x00{3}\x12\x00{3}Xen\x00' "$1"
 }
 
-# Unpacks the kernel proper from its self-extracting image: to do that here saves seconds of emulation at every boot.
-# A format's magic may occur by chance, and bytes follow the packed kernel, so what counts is not the status but the
-# result. Without one the guest boots the image itself.
+# Unpacks the kernel proper from its self-extracting image: to do that here saves seconds of
+# emulation at every boot. A format's magic may occur by chance, and other bytes follow the packed
+# kernel, so what counts is the result, not the status. Without one the guest boots the image itself.
 extract_kernel() {
     local image=$1 kernel=$2 format magic offset
     while read -r format magic; do
         while IFS=: read -r offset _; do
-            tail -c "+$(( offset + 1 ))" -- "$image" | decompress "$format" >"$kernel" 2>/dev/null || true
+            tail -c "+$(( offset + 1 ))" -- "$image" |
+                decompress "$format" >"$kernel" 2>/dev/null || true
             if is_bootable "$kernel"; then
                 return 0
             fi
@@ -90,8 +92,8 @@ FORMATS
     cp -- "$image" "$kernel"
 }
 
-# Cuts off a module's signature, which the guest would spend a good part of its boot to verify. It ends with its
-# length, big-endian, and a magic line.
+# Cuts off a module's signature, which the guest would spend a good part of its boot to verify. It
+# ends with its length, big-endian, and a magic line.
 remove_signature() {
     local module=$1 magic='~Module signature appended~' size digits
     [[ $(tail -c 28 -- "$module" | tr -d '\0') = "$magic" ]] || return 0
@@ -102,8 +104,9 @@ remove_signature() {
 
 print_module_files() {
     local root=$1 release=$2
-    modprobe -d "$root" -S "$release" --show-depends -a "${guest_modules[@]}" || return 1
-    modprobe -d "$root" -S "$release" --show-depends -a "${optional_guest_modules[@]}" 2>/dev/null || true
+    local show_depends=(modprobe -d "$root" -S "$release" --show-depends -a)
+    "${show_depends[@]}" "${guest_modules[@]}" || return 1
+    "${show_depends[@]}" "${optional_guest_modules[@]}" 2>/dev/null || true
 }
 
 # Adds the modules under numbers, in the order in which the guest has to load them.
@@ -114,6 +117,7 @@ add_modules() {
     while read -r kind file _; do
         [[ $kind = insmod ]] || continue
         module=$target/$number-$(basename -- "${file%%.ko*}").ko
+        # shellcheck disable=SC2094 # The name is given for its suffix only.
         decompress "$file" <"$file" >"$module" || return 1
         remove_signature "$module"
         number=$(( number + 1 ))
@@ -122,7 +126,7 @@ add_modules() {
 
 add_busybox() {
     local root=$1 target=$2 applet
-    cp -- "$root/usr/bin/busybox" "$target/" 2>/dev/null || cp -- "$root/bin/busybox" "$target/" || return 1
+    cp -- "$root"/{usr/,}bin/busybox "$target/" 2>/dev/null || [[ -x $target/busybox ]] || return 1
     while read -r applet; do
         [[ $applet = busybox ]] || ln -s busybox "$target/$applet"
     done < <("$target/busybox" --list)
@@ -133,8 +137,8 @@ build_kernel() {
     local root=$PWD/root package release
     try_download_kernel || {
         print_apt_words
-        fail "there is no kernel for the guest: apt-get downloads neither linux-image-amd64 nor linux-image-generic;" \
-            "once the network is there, run as root: apt-get update"
+        fail "there is no kernel for the guest: apt-get downloads neither linux-image-amd64 nor" \
+            "linux-image-generic; once the network is there, as root, run: apt-get update"
     }
     say "unpacking the kernel and making an initramfs"
     mkdir root initramfs initramfs/{bin,proc,sys,dev,lower,overlay,root}
@@ -144,10 +148,13 @@ build_kernel() {
     [[ -e root/lib/modules ]] || ln -s usr/lib root/lib
     release=$(basename -- root/lib/modules/*)
     depmod -b "$root" "$release" || fail "the modules of Linux $release cannot be indexed in $PWD"
-    add_modules "$root" "$release" initramfs/modules || fail "Linux $release lacks a module that the guest needs"
+    add_modules "$root" "$release" initramfs/modules ||
+        fail "Linux $release lacks a module that the guest needs"
     add_busybox root initramfs/bin || fail "the package busybox-static has no busybox"
-    (cd initramfs && find . | cpio -o -H newc --quiet) >initramfs.cpio || fail "the initramfs cannot be written in $PWD"
-    extract_kernel "root/boot/vmlinuz-$release" kernel || fail "the kernel cannot be written in $PWD"
+    (cd initramfs && find . | cpio -o -H newc --quiet) >initramfs.cpio ||
+        fail "the initramfs cannot be written in $PWD"
+    extract_kernel "root/boot/vmlinuz-$release" kernel ||
+        fail "the kernel cannot be written in $PWD"
     rm -rf root initramfs ./*.deb
     echo "$release" >release
 }
@@ -161,11 +168,14 @@ print_cached_kernel() {
     done | sort -V | tail -n 1
 }
 
-# One of several runs at once builds the entry, the others wait for it. What an earlier run left half-built is removed.
+# One of several runs at once builds the entry, and the others wait for it. What an earlier run left
+# half-built is removed.
 build_cache() (
     cache=$1
-    mkdir -p -- "$cache" 2>/dev/null && exec {lock}>"$cache/lock" ||
+    mkdir -p -- "$cache" 2>/dev/null || true
+    [[ -w $cache ]] ||
         fail "the cache directory $cache is not writable; set XDG_CACHE_HOME to one that is"
+    exec {lock}>"$cache/lock"
     flock "$lock"
     if [[ -n $(print_cached_kernel "$cache") ]]; then
         exit 0

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# The distribution's packages that a guest needs on the host: finding what is missing, and installing it if allowed.
+# The distribution's packages that a guest needs on the host: finding what is missing, and
+# installing it if that is allowed.
 
 print_missing_packages() {
     local program package
@@ -37,7 +38,8 @@ can_become_root() {
     (( EUID == 0 )) || { type -P sudo && sudo -n true; } >/dev/null 2>&1
 }
 
-# What apt-get says is kept, and shown only when it explains a failure. It asks nothing, and gives up in the end.
+# What apt-get says is kept, and shown only when it explains a failure. It asks nothing, and gives
+# up in the end.
 apt_words=
 apt_get=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300
          -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30)
@@ -59,7 +61,8 @@ update_package_lists() {
     run_apt_get_as_root update || print_apt_words
 }
 
-# Package lists that are missing or out of date are the usual cause of a failure, so new ones are worth another try.
+# Package lists that are missing or out of date are the usual cause of a failure, so new ones are
+# worth another try.
 try_install() {
     say "installing packages: $*"
     run_apt_get_as_root install --no-install-recommends "$@" && return
@@ -73,12 +76,14 @@ install_packages() {
     (( ${#missing[@]} > 0 )) || return 0
     advice="as root, run: apt-get install --no-install-recommends ${missing[*]}"
     [[ $install = yes ]] || fail "packages are missing, and --no-install is given; $advice"
-    type -P apt-get >/dev/null || fail "packages are missing, and there is no apt-get to install them: ${missing[*]}"
-    can_become_root || fail "packages are missing, and neither root nor sudo installs them; $advice"
+    type -P apt-get >/dev/null ||
+        fail "packages are missing, and there is no apt-get to install them: ${missing[*]}"
+    can_become_root || fail "packages are missing, and only root may install them; $advice"
     try_install "${missing[@]}" || {
         print_apt_words
         fail "packages are missing and cannot be installed; once the network is there, $advice"
     }
     mapfile -t missing < <(print_missing_packages)
-    (( ${#missing[@]} == 0 )) || fail "packages are installed, but programs of theirs are missing: ${missing[*]}"
+    (( ${#missing[@]} == 0 )) ||
+        fail "packages are installed, but programs of theirs are missing: ${missing[*]}"
 }

@@ -3,9 +3,20 @@
 #pragma once
 
 #include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/cq_poller.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/core/epoll_notifier.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/sync_wait.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/verbs/address_handle.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/device_list.hpp>
+#include <asyncverbs/verbs/error.hpp>
+#include <asyncverbs/verbs/gid.hpp>
+#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
+#include <asyncverbs/verbs/slice.hpp>

@@ -311,6 +311,11 @@ void SimulatedVerbs::audit() {
     simulation_->audit();
 }
 
+void SimulatedVerbs::allow_dereg_in_use() {
+    const std::lock_guard lock(simulation_->mutex);
+    simulation_->dereg_in_use_allowed = true;
+}
+
 // --- devices ---
 
 void SimulatedVerbs::add_device(const DeviceOptions& options) {
@@ -429,6 +434,18 @@ int SimulatedVerbs::deliver(int count) {
     return moved;
 }
 
+int SimulatedVerbs::deliver_from(const ibv_qp* qp, int count) {
+    const std::lock_guard lock(simulation_->mutex);
+    QueuePair& sender = living<QueuePair>(*simulation_, qp);
+    const bool held = std::exchange(simulation_->held, false);
+    int moved = 0;
+    while (moved < count && simulation_->step(sender)) {
+        ++moved;
+    }
+    simulation_->held = held;
+    return moved;
+}
+
 void SimulatedVerbs::release_delivery() {
     const std::lock_guard lock(simulation_->mutex);
     simulation_->held = false;
@@ -450,6 +467,7 @@ void SimulatedVerbs::break_qp(ibv_qp* qp) {
     QueuePair& broken = living<QueuePair>(*simulation_, qp);
     simulation_->to_error(broken);
     simulation_->queue_qp_event(broken, IBV_EVENT_QP_FATAL);
+    simulation_->progress_all();
 }
 
 // --- failures and hooks ---

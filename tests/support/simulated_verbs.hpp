@@ -114,6 +114,8 @@ public:
     // While held, what is posted does not move; deliver() moves up to `count` work requests.
     void hold_delivery();
     int deliver(int count = std::numeric_limits<int>::max());
+    // The same for the sends of one queue pair.
+    int deliver_from(const ibv_qp* qp, int count = 1);
     // Delivers what is held, and from now on at once.
     void release_delivery();
     // The retry timers of all that waits expire: the first send of each waiting queue pair fails
@@ -158,6 +160,8 @@ public:
     std::vector<std::string> take_problems();
     // Records what the destructor would: every object that is still alive.
     void audit();
+    // By default it is a problem to deregister a region that a posted request still uses.
+    void allow_dereg_in_use();
 
 private:
     std::unique_ptr<Simulation> simulation_;

@@ -395,6 +395,10 @@ extern "C" int ibv_query_pkey(ibv_context* context, std::uint8_t port, int index
     });
 }
 
+extern "C" int ibv_get_pkey_index(ibv_context*, std::uint8_t, __be16 pkey) {
+    return pkey == 0xffff ? 0 : -1;
+}
+
 // --- asynchronous events ---
 
 extern "C" int ibv_get_async_event(ibv_context* context, ibv_async_event* event) {

@@ -9,15 +9,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 
 namespace asyncverbs::simulated {
 
 namespace {
-
-constexpr std::size_t max_tokens = 64;
 
 bool take_token(int fd) {
     char token = 0;
@@ -45,7 +42,7 @@ EventDescriptor::~EventDescriptor() {
 
 void EventDescriptor::fill(std::size_t events) {
     const char token = 1;
-    while (tokens_ < std::min(events, max_tokens) &&
+    while (tokens_ < events &&
            ::send(peer_, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) {
         ++tokens_;
     }

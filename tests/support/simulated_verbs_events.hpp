@@ -12,8 +12,8 @@
 
 namespace asyncverbs::simulated {
 
-// A datagram socket that holds one byte, a token, per queued event; a bounded number of them, since
-// the kernel bounds a socket's buffer. Each token that is added is a new edge for epoll.
+// A datagram socket that holds one byte, a token, per queued event, or as many as the kernel lets
+// it hold. Each token that is added is a new edge for epoll.
 class EventDescriptor {
 public:
     EventDescriptor();
@@ -50,7 +50,11 @@ public:
     bool empty() const { return events_.empty(); }
     std::size_t size() const { return events_.size(); }
 
+    // Nothing is queued once the device is gone.
     void push(const Event& event) {
+        if (finished_) {
+            return;
+        }
         events_.push_back(event);
         descriptor_.fill(events_.size());
     }

@@ -4,6 +4,7 @@
 // handles.
 #include "support/simulated_verbs_state.hpp"
 
+#include <algorithm>
 #include <cerrno>
 
 using namespace asyncverbs::simulated;
@@ -50,6 +51,33 @@ ibv_mr* register_region(ibv_pd* pd, void* address, std::size_t length, std::uint
         created = &region;
         return 0;
     });
+}
+
+bool uses(const std::vector<ibv_sge>& sges, const MemoryRegion& region) {
+    return std::ranges::any_of(
+        sges, [&](const ibv_sge& sge) { return sge.length != 0 && sge.lkey == region.lkey; });
+}
+
+template <class Requests>
+void report_use(Simulation& simulation, const Requests& requests, const MemoryRegion& region,
+                const std::string& where) {
+    if (std::ranges::any_of(requests,
+                            [&](const auto& request) { return uses(request.sges, region); })) {
+        simulation.record(Verb::dereg_mr, describe(region) +
+                                              " is still used by a request that is posted to " +
+                                              where);
+    }
+}
+
+// The buffer of a request is the device's until the request completes.
+void report_uses(Simulation& simulation, const MemoryRegion& region) {
+    for (const QueuePair& qp : simulation.registry<QueuePair>().all()) {
+        report_use(simulation, qp.sends, region, describe(qp));
+        report_use(simulation, qp.receives, region, describe(qp));
+    }
+    for (const SharedReceiveQueue& srq : simulation.registry<SharedReceiveQueue>().all()) {
+        report_use(simulation, srq.receives, region, describe(srq));
+    }
 }
 
 }  // namespace
@@ -109,6 +137,9 @@ extern "C" int ibv_dereg_mr(ibv_mr* mr) {
         if (const int error = simulation.release(Verb::dereg_mr, *region)) {
             return {.error = error};
         }
+        if (!simulation.dereg_in_use_allowed) {
+            report_uses(simulation, *region);
+        }
         simulation.regions_by_key.erase(region->lkey);
         simulation.regions_by_key.erase(region->rkey);
         region->lkey = 0;
@@ -134,6 +165,38 @@ extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
         created = &handle;
         return 0;
     });
+}
+
+extern "C" int ibv_init_ah_from_wc(ibv_context* context, std::uint8_t port, ibv_wc* wc,
+                                   ibv_grh* grh, ibv_ah_attr* attr) {
+    *attr = {};
+    attr->dlid = wc->slid;
+    attr->sl = wc->sl;
+    attr->src_path_bits = wc->dlid_path_bits;
+    attr->port_num = port;
+    if ((wc->wc_flags & IBV_WC_GRH) == 0) {
+        return 0;
+    }
+    attr->is_global = 1;
+    attr->grh.dgid = grh->sgid;
+    attr->grh.hop_limit = 0xff;
+    // The source of the reply is the entry that the message was sent to.
+    ibv_gid own{};
+    for (int index = 0; ibv_query_gid(context, port, index, &own) == 0; ++index) {
+        if (std::ranges::equal(own.raw, grh->dgid.raw)) {
+            attr->grh.sgid_index = static_cast<std::uint8_t>(index);
+            return 0;
+        }
+    }
+    errno = ENOENT;
+    return -1;
+}
+
+extern "C" ibv_ah* ibv_create_ah_from_wc(ibv_pd* pd, ibv_wc* wc, ibv_grh* grh,
+                                         std::uint8_t port) {
+    ibv_ah_attr attr;
+    return ibv_init_ah_from_wc(pd->context, port, wc, grh, &attr) == 0 ? ibv_create_ah(pd, &attr)
+                                                                       : nullptr;
 }
 
 extern "C" int ibv_destroy_ah(ibv_ah* ah) {

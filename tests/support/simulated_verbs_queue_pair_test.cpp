@@ -609,8 +609,8 @@ TEST_CASE("simulated RC: ERR flushes what is posted, then and later", "[simulate
     CHECK(End::statuses(p.a.send_cq) == flushed(4));
     CHECK(End::statuses(p.a.recv_cq) == flushed(3));
     REQUIRE(p.a.post_send(4, p.a.sge(8)) == 0);
-    REQUIRE(p.a.post_recv(4, p.a.sge(8)) == 0);
     CHECK(p.a.sent().status == IBV_WC_WR_FLUSH_ERR);
+    REQUIRE(p.a.post_recv(4, p.a.sge(8)) == 0);
     CHECK(p.a.received().status == IBV_WC_WR_FLUSH_ERR);
 }
 
@@ -627,8 +627,12 @@ TEST_CASE("simulated RC: a peer that is gone, or never was", "[simulated]") {
     SECTION("a fatal error of the peer") {
         REQUIRE(p.a.post_send(1, p.a.sge(8)) == 0);
         p.sim.break_qp(p.b.qp);
-        p.sim.deliver();
         CHECK(p.async_event() == IBV_EVENT_QP_FATAL);
+    }
+    SECTION("fails on its own while a send waits") {
+        REQUIRE(p.a.post_send(1, p.a.sge(8)) == 0);
+        REQUIRE(p.b.post_send(2, p.a.sge(8, 252)) == 0);
+        CHECK(p.b.sent().status == IBV_WC_LOC_PROT_ERR);
     }
     SECTION("destroyed while a send waits") {
         REQUIRE(p.a.post_send(1, p.a.sge(8)) == 0);
@@ -686,6 +690,80 @@ TEST_CASE("simulated port: nothing moves while it is down", "[simulated]") {
     }
 }
 
+TEST_CASE("simulated port: nothing leaves by one that is down", "[simulated]") {
+    Domain here;
+    here.sim.add_device({.name = "sim1"});
+    ibv_device** list = ibv_get_device_list(nullptr);
+    ibv_context* context = ibv_open_device(list[1]);
+    ibv_free_device_list(list);
+    ibv_pd* pd = ibv_alloc_pd(context);
+    {
+        End a(here.pd);
+        End b(pd);
+        a.init();
+        b.init();
+        a.ready_to_receive(b.qp->qp_num);
+        b.ready_to_receive(a.qp->qp_num);
+        a.ready_to_send();
+        REQUIRE(b.post_recv(2, b.sge(8)) == 0);
+        here.sim.set_port_state("sim0", 1, IBV_PORT_DOWN);
+        REQUIRE(a.post_send(1, a.sge(8)) == 0);
+        CHECK(a.nothing());
+        here.sim.set_port_state("sim0", 1, IBV_PORT_ACTIVE);
+        CHECK(a.sent().status == IBV_WC_SUCCESS);
+        CHECK(b.received().wr_id == 2);
+    }
+    CHECK(ibv_dealloc_pd(pd) == 0);
+    CHECK(ibv_close_device(context) == 0);
+}
+
+TEST_CASE("simulated delivery: from one queue pair", "[simulated]") {
+    Pair p;
+    p.sim.hold_delivery();
+    for (std::uint64_t id = 0; id < 2; ++id) {
+        REQUIRE(p.a.post_recv(id, p.a.sge(8)) == 0);
+        REQUIRE(p.b.post_recv(id, p.b.sge(8)) == 0);
+        REQUIRE(p.a.post_send(id, p.a.sge(8)) == 0);
+        REQUIRE(p.b.post_send(id, p.b.sge(8)) == 0);
+    }
+    CHECK(p.sim.deliver_from(p.b.qp) == 1);
+    CHECK(p.b.sent().wr_id == 0);
+    CHECK(p.a.received().wr_id == 0);
+    CHECK(p.a.nothing());
+    CHECK(p.sim.deliver_from(p.a.qp, 9) == 2);
+    CHECK(p.sim.posted_sends(p.b.qp) == 1);
+}
+
+TEST_CASE("simulated audit: a region is not released under a request", "[simulated]") {
+    Pair p;
+    ibv_mr* mr = ibv_reg_mr(p.domain.pd, p.a.memory.data(), 64, all_access);
+    ibv_sge sge = p.a.sge(8);
+    sge.lkey = mr->lkey;
+    std::size_t expected = 0;
+    SECTION("a receive that is posted") {
+        REQUIRE(p.a.post_recv(1, sge) == 0);
+        expected = 1;
+    }
+    SECTION("a send that waits") {
+        REQUIRE(p.a.post_send(1, sge) == 0);
+        expected = 1;
+    }
+    SECTION("one that was flushed") {
+        REQUIRE(p.a.post_recv(1, sge) == 0);
+        p.a.to(IBV_QPS_ERR);
+    }
+    SECTION("allowed") {
+        REQUIRE(p.a.post_recv(1, sge) == 0);
+        p.sim.allow_dereg_in_use();
+    }
+    CHECK(ibv_dereg_mr(mr) == 0);
+    const std::vector<std::string> problems = p.sim.take_problems();
+    REQUIRE(problems.size() == expected);
+    if (expected == 1) {
+        CHECK_THAT(problems[0], contains("is still used by a request that is posted to queue"));
+    }
+}
+
 TEST_CASE("simulated delivery: held, step by step, released", "[simulated]") {
     Pair p;
     p.sim.hold_delivery();
@@ -723,6 +801,7 @@ TEST_CASE("simulated destroy: completions stay on rxe and go on mlx5", "[simulat
 
 TEST_CASE("simulated shared receive queue", "[simulated]") {
     Domain domain;
+    domain.sim.allow_dereg_in_use();  // the shared queue outlives the ends and their memory
     ibv_srq_init_attr attr{};
     attr.attr = {2, 1, 0};
     ibv_srq* srq = ibv_create_srq(domain.pd, &attr);
@@ -816,6 +895,12 @@ TEST_CASE("simulated UD: datagrams arrive behind a header, or not at all", "[sim
     CHECK(received.src_qp == a.qp->qp_num);
     CHECK(received.wc_flags == IBV_WC_GRH);
     CHECK(b.read(4, 40) == "ping");
+    ibv_grh grh;
+    std::memcpy(&grh, b.memory.data(), sizeof grh);
+    ibv_wc wc = received;
+    ibv_ah* reply = ibv_create_ah_from_wc(domain.pd, &wc, &grh, 1);
+    REQUIRE(reply != nullptr);
+    CHECK(ibv_destroy_ah(reply) == 0);
 
     wr.opcode = IBV_WR_RDMA_WRITE;
     CHECK(a.post(wr, a.sge(4)) == EINVAL);

@@ -367,6 +367,8 @@ public:
     void to_error(QueuePair& qp);
     // Everything posted completes with IBV_WC_WR_FLUSH_ERR.
     void flush(QueuePair& qp);
+    // Tries the first send of a queue pair; true if it completed.
+    bool step(QueuePair& qp);
     // Moves what can move: the sends of one queue pair, or up to `limit` of all.
     void progress(QueuePair& qp);
     int progress_all(int limit = std::numeric_limits<int>::max());
@@ -381,6 +383,7 @@ public:
     std::array<std::uint64_t, verb_count> calls{};
     int failures_injected = 0;
     bool held = false;
+    bool dereg_in_use_allowed = false;
     bool peers_to_tell = false;  // a queue pair failed: what its peers sent to it must not wait
     std::uint32_t next_qp_num = 17;
     std::map<std::uint32_t, QueuePair*> qps_by_number;
@@ -397,8 +400,6 @@ public:
 private:
     template <class Object>
     void audit_kind();
-    // Tries the first send of a queue pair; true if it completed.
-    bool step(QueuePair& qp);
 
     std::tuple<Registry<Device>, Registry<Context>, Registry<ProtectionDomain>,
                Registry<MemoryRegion>, Registry<AddressHandle>, Registry<CompletionChannel>,

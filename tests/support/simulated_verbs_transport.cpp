@@ -357,6 +357,18 @@ bool waits_for_receive(const Simulation& simulation, QueuePair& qp) {
 
 // --- datagrams ---
 
+// What the receiver learns about the path, from the address handle of the sender.
+Bytes route_header(Simulation& simulation, QueuePair& qp, const SendRequest& request) {
+    ibv_grh grh{};
+    const AddressHandle* handle = simulation.registry<AddressHandle>().find(request.wr.wr.ud.ah);
+    GidEntry source;
+    find_gid(qp.owner(), handle->attr.port_num, handle->attr.grh.sgid_index, source);
+    grh.sgid = source.gid;
+    grh.dgid = handle->attr.grh.dgid;
+    const auto bytes = std::as_bytes(std::span(&grh, 1));
+    return {bytes.begin(), bytes.end()};
+}
+
 // A datagram that finds no receive, no match of the Q_Key or no room is lost without a trace.
 void deliver_datagram(Simulation& simulation, QueuePair& qp, const SendRequest& request,
                       const Bytes& data) {
@@ -368,7 +380,7 @@ void deliver_datagram(Simulation& simulation, QueuePair& qp, const SendRequest& 
         return;
     }
     const ReceiveRequest receive = take_receive(simulation, *target);
-    Bytes with_header(grh_size);
+    Bytes with_header = route_header(simulation, qp, request);
     with_header.insert(with_header.end(), data.begin(), data.end());
     if (!scatter(simulation, *target, receive.sges, with_header)) {
         fail_receive(simulation, *target, receive.wr_id, IBV_WC_LOC_PROT_ERR);

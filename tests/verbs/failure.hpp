@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Runs what is expected to fail and hands back the error, so that a test can look at its code and at
-// every part of its text.
+// Runs what is expected to fail and hands back the error, so that a test can look at its code and
+// at every part of its text.
 // Naming what failed is a promise of this layer, and REQUIRE_THROWS_AS alone would not check it.
 #pragma once
 

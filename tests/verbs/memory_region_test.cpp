@@ -76,7 +76,8 @@ TEST_CASE("a region that cannot be registered names the verb", "[verbs][memory_r
     std::array<std::byte, 64> memory{};
     const ProtectionDomain domain(Context::open("sim0"));
     verbs.fail("ibv_reg_mr", {.error = ENOMEM});
-    CHECK(failure_text(std::errc::not_enough_memory, [&] { MemoryRegion region(domain, memory); }) ==
+    CHECK(failure_text(std::errc::not_enough_memory,
+                       [&] { MemoryRegion region(domain, memory); }) ==
           "ibv_reg_mr: Cannot allocate memory");
     CHECK(failure_text(std::errc::invalid_argument,
                        [&] { MemoryRegion region(domain, memory, IBV_ACCESS_REMOTE_WRITE); }) ==

@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <memory>
 
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 

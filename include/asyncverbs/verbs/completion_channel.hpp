@@ -10,7 +10,7 @@
 #include <fcntl.h>
 
 #include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
 

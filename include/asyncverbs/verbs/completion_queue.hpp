@@ -11,8 +11,8 @@
 
 #include <asyncverbs/verbs/completion_channel.hpp>
 #include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/cq_capacity.hpp>
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
 

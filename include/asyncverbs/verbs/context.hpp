@@ -12,7 +12,7 @@
 
 #include <asyncverbs/verbs/device_list.hpp>
 #include <asyncverbs/verbs/gid_text.hpp>
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
 

@@ -9,7 +9,7 @@
 #include <memory>
 #include <span>
 
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 

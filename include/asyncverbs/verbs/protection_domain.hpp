@@ -7,7 +7,7 @@
 #include <memory>
 
 #include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
 

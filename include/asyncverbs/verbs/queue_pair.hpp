@@ -13,13 +13,13 @@
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/cq_capacity.hpp>
-#include <asyncverbs/verbs/handle.hpp>
-#include <asyncverbs/verbs/path.hpp>
+#include <asyncverbs/verbs/detail/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/path.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
-#include <asyncverbs/verbs/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 
 namespace asyncverbs {
 
@@ -157,6 +157,9 @@ public:
         }
     }
 
+    /// The same for a request that is written where it is posted: post_send({.wr_id = 1, …}).
+    void post_send(ibv_send_wr&& request) { post_send(request); }
+
     /// The form that does not throw: the first request that was not posted, nullptr on success.
     ibv_send_wr* post_send(ibv_send_wr& requests, std::error_code& error) noexcept {
         return post(ibv_post_send, requests, error);
@@ -171,6 +174,9 @@ public:
             throw_verb_error("ibv_post_recv", error.value());
         }
     }
+
+    /// The same for a request that is written where it is posted: post_recv({.wr_id = 1, …}).
+    void post_recv(ibv_recv_wr&& request) { post_recv(request); }
 
     /// The form that does not throw: the first request that was not posted, nullptr on success.
     ibv_recv_wr* post_recv(ibv_recv_wr& requests, std::error_code& error) noexcept {

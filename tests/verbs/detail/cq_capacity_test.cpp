@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/cq_capacity.hpp>
 
 #include <atomic>
 #include <cstdint>

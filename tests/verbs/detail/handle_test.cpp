@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/handle.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 
 #include <memory>
 #include <string>

@@ -12,9 +12,9 @@
 #include <utility>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/cq_capacity.hpp>
-#include <asyncverbs/verbs/handle.hpp>
-#include <asyncverbs/verbs/path.hpp>
+#include <asyncverbs/verbs/detail/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/path.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>

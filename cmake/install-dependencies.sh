@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# Installs those of the given packages of Debian or Ubuntu that are missing, and says so on standard error. Does
+# nothing, and asks nobody, when all are there.
+#
+# Usage: cmake/install-dependencies.sh PACKAGE...
+
+set -euo pipefail
+
+say() {
+    printf 'install-dependencies: %s\n' "$*" >&2
+}
+
+fail() {
+    say "error: $*"
+    exit 1
+}
+
+is_installed() {
+    dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
+}
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    elif [[ -t 0 ]]; then
+        sudo "$@" # may ask for the password
+    else
+        sudo -n "$@"
+    fi
+}
+
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+        -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"
+}
+
+if ! type -P dpkg-query apt-get >/dev/null; then
+    say "not a Debian or Ubuntu system; these, or what they are called here, have to be there: $*"
+    exit 0
+fi
+
+missing=()
+for package; do
+    is_installed "$package" || missing+=("$package")
+done
+((${#missing[@]} > 0)) || exit 0
+
+advice="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
+say "missing packages: ${missing[*]}"
+((EUID == 0)) || type -P sudo >/dev/null || fail "only root can install them, and there is no sudo; as root: $advice"
+if ((EUID != 0)) && [[ ! -t 0 ]] && ! sudo -n true 2>/dev/null; then
+    fail "only root can install them, and sudo asks for a password; as root: $advice"
+fi
+
+say "installing them"
+log=$(mktemp)
+trap 'rm -f -- "$log"' EXIT
+# Package lists that are missing or out of date are the usual cause of a failure: try again with new ones.
+if ! apt install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+    apt update >"$log" 2>&1 && apt install --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || {
+        tail -n 8 "$log" | sed 's/^/install-dependencies:   | /' >&2
+        fail "they could not be installed (no network?); when it is there: $advice"
+    }
+fi
+say "installed"

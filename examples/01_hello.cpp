@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+// The shortest example: two queue pairs of one process, a message from alice to bob, and a coroutine
+// that awaits its arrival. The device is the one that RDMA_DEVICE names, else the first active one.
+
+// [readme]
+#include <asyncverbs/asyncverbs.hpp>
+#include <cstdio>
+
+asyncverbs::Task<> hello(asyncverbs::EpollExecutor& loop, const char* device) {
+    const asyncverbs::ProtectionDomain domain(asyncverbs::Context::open(device ? device : ""));
+    char text[2][16] = {"Hello, Bob!"};
+    const asyncverbs::MemoryRegion memory(domain, std::as_writable_bytes(std::span(text)));
+    ibv_sge from = memory.slice(0, 16).sge(), to = memory.slice(16, 16).sge();
+    auto cq = asyncverbs::AsyncCq::create(domain.context(), 64, loop);
+    asyncverbs::QueuePair alice(domain, cq.completion_queue(), cq.completion_queue());
+    asyncverbs::QueuePair bob(domain, cq.completion_queue(), cq.completion_queue());
+    alice.connect(bob.local_address());
+    bob.connect(alice.local_address());
+    ibv_recv_wr receive{1, nullptr, &to, 1};
+    bob.post_recv(receive);
+    ibv_send_wr send{2, nullptr, &from, 1, IBV_WR_SEND, 0, {}, {}, {}, {}};
+    alice.post_send(send);
+    for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs)) // only a failed send completes
+        if (wc.status != IBV_WC_SUCCESS) throw std::system_error(asyncverbs::make_wc_error(wc.status));
+        else std::printf("Bob received %u bytes: %s\n", wc.byte_len, text[1]);
+}
+
+int main() try {
+    asyncverbs::EpollExecutor loop;
+    loop.run(hello(loop, std::getenv("RDMA_DEVICE")));
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+}
+// [/readme]

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#include "histogram.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+
+namespace pingpong {
+
+namespace {
+
+constexpr std::uint64_t even_rows = 12; // from the minimum to the 99th percentile, about
+
+// A unit in which `time` is a number of one to three digits before the point.
+struct Unit {
+    const char* name;
+    double nanoseconds;
+};
+
+Unit unit_for(std::uint64_t time) {
+    if (time < 1'000) return {"ns", 1};
+    if (time < 1'000'000) return {"us", 1e3};
+    if (time < 1'000'000'000) return {"ms", 1e6};
+    return {"s", 1e9};
+}
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+    std::array<char, 160> text{};
+    std::snprintf(text.data(), text.size(), pattern, args...);
+    return text.data();
+}
+
+// The least of 1, 2, 5, 10, 20, 50 ... that is not below `value`.
+std::uint64_t round_up_nicely(std::uint64_t value) {
+    for (std::uint64_t decade = 1;; decade *= 10) {
+        for (const std::uint64_t factor : {1u, 2u, 5u}) {
+            if (decade * factor >= value) return decade * factor;
+        }
+    }
+}
+
+} // namespace
+
+void Histogram::record(Time time) {
+    const auto value = static_cast<std::uint64_t>(std::max(time.count(), Time::rep{0}));
+    const std::size_t bucket = bucket_of(value);
+    if (bucket >= buckets_.size()) buckets_.resize(bucket + 1);
+    ++buckets_[bucket];
+    ++count_;
+    min_ = std::min(min_, time);
+    max_ = std::max(max_, time);
+}
+
+std::size_t Histogram::bucket_of(std::uint64_t time) noexcept {
+    const unsigned bits = static_cast<unsigned>(std::bit_width(time));
+    if (bits <= precision_bits) return time;
+    // Below the leading bit, which is always set, precision_bits bits count.
+    const unsigned shift = bits - 1 - precision_bits;
+    return (std::size_t{shift} << precision_bits) + (time >> shift);
+}
+
+std::uint64_t Histogram::bucket_start(std::size_t bucket) noexcept {
+    constexpr std::size_t octave = std::size_t{1} << precision_bits;
+    if (bucket < 2 * octave) return bucket;
+    const std::size_t shift = bucket / octave - 1;
+    return (bucket - shift * octave) << shift;
+}
+
+Histogram::Time Histogram::percentile(double percent) const {
+    const double share = percent / 100 * static_cast<double>(count_);
+    // 99.9 % of 1,000 are 999 samples, and not one more because 99.9 has no exact representation.
+    const auto wanted = static_cast<std::uint64_t>(std::ceil(share * (1 - 1e-12)));
+    std::uint64_t seen = 0;
+    for (std::size_t bucket = 0; bucket < buckets_.size(); ++bucket) {
+        seen += buckets_[bucket];
+        if (seen >= wanted && seen > 0) {
+            const Time last(static_cast<Time::rep>(bucket_start(bucket + 1) - 1));
+            return std::clamp(last, min_, max_);
+        }
+    }
+    return Time::zero();
+}
+
+// The limits between rows, ascending; the first is not above the minimum, the last above the maximum.
+std::vector<std::uint64_t> Histogram::row_limits() const {
+    const auto low = static_cast<std::uint64_t>(min_.count());
+    const auto most = static_cast<std::uint64_t>(percentile(99).count());
+    const auto high = static_cast<std::uint64_t>(max_.count());
+    // A row of only a few buckets would show their borders rather than the samples.
+    const std::uint64_t least_step = most >> (precision_bits - 3);
+    std::uint64_t step =
+        round_up_nicely(std::max({(most - low) / even_rows, least_step, std::uint64_t{1}}));
+    std::vector<std::uint64_t> limits{low / step * step};
+    while (limits.back() <= most) limits.push_back(limits.back() + step);
+    while (limits.back() <= high) {
+        step *= 2;
+        limits.push_back(limits.back() + step);
+    }
+    return limits;
+}
+
+std::string Histogram::draw(std::size_t width) const {
+    if (count_ == 0) return "  no round trips\n";
+    const std::vector<std::uint64_t> limits = row_limits();
+    std::vector<std::uint64_t> rows(limits.size() - 1);
+    for (std::size_t bucket = 0; bucket < buckets_.size(); ++bucket) {
+        if (buckets_[bucket] == 0) continue;
+        const auto above = std::upper_bound(limits.begin(), limits.end(), bucket_start(bucket));
+        const auto row = std::max<std::ptrdiff_t>(above - limits.begin() - 1, 0);
+        rows[static_cast<std::size_t>(row)] += buckets_[bucket];
+    }
+    const std::uint64_t longest = *std::max_element(rows.begin(), rows.end());
+    const Unit unit = unit_for(limits[limits.size() / 2]);
+    const bool fractions = static_cast<double>(limits[1] - limits[0]) < unit.nanoseconds;
+    std::string text;
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+        // What is there at all is seen.
+        const std::size_t bar = static_cast<std::size_t>((rows[row] * width + longest - 1) / longest);
+        text += format("  %10.*f -%10.*f %-2s %10llu %6.2f %%  ", fractions ? 2 : 0,
+                       static_cast<double>(limits[row]) / unit.nanoseconds, fractions ? 2 : 0,
+                       static_cast<double>(limits[row + 1]) / unit.nanoseconds, unit.name,
+                       static_cast<unsigned long long>(rows[row]),
+                       100. * static_cast<double>(rows[row]) / static_cast<double>(count_));
+        text += std::string(bar, '#') + '\n';
+    }
+    text += "  min";
+    const auto add = [&](const char* name, Time time) {
+        const Unit own = unit_for(static_cast<std::uint64_t>(time.count()));
+        text += format("%s %.4g %s", name, static_cast<double>(time.count()) / own.nanoseconds,
+                       own.name);
+    };
+    add("", min());
+    add(", p50", percentile(50));
+    add(", p90", percentile(90));
+    add(", p99", percentile(99));
+    add(", p99.9", percentile(99.9));
+    add(", max", max());
+    return text + '\n';
+}
+
+} // namespace pingpong

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+// rc_pingpong: libibverbs' ibv_rc_pingpong with awaited completions. Read on in this order:
+// pingpong.cpp (the two coroutines), endpoint.cpp (the queue pair), handshake.cpp (TCP).
+#include "endpoint.hpp"
+#include "handshake.hpp"
+#include "histogram.hpp"
+#include "options.hpp"
+#include "pingpong.hpp"
+
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/verbs/gid_text.hpp>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <system_error>
+
+namespace {
+
+using namespace pingpong;
+
+void print_address(const char* whose, const QueuePairAddress& address) {
+    std::printf("  %s LID 0x%04x, QPN 0x%06x, PSN 0x%06x, GID %s\n", whose, address.lid,
+                address.qp_num, address.psn, asyncverbs::gid_text(address.gid).c_str());
+    std::fflush(stdout);
+}
+
+QueuePairAddress shake_hands(const Options& options, Endpoint& endpoint) {
+    const QueuePairAddress local = endpoint.local_address();
+    const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
+    if (options.is_client()) {
+        print_address("local address: ", local);
+        Connection server = Connection::open(options.host, options.port, options.timeout);
+        return shake_hands_as_client(server, local, connect);
+    }
+    Listener listener(options.port);
+    print_address("local address: ", local); // whoever reads this can connect now
+    Connection client = listener.accept(options.timeout);
+    return shake_hands_as_server(client, local, connect);
+}
+
+void print_figures(const Options& options, std::chrono::nanoseconds elapsed) {
+    const double seconds = std::chrono::duration<double>(elapsed).count();
+    const unsigned long long bytes = 2ull * options.size * options.iterations;
+    std::printf("%llu bytes in %.2f seconds = %.2f Mbit/sec\n", bytes, seconds,
+                static_cast<double>(bytes) * 8 / seconds / 1e6);
+    std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, seconds,
+                seconds * 1e6 / options.iterations);
+}
+
+void print_statistics(const Options& options, const asyncverbs::CqStatistics& statistics) {
+    const auto line = [&](const char* name, std::uint64_t count) {
+        std::printf("  %-7s %12llu %10.2f\n", name, static_cast<unsigned long long>(count),
+                    static_cast<double>(count) / options.iterations);
+    };
+    std::printf("AsyncCq statistics:   total   per iter\n");
+    line("polls", statistics.polls);
+    line("arms", statistics.arms);
+    line("wakes", statistics.wakes);
+    line("events", statistics.events);
+    line("acks", statistics.acks);
+}
+
+void run(const Options& options) {
+    asyncverbs::EpollExecutor loop;
+    const asyncverbs::Context context = open_device(options);
+    auto cq = asyncverbs::AsyncCq::create(context, cq_depth(options), loop);
+    Endpoint endpoint(context, cq.completion_queue(), options);
+    print_address("remote address:", shake_hands(options, endpoint));
+
+    PingPong game(loop, cq, endpoint, options);
+    loop.run(game.run());
+
+    print_figures(options, game.elapsed());
+    if (options.check) endpoint.check_received();
+    if (options.histogram) {
+        std::printf("Round-trip times:\n%s", game.round_trips().draw().c_str());
+    }
+    print_statistics(options, cq.statistics());
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    try {
+        const Options options = parse_options(argc, argv);
+        if (options.help) {
+            std::fputs(help_text("rc_pingpong").c_str(), stdout);
+        } else {
+            run(options);
+        }
+        if (std::fflush(stdout) != 0) {
+            throw std::system_error(errno, std::generic_category(), "standard output");
+        }
+    } catch (const UsageError& error) {
+        std::fprintf(stderr, "error: %s; see --help\n", error.what());
+        return 1;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# Builds the examples and runs them, without an RDMA device on a soft-RoCE one in a guest. Needs nothing but this
+# repository: what is missing, it installs. Arguments go to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
+
+set -euo pipefail
+
+home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+cd -- "$home/.."
+programs=build/examples/examples
+
+# The part that needs the device: cmake/soft-roce/run calls it with the environment set.
+run_on_device() {
+    local server log
+    printf '\n== hello: two queue pairs, one message\n'
+    "$programs/hello"
+    printf '\n== poll_loop_notifier: the same in a loop of your own\n'
+    "$programs/poll_loop_notifier"
+    printf '\n== rc_pingpong: two processes\n'
+    local pingpong=("$programs/rc_pingpong" -d "$RDMA_DEVICE" -i "$RDMA_PORT" -g "$RDMA_GID_INDEX" --chk "$@")
+    log=$(mktemp)
+    "${pingpong[@]}" >"$log" 2>&1 &
+    server=$!
+    until grep -q 'local address' "$log"; do # then it listens
+        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
+        sleep 0.1
+    done
+    "${pingpong[@]}" --histogram localhost
+    wait "$server" || { cat "$log" >&2; return 1; }
+    rm -f -- "$log"
+}
+
+if [[ ${1:-} = --on-device ]]; then
+    shift
+    run_on_device "$@"
+    exit
+fi
+
+cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev ibverbs-providers
+printf '== Building the examples in build/examples\n'
+cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
+cmake --build build/examples --parallel "$(nproc)"
+cmake/soft-roce/run -- "$home/run.sh" --on-device "$@"

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// The floor that AsyncCq is measured against: the ping-pong of examples/02_rc_pingpong with the same
+// options, handshake, queue pair and work requests, its loop written by hand on plain verbs and
+// epoll. Poll first, arm only when empty, level-triggered epoll, one read per wake, batched acks.
+#include "endpoint.hpp"
+#include "handshake.hpp"
+#include "options.hpp"
+
+#include <infiniband/verbs.h>
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
+namespace {
+
+using namespace pingpong;
+using asyncverbs::CompletionQueue;
+
+[[noreturn]] void fail(const char* what) {
+    throw std::system_error(errno, std::generic_category(), what);
+}
+
+class RawPingPong {
+public:
+    RawPingPong(const CompletionQueue& cq, Endpoint& endpoint, const Options& options)
+        : cq_(cq.native_handle()), channel_(cq.channel().native_handle()), endpoint_(endpoint),
+          options_(options), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
+        epoll_event event{};
+        event.events = EPOLLIN;
+        if (epoll_.fd() < 0 || ::epoll_ctl(epoll_.fd(), EPOLL_CTL_ADD, channel_->fd, &event) != 0) {
+            fail("epoll");
+        }
+    }
+    ~RawPingPong() { ibv_ack_cq_events(cq_, unacked_); }
+    RawPingPong(const RawPingPong&) = delete;
+    RawPingPong& operator=(const RawPingPong&) = delete;
+
+    void run() {
+        if (options_.is_client()) send();
+        bool armed = false;
+        ibv_wc wcs[2];
+        while (sent_ < options_.iterations || received_ < options_.iterations) {
+            int count = ibv_poll_cq(cq_, 2, wcs);
+            if (count == 0 && !armed) {
+                if (ibv_req_notify_cq(cq_, 0) != 0) fail("ibv_req_notify_cq");
+                armed = true;
+                count = ibv_poll_cq(cq_, 2, wcs);
+            }
+            if (count < 0) fail("ibv_poll_cq");
+            if (count == 0) {
+                wait();
+                armed = false;
+            }
+            for (int i = 0; i < count; ++i) on_completion(wcs[i]);
+        }
+    }
+
+private:
+    void wait() {
+        epoll_event event;
+        while (::epoll_wait(epoll_.fd(), &event, 1, -1) < 0) {
+            if (errno != EINTR) fail("epoll_wait");
+        }
+        ibv_cq* source;
+        void* context;
+        if (ibv_get_cq_event(channel_, &source, &context) != 0) fail("ibv_get_cq_event");
+        if (++unacked_ == 16) {
+            ibv_ack_cq_events(cq_, unacked_);
+            unacked_ = 0;
+        }
+    }
+
+    void send() {
+        ibv_send_wr* bad;
+        if (ibv_post_send(queue_pair_, &endpoint_.send_request(), &bad) != 0) {
+            fail("ibv_post_send");
+        }
+        send_due_ = receive_due_ = true;
+    }
+
+    void on_completion(const ibv_wc& wc) {
+        if (wc.status != IBV_WC_SUCCESS) throw std::runtime_error(ibv_wc_status_str(wc.status));
+        if (wc.wr_id == send_id) {
+            ++sent_;
+            send_due_ = false;
+        } else {
+            if (wc.byte_len != options_.size) throw std::runtime_error("a message of another size");
+            if (--receives_ <= 1) fill_receives();
+            ++received_;
+            receive_due_ = false;
+        }
+        if (!send_due_ && !receive_due_ && sent_ < options_.iterations) send();
+    }
+
+    void fill_receives() {
+        ibv_recv_wr* bad;
+        for (; receives_ < options_.rx_depth; ++receives_) {
+            if (ibv_post_recv(queue_pair_, &endpoint_.receive_request(), &bad)) {
+                fail("ibv_post_recv");
+            }
+        }
+    }
+
+    ibv_cq* cq_;
+    ibv_comp_channel* channel_;
+    Endpoint& endpoint_;
+    ibv_qp* queue_pair_ = endpoint_.queue_pair().native_handle();
+    const Options& options_;
+    Socket epoll_;
+    unsigned unacked_ = 0;
+    std::uint32_t receives_ = options_.rx_depth; // the endpoint has posted them
+    std::uint32_t sent_ = 0;
+    std::uint32_t received_ = 0;
+    bool send_due_ = false;
+    bool receive_due_ = true;
+};
+
+void run(const Options& options) {
+    const asyncverbs::Context context = open_device(options);
+    const CompletionQueue cq(context, cq_depth(options));
+    Endpoint endpoint(context, cq, options);
+    const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
+    if (options.is_client()) {
+        Connection server = Connection::open(options.host, options.port, options.timeout);
+        shake_hands_as_client(server, endpoint.local_address(), connect);
+    } else {
+        Listener listener(options.port);
+        std::printf("  local address: listening\n");
+        std::fflush(stdout);
+        Connection client = listener.accept(options.timeout);
+        shake_hands_as_server(client, endpoint.local_address(), connect);
+    }
+    RawPingPong game(cq, endpoint, options);
+    const auto start = std::chrono::steady_clock::now();
+    game.run();
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    if (options.check) endpoint.check_received();
+    std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, elapsed.count(),
+                elapsed.count() * 1e6 / options.iterations);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    try {
+        run(parse_options(argc, argv));
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 1;
+    }
+}
