@@ -58,10 +58,11 @@ say "installing them"
 log=$(mktemp)
 trap 'rm -f -- "$log"' EXIT
 # Package lists that are missing or out of date are the usual cause of a failure: try again with new ones.
-if ! apt install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
-    apt update >"$log" 2>&1 && apt install --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || {
-        tail -n 8 "$log" | sed 's/^/install-dependencies:   | /' >&2
-        fail "they could not be installed (no network?); when it is there: $advice"
-    }
+try_install() {
+    apt install --no-install-recommends "${missing[@]}" || { apt update && apt install --no-install-recommends "${missing[@]}"; }
+}
+if ! try_install >"$log" 2>&1; then
+    tail -n 8 "$log" | sed 's/^/install-dependencies:   | /' >&2
+    fail "they could not be installed (no network?); when it is there: $advice"
 fi
 say "installed"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The shortest example: two queue pairs of one process, a message from alice to bob, and a coroutine
-// that awaits its arrival. The device is the one that RDMA_DEVICE names, else the first active one.
+// The shortest example: two queue pairs of one process, a message from alice to bob, and a
+// coroutine that awaits its arrival. The device is the one that RDMA_DEVICE names, else the first
+// active one.
 
 // [readme]
 #include <asyncverbs/asyncverbs.hpp>
@@ -16,12 +17,10 @@ asyncverbs::Task<> hello(asyncverbs::EpollExecutor& loop, const char* device) {
     asyncverbs::QueuePair bob(domain, cq.completion_queue(), cq.completion_queue());
     alice.connect(bob.local_address());
     bob.connect(alice.local_address());
-    ibv_recv_wr receive{1, nullptr, &to, 1};
-    bob.post_recv(receive);
-    ibv_send_wr send{2, nullptr, &from, 1, IBV_WR_SEND, 0, {}, {}, {}, {}};
-    alice.post_send(send);
-    for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs)) // only a failed send completes
-        if (wc.status != IBV_WC_SUCCESS) throw std::system_error(asyncverbs::make_wc_error(wc.status));
+    bob.post_recv({1, nullptr, &to, 1});
+    alice.post_send({2, nullptr, &from, 1, IBV_WR_SEND, 0, {}, {}, {}, {}});
+    for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs))
+        if (wc.status != 0) throw std::system_error(asyncverbs::make_wc_error(wc.status));
         else std::printf("Bob received %u bytes: %s\n", wc.byte_len, text[1]);
 }
 

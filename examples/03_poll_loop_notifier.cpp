@@ -219,9 +219,7 @@ void run() {
 
 } // namespace
 
-int main() try {
-    run();
-} catch (const std::exception& error) {
+int main() try { run(); } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

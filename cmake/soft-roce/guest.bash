@@ -25,7 +25,7 @@ write_job() {
         terminals=1$terminals
         { window=$(stty size <&3); } 3<&1
     fi
-    mkdir -- "$job/job"
+    mkdir -- "$job/job" "$job/job/bin"
     declare -p directory user group groups files terminals window output caller_umask \
         >"$job/job/settings"
     printf '%s\0' "${caller_environment[@]}" >"$job/job/environment"
@@ -47,8 +47,9 @@ set_qemu_options() {
     # What takes long in emulation, and is not needed here.
     parameters+=" mitigations=off no5lvl cryptomgr.notests random.trust_cpu=1"
     if [[ $deterministic = yes ]]; then
-        # Watchdogs would take the leaps of time for hangs.
-        parameters+=" nowatchdog nokaslr norandmaps"
+        # Idle time is skipped up to the guest's next timer, also while it waits for the host's
+        # files. So the timer ticks on (nohz=off): else time leaps by minutes, and with it bounds.
+        parameters+=" nohz=off nowatchdog nokaslr norandmaps"
         qemu_options=(-accel "tcg,thread=single" -icount "shift=0,sleep=off" -rtc clock=vm)
         qemu_options+=(-seed 1 -smp 1 -cpu max)
     else
@@ -139,8 +140,10 @@ end_guest() {
     done
 }
 
+# Prints the guest's console without the firmware's lines and control sequences.
 print_console() {
-    sed -E 's/\x1b(\[[?0-9;]*[A-Za-z]|c)//g; s/\r//g' "/dev/fd/$console" | grep -a .
+    sed -E 's/\x1b(\[[?0-9;]*[A-Za-z]|c)//g; s/\r//g; /^SeaBIOS/d; s/^Booting from ROM\.*//' \
+        "/dev/fd/$console" | grep -a .
 }
 
 # Fails with the last lines of the guest's console and with the reason that its kernel gave, if any.
@@ -170,17 +173,18 @@ read_report() {
 }
 
 follow_boot() {
-    local bound=$boot_bound status=0
+    local bound=$boot_bound status=0 how=
     if [[ $accelerator = kvm && $deterministic = no ]]; then
         bound=$kvm_boot_bound
+        how=" with SOFT_ROCE_ACCEL=kvm; tcg emulates anywhere"
     fi
     if (( timeout > 0 && timeout < bound )); then
         bound=$timeout
     fi
     read_report "$bound" || status=$?
     case $status in
-        1) fail_with_console "the guest died while booting" ;;
-        2) fail_with_console "the guest did not boot within $bound s" ;;
+        1) fail_with_console "the guest died while booting$how" ;;
+        2) fail_with_console "the guest did not boot within $bound s$how" ;;
     esac
 }
 

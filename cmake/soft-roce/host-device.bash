@@ -6,13 +6,13 @@
 
 devices=/sys/class/infiniband
 
-# A device that the kernel shows but no process can open is of no use: so it is in a container without
+# A device that the kernel shows but the caller cannot open is of no use, as in a container without
 # /dev/infiniband.
 can_open_device() {
-    local node
-    for node in "$devices/$1/device/infiniband_verbs"/*; do
-        node=/dev/infiniband/${node##*/}
-        if [[ -r $node && -w $node ]]; then
+    local device=$1 name node
+    for name in /sys/class/infiniband_verbs/*/ibdev; do
+        node=/dev/infiniband/$(basename -- "${name%/ibdev}")
+        if [[ -e $name && $(<"$name") = "$device" && -r $node && -w $node ]]; then
             return 0
         fi
     done
@@ -28,12 +28,10 @@ print_gid_address() {
 # Prints the GIDs of a port, a line each: how well it serves (1 is best), device, port, index, and
 # its IPv4 address if it has one.
 print_gids() {
-    local port=$1 file gid type place
-    for file in "$port"/gids/*; do
-        gid=$(cat -- "$file" 2>/dev/null) || continue
-        [[ -n ${gid//[0:]/} ]] || continue
-        type=$(cat -- "$port/gid_attrs/types/${file##*/}" 2>/dev/null) || type=
-        place="$(basename -- "${port%/ports/*}") ${port##*/} ${file##*/}"
+    local port=$1 index gid type place
+    while IFS=: read -r index gid; do
+        type=$(cat -- "$port/gid_attrs/types/$index" 2>/dev/null) || type=
+        place="$(basename -- "${port%/ports/*}") ${port##*/} $index"
         case "$type $gid" in
             "RoCE v2 0000:0000:0000:0000:0000:ffff:"*)
                 echo "1 $place $(print_gid_address "$gid")" ;;
@@ -42,7 +40,7 @@ print_gids() {
             *)
                 echo "3 $place" ;;
         esac
-    done
+    done < <(cd -- "$port/gids" && grep -Hsv '^[0:]*$' -- *)
 }
 
 print_active_gids() {
@@ -55,10 +53,14 @@ print_active_gids() {
     done
 }
 
-print_device_address() {
-    local netdev
-    for netdev in "$devices/$1/device/net"/*; do
-        ip -4 -oneline address show dev "${netdev##*/}" 2>/dev/null
+# The IPv4 address of the network device below a GID (RoCE) or above the RDMA device (InfiniBand).
+print_netdev_address() {
+    local device=$1 port=$2 index=$3 name
+    {
+        cat -- "$devices/$device/ports/$port/gid_attrs/ndevs/$index" 2>/dev/null ||
+            ls -- "$devices/$device/device/net" 2>/dev/null
+    } | while read -r name; do
+        ip -4 -oneline address show dev "$name" 2>/dev/null
     done | sed -n 's/.* inet \([0-9.]*\).*/\1/p' | head -n 1
 }
 
@@ -70,7 +72,7 @@ find_host_device() {
     [[ -n $found ]] || return 1
     read -r rank RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS <<<"$found"
     if (( rank > 1 )); then
-        RDMA_ADDRESS=$(print_device_address "$RDMA_DEVICE")
+        RDMA_ADDRESS=$(print_netdev_address "$RDMA_DEVICE" "$RDMA_PORT" "$RDMA_GID_INDEX") || true
     fi
 }
 
@@ -110,7 +112,8 @@ run_on_host() {
     setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" "${command[@]}" </dev/null &
     host_command=$!
     trap_signals end_host_command
-    wait "$host_command" || status=$?
+    # bash tells of a command that a signal has ended; its status does as well.
+    { wait "$host_command" || status=$?; } 2>/dev/null
     if (( timeout > 0 && SECONDS - started >= timeout && (status == 124 || status == 137) )); then
         fail "the command did not end within $timeout s"
     fi

@@ -50,7 +50,7 @@ download_kernel() {
 
 try_download_kernel() {
     download_kernel && return
-    can_become_root || return 1
+    [[ $install = yes ]] && can_become_root || return 1
     update_package_lists
     download_kernel
 }
@@ -73,7 +73,7 @@ is_bootable() {
 
 # Unpacks the kernel proper from its self-extracting image: to do that here saves seconds of
 # emulation at every boot. A format's magic may occur by chance, and other bytes follow the packed
-# kernel, so what counts is the result, not the status. Without one the guest boots the image itself.
+# kernel, so what counts is the result, not the status. Without one the guest boots the image.
 extract_kernel() {
     local image=$1 kernel=$2 format magic offset
     while read -r format magic; do
@@ -188,13 +188,25 @@ build_cache() (
     mv -T -- "$new" "$cache/$(<release)"
 )
 
+# shellcheck disable=SC2317 # It is called by traps.
+end_builder() {
+    kill -TERM -- "-$builder" 2>/dev/null || true
+    wait "$builder" 2>/dev/null || true
+}
+
 # Sets kernel_directory, which holds: kernel, initramfs.cpio, release.
 find_kernel() {
     local cache
     cache=$(print_cache_directory)
     kernel_directory=$(print_cached_kernel "$cache")
     if [[ -z $kernel_directory ]]; then
-        build_cache "$cache"
+        # The builder is a process group of its own, to be ended with all that it has started.
+        set -m
+        build_cache "$cache" &
+        set +m
+        builder=$!
+        trap_signals end_builder
+        wait "$builder" || exit 1
         kernel_directory=$(print_cached_kernel "$cache")
     fi
 }

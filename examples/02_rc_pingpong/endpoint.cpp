@@ -67,9 +67,8 @@ asyncverbs::Context open_device(const Options& options) {
 Endpoint::Endpoint(const asyncverbs::Context& context, const asyncverbs::CompletionQueue& cq,
                    const Options& options)
     : options_(options), page_size_(static_cast<std::size_t>(::sysconf(_SC_PAGESIZE))),
-      stride_(round_up(options.size, page_size_)),
-      memory_(allocate_pages(2 * stride_, page_size_)), domain_(context),
-      region_(domain_, std::span(memory_.get(), 2 * stride_)),
+      stride_(round_up(options.size, page_size_)), memory_(allocate_pages(2 * stride_, page_size_)),
+      domain_(context), region_(domain_, std::span(memory_.get(), 2 * stride_)),
       outgoing_(region_.slice(0, options.size)),
       // The server sends back what it has received, from where it is.
       incoming_(region_.slice(options.is_client() ? stride_ : 0, options.size)),
@@ -110,18 +109,19 @@ void Endpoint::fill_memory() {
     if (!options_.is_client()) return;
     std::fill_n(outgoing_.address, outgoing_.length, filler);
     if (!options_.check) return;
-    for (std::size_t i = 0; i < outgoing_.length; i += page_size_) outgoing_.address[i] = page_start;
+    for (std::size_t i = 0; i < outgoing_.length; i += page_size_)
+        outgoing_.address[i] = page_start;
 }
 
 void Endpoint::check_received() const {
     for (std::size_t i = 0; i < incoming_.length; ++i) {
         const std::byte expected = i % page_size_ == 0 ? page_start : filler;
         if (incoming_.address[i] == expected) continue;
-        throw std::runtime_error(
-            "invalid data in page " + std::to_string(i / page_size_) + ": byte " +
-            std::to_string(i) + " is " + std::to_string(std::to_integer<int>(incoming_.address[i])) +
-            " instead of " + std::to_string(std::to_integer<int>(expected)) +
-            (options_.is_client() ? "" : " (the client needs --chk too)"));
+        throw std::runtime_error("invalid data in page " + std::to_string(i / page_size_) +
+                                 ": byte " + std::to_string(i) + " is " +
+                                 std::to_string(std::to_integer<int>(incoming_.address[i])) +
+                                 " instead of " + std::to_string(std::to_integer<int>(expected)) +
+                                 (options_.is_client() ? "" : " (the client needs --chk too)"));
     }
 }
 

@@ -73,7 +73,7 @@ private:
     ibv_sge receive_sge_;
     ibv_send_wr send_{};
     ibv_recv_wr receive_{};
-    std::uint32_t receives_ = 0; // posted and not completed
+    std::uint32_t receives_ = 0;       // posted and not completed
     asyncverbs::QueuePair queue_pair_; // last: destroyed before the memory that it may write
 };
 

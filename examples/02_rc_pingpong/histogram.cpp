@@ -13,6 +13,9 @@ namespace {
 
 constexpr std::uint64_t even_rows = 12; // from the minimum to the 99th percentile, about
 
+// Times of which the 99th percentile is more than so many times the minimum get rows that grow.
+constexpr std::uint64_t wide_spread = 8;
+
 // A unit in which `time` is a number of one to three digits before the point.
 struct Unit {
     const char* name;
@@ -33,6 +36,12 @@ std::string format(const char* pattern, Args... args) {
     return text.data();
 }
 
+// In nine characters.
+std::string time_text(std::uint64_t time) {
+    const Unit unit = unit_for(time);
+    return format("%6.4g %-2s", static_cast<double>(time) / unit.nanoseconds, unit.name);
+}
+
 // The least of 1, 2, 5, 10, 20, 50 ... that is not below `value`.
 std::uint64_t round_up_nicely(std::uint64_t value) {
     for (std::uint64_t decade = 1;; decade *= 10) {
@@ -40,6 +49,34 @@ std::uint64_t round_up_nicely(std::uint64_t value) {
             if (decade * factor >= value) return decade * factor;
         }
     }
+}
+
+// 1, 1.5, 2, 3, 5, 7 and 10 times each power of ten.
+std::vector<std::uint64_t> growing_limits(std::uint64_t low, std::uint64_t high) {
+    std::vector<std::uint64_t> limits{0};
+    for (std::uint64_t decade = 10; limits.back() <= high; decade *= 10) {
+        for (const std::uint64_t factor : {10u, 15u, 20u, 30u, 50u, 70u}) {
+            const std::uint64_t limit = decade / 10 * factor;
+            if (limit <= low) limits.back() = limit;
+            else if (limits.back() <= high) limits.push_back(limit);
+        }
+    }
+    return limits;
+}
+
+// Equal steps up to `most`, and beyond it steps that double.
+std::vector<std::uint64_t> even_limits(std::uint64_t low, std::uint64_t most, std::uint64_t high) {
+    // A row of only a few buckets would show their borders rather than the samples.
+    const std::uint64_t least_step = most >> (Histogram::precision_bits - 3);
+    std::uint64_t step =
+        round_up_nicely(std::max({(most - low) / even_rows, least_step, std::uint64_t{1}}));
+    std::vector<std::uint64_t> limits{low / step * step};
+    while (limits.back() <= most) limits.push_back(limits.back() + step);
+    while (limits.back() <= high) {
+        step *= 2;
+        limits.push_back(limits.back() + step);
+    }
+    return limits;
 }
 
 } // namespace
@@ -84,22 +121,13 @@ Histogram::Time Histogram::percentile(double percent) const {
     return Time::zero();
 }
 
-// The limits between rows, ascending; the first is not above the minimum, the last above the maximum.
+// The limits between rows, ascending; the first is not above the minimum, the last above the
+// maximum.
 std::vector<std::uint64_t> Histogram::row_limits() const {
     const auto low = static_cast<std::uint64_t>(min_.count());
     const auto most = static_cast<std::uint64_t>(percentile(99).count());
     const auto high = static_cast<std::uint64_t>(max_.count());
-    // A row of only a few buckets would show their borders rather than the samples.
-    const std::uint64_t least_step = most >> (precision_bits - 3);
-    std::uint64_t step =
-        round_up_nicely(std::max({(most - low) / even_rows, least_step, std::uint64_t{1}}));
-    std::vector<std::uint64_t> limits{low / step * step};
-    while (limits.back() <= most) limits.push_back(limits.back() + step);
-    while (limits.back() <= high) {
-        step *= 2;
-        limits.push_back(limits.back() + step);
-    }
-    return limits;
+    return most / wide_spread > low ? growing_limits(low, high) : even_limits(low, most, high);
 }
 
 std::string Histogram::draw(std::size_t width) const {
@@ -113,26 +141,23 @@ std::string Histogram::draw(std::size_t width) const {
         rows[static_cast<std::size_t>(row)] += buckets_[bucket];
     }
     const std::uint64_t longest = *std::max_element(rows.begin(), rows.end());
-    const Unit unit = unit_for(limits[limits.size() / 2]);
-    const bool fractions = static_cast<double>(limits[1] - limits[0]) < unit.nanoseconds;
     std::string text;
     for (std::size_t row = 0; row < rows.size(); ++row) {
-        // What is there at all is seen.
-        const std::size_t bar = static_cast<std::size_t>((rows[row] * width + longest - 1) / longest);
-        text += format("  %10.*f -%10.*f %-2s %10llu %6.2f %%  ", fractions ? 2 : 0,
-                       static_cast<double>(limits[row]) / unit.nanoseconds, fractions ? 2 : 0,
-                       static_cast<double>(limits[row + 1]) / unit.nanoseconds, unit.name,
-                       static_cast<unsigned long long>(rows[row]),
+        text += "  " + time_text(limits[row]) + " - " + time_text(limits[row + 1]);
+        text += format(" %10llu %6.2f %%", static_cast<unsigned long long>(rows[row]),
                        100. * static_cast<double>(rows[row]) / static_cast<double>(count_));
-        text += std::string(bar, '#') + '\n';
+        // What is there at all is seen.
+        const std::uint64_t bar = (rows[row] * width + longest - 1) / longest;
+        if (bar > 0) text += "  " + std::string(bar, '#');
+        text += '\n';
     }
-    text += "  min";
     const auto add = [&](const char* name, Time time) {
-        const Unit own = unit_for(static_cast<std::uint64_t>(time.count()));
-        text += format("%s %.4g %s", name, static_cast<double>(time.count()) / own.nanoseconds,
-                       own.name);
+        const auto value = static_cast<std::uint64_t>(time.count());
+        const Unit unit = unit_for(value);
+        text +=
+            format("%s %.4g %s", name, static_cast<double>(value) / unit.nanoseconds, unit.name);
     };
-    add("", min());
+    add("  min", min());
     add(", p50", percentile(50));
     add(", p90", percentile(90));
     add(", p99", percentile(99));

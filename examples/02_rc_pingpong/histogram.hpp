@@ -15,25 +15,26 @@ class Histogram {
 public:
     using Time = std::chrono::nanoseconds;
 
+    /// Times are counted in buckets whose width is their power of two divided by 2 to this power.
+    static constexpr unsigned precision_bits = 10;
+
     void record(Time time);
 
     std::uint64_t count() const noexcept { return count_; }
     Time min() const noexcept { return min_; }
     Time max() const noexcept { return max_; }
 
-    /// The least time that `percent` of the samples do not exceed; 0 < percent <= 100. Zero if there
-    /// are no samples.
+    /// The least time that `percent` of the samples do not exceed; 0 < percent <= 100. Zero if
+    /// there are no samples.
     Time percentile(double percent) const;
 
     /// One line per range of times: the range, how many samples fell into it, a bar of at most
-    /// `width` characters; below it the percentiles. Ranges are equally wide up to the 99th
-    /// percentile and then grow, so that the tail is there but does not flatten the rest.
+    /// `width` characters; below it the percentiles. The ranges are equally wide up to the 99th
+    /// percentile and then grow, so that the tail is there but does not flatten the rest; where
+    /// times differ widely, they grow from the start.
     std::string draw(std::size_t width = 40) const;
 
 private:
-    // Times are counted in buckets whose width is their power of two divided by 1,024.
-    static constexpr unsigned precision_bits = 10;
-
     static std::size_t bucket_of(std::uint64_t time) noexcept;
     static std::uint64_t bucket_start(std::size_t bucket) noexcept;
 

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cctype>
-#include <cerrno>
 #include <cstdlib>
 #include <limits>
 
@@ -45,12 +44,12 @@ std::string option_name(int value) {
 bool is_known(int value) { return option_name(value).starts_with("--"); }
 
 std::uint64_t parse_number(int option, const char* text, std::uint64_t low, std::uint64_t high) {
-    // strtoull itself would take blanks and signs. Base 0, as in ibv_rc_pingpong: 0x10 is 16.
+    // strtoull itself would take blanks and signs, and gives its maximum for what is too much for
+    // it. Base 0, as in ibv_rc_pingpong: 0x10 is 16.
     const bool starts_well = std::isdigit(static_cast<unsigned char>(text[0])) != 0;
     char* end = nullptr;
-    errno = 0;
     const std::uint64_t value = starts_well ? std::strtoull(text, &end, 0) : 0;
-    if (!starts_well || *end != '\0' || errno == ERANGE || value < low || value > high) {
+    if (!starts_well || *end != '\0' || value < low || value > high) {
         throw UsageError(option_name(option) + " takes a number from " + std::to_string(low) +
                          " to " + std::to_string(high) + ", not \"" + text + "\"");
     }
@@ -65,8 +64,7 @@ T parse_number_as(int option, const char* text, std::uint64_t low,
 
 ibv_mtu parse_mtu(const char* text) {
     const std::string given = text;
-    for (const ibv_mtu mtu :
-         {IBV_MTU_256, IBV_MTU_512, IBV_MTU_1024, IBV_MTU_2048, IBV_MTU_4096}) {
+    for (const ibv_mtu mtu : {IBV_MTU_256, IBV_MTU_512, IBV_MTU_1024, IBV_MTU_2048, IBV_MTU_4096}) {
         if (given == std::to_string(mtu_bytes(mtu))) return mtu;
     }
     throw UsageError("--mtu takes 256, 512, 1024, 2048 or 4096, not \"" + given + "\"");
@@ -152,7 +150,8 @@ Options parse_options(int argc, char** argv) {
 
 std::string help_text(const std::string& program) {
     return "Usage: " + program + R"( [OPTION...]        start a server and wait for one client
-       )" + program + R"( [OPTION...] HOST   be the client of the server on HOST
+       )" + program +
+           R"( [OPTION...] HOST   be the client of the server on HOST
 
 Sends messages to and fro over one reliable connection and awaits every completion; nothing
 spins. Options, handshake and output are those of libibverbs' ibv_rc_pingpong, which may run on

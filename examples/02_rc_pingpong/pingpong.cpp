@@ -19,20 +19,20 @@ asyncverbs::Task<> PingPong::run() {
         ~Notify() { source.request_stop(); }
         std::stop_source& source;
     };
-    const auto exchange_until_done = [](PingPong& self, std::stop_source& source)
-        -> asyncverbs::Task<> {
+    const auto exchange_until_done = [](PingPong& self,
+                                        std::stop_source& source) -> asyncverbs::Task<> {
         const Notify notify(source);
         co_await self.exchange();
     };
     co_await asyncverbs::when_all(exchange_until_done(*this, done), watch(done.get_token()));
 }
 
-// The next send is due when the last one and the receive that answers it have both completed.
+// A message is sent when the last one, and the one that answers it, have both completed.
 asyncverbs::Task<> PingPong::exchange() {
     const Clock::time_point start = Clock::now();
-    if (options_.is_client()) send();
     std::array<ibv_wc, 2> wcs;
     while (sent_ < options_.iterations || received_ < options_.iterations) {
+        if (!sending_ && !receiving_ && sent_ < options_.iterations) send();
         for (const ibv_wc& wc : co_await cq_.poll(wcs)) on_completion(wc);
     }
     elapsed_ = Clock::now() - start;
@@ -41,32 +41,31 @@ asyncverbs::Task<> PingPong::exchange() {
 void PingPong::send() {
     if (options_.histogram) send_time_ = Clock::now();
     endpoint_.post_send();
-    send_due_ = receive_due_ = true;
+    sending_ = receiving_ = true;
 }
 
 void PingPong::on_completion(const ibv_wc& wc) {
     if (wc.status != IBV_WC_SUCCESS) fail(wc);
     if (wc.wr_id == send_id) {
         ++sent_;
-        send_due_ = false;
+        sending_ = false;
     } else {
-        on_receive(wc);
+        if (options_.histogram) record_round_trip();
+        if (wc.byte_len != options_.size) fail_size(wc.byte_len);
+        endpoint_.use_receive();
+        ++received_;
+        receiving_ = false;
     }
-    if (!send_due_ && !receive_due_ && sent_ < options_.iterations) send();
 }
 
-void PingPong::on_receive(const ibv_wc& wc) {
-    if (options_.histogram && send_time_ != Clock::time_point{}) {
-        round_trips_.record(Clock::now() - send_time_);
-    }
-    if (wc.byte_len != options_.size) {
-        throw std::runtime_error("the peer sent a message of " + std::to_string(wc.byte_len) +
-                                 " bytes, not " + std::to_string(options_.size) +
-                                 ": both ends need the same --size");
-    }
-    endpoint_.use_receive();
-    ++received_;
-    receive_due_ = false;
+void PingPong::record_round_trip() {
+    if (send_time_ == Clock::time_point{}) return; // the server's first receive answers nothing
+    round_trips_.record(Clock::now() - send_time_);
+}
+
+void PingPong::fail_size(std::uint32_t size) const {
+    throw std::runtime_error("the peer sent a message of " + std::to_string(size) + " bytes, not " +
+                             std::to_string(options_.size) + ": both ends need the same --size");
 }
 
 // A queue pair that breaks flushes what is outstanding; of all that has completed by now, what was
@@ -85,12 +84,11 @@ void PingPong::fail(ibv_wc wc) {
             if (each.status != IBV_WC_SUCCESS && wc.status == IBV_WC_WR_FLUSH_ERR) wc = each;
         }
     }
-    throw std::runtime_error(std::string(wc.wr_id == send_id ? "send" : "receive") + " (wr_id " +
-                             std::to_string(wc.wr_id) + ") failed after " +
-                             std::to_string(received_) + " of " +
-                             std::to_string(options_.iterations) +
-                             " iters: " + ibv_wc_status_str(wc.status) + " (status " +
-                             std::to_string(wc.status) + ")");
+    throw std::runtime_error(
+        std::string(wc.wr_id == send_id ? "send" : "receive") + " (wr_id " +
+        std::to_string(wc.wr_id) + ") failed after " + std::to_string(received_) + " of " +
+        std::to_string(options_.iterations) + " iters: " + ibv_wc_status_str(wc.status) +
+        " (status " + std::to_string(wc.status) + ")");
 }
 
 // A peer that dies while nothing is on its way to it leaves no trace: no retry, no error. The

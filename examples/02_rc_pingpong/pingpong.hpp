@@ -41,8 +41,9 @@ private:
     asyncverbs::Task<> watch(std::stop_token done);
     void send();
     void on_completion(const ibv_wc& wc);
-    void on_receive(const ibv_wc& wc);
+    void record_round_trip();
     [[noreturn]] void fail(ibv_wc wc);
+    [[noreturn]] void fail_size(std::uint32_t size) const;
 
     asyncverbs::EpollExecutor& loop_;
     asyncverbs::AsyncCq& cq_;
@@ -50,8 +51,8 @@ private:
     const Options& options_;
     std::uint32_t sent_ = 0; // completed
     std::uint32_t received_ = 0;
-    bool send_due_ = false; // what the next send has to wait for
-    bool receive_due_ = true;
+    bool sending_ = false; // what the next send waits for
+    bool receiving_ = !options_.is_client();
     bool peer_silent_ = false;
     Clock::time_point send_time_{};
     std::chrono::nanoseconds elapsed_{0};

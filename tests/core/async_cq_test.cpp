@@ -31,7 +31,8 @@ using asyncverbs::support::Coroutine;
 using WrIds = std::vector<std::uint64_t>;
 
 static_assert(CqNotifier<ManualNotifier>);
-static_assert(std::movable<PollOperation> && std::movable<PollWrIdOperation>);
+static_assert(std::move_constructible<PollOperation> && !std::copyable<PollOperation>);
+static_assert(std::move_constructible<PollWrIdOperation>);
 static_assert(awaitable_of<PollOperation, std::span<ibv_wc>>);
 static_assert(!awaitable<PollOperation&>, "an operation is awaited once, as an rvalue");
 static_assert(awaitable_of<PollWrIdOperation, ibv_wc>);

@@ -27,8 +27,8 @@
 using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::support::contains;
-using asyncverbs::support::counters;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::counters;
 using asyncverbs::support::Pipe;
 
 static_assert(TimedCqNotifier<EpollNotifier>);
@@ -214,13 +214,68 @@ TEST_CASE("EpollNotifier: stop", "[epoll_notifier]") {
         CHECK(f.result);
         CHECK(waiter.done());
     }
-    SECTION("requested by a coroutine that is resumed first in the same turn") {
+    SECTION("requested by a function that is called in the turn of the wake") {
         f.executor.post([&] { stop.request_stop(); });
         f.pipe.put();
-        const Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
+        Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
         CHECK(f.executor.run_once());
         CHECK(f.result == ok);
-        CHECK(!f.executor.run_once());
+        f.pipe.take();
+        f.result.reset();
+        waiter = wait(*f.notifier, f.result);
+        f.executor.run_once();
+        CHECK(!f.result);
+    }
+    SECTION("requested while nobody waits, by the token of an earlier wait") {
+        f.pipe.put();
+        Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
+        f.executor.run_once();
+        f.pipe.take();
+        stop.request_stop();
+        f.result.reset();
+        SECTION("which is the token of the next wait, too") {
+            waiter = wait(*f.notifier, f.result, stop.get_token());
+            CHECK(f.result == std::errc::operation_canceled);
+        }
+        SECTION("which is not the token of the next wait") {
+            std::stop_source next;
+            waiter = wait(*f.notifier, f.result, next.get_token());
+            f.executor.run_once();
+            CHECK(!f.result);
+            next.request_stop();
+            f.executor.run_once();
+            CHECK(f.result == std::errc::operation_canceled);
+        }
+        SECTION("and the notifier is destroyed") {
+            f.notifier.reset();
+            CHECK(!f.executor.run_once());
+        }
+    }
+    SECTION("of an earlier wait's token does not end a wait with another one") {
+        f.pipe.put();
+        Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
+        f.executor.run_once();
+        f.pipe.take();
+        f.result.reset();
+        waiter = wait(*f.notifier, f.result, std::stop_source().get_token());
+        stop.request_stop();
+        f.executor.run_once();
+        CHECK(!f.result);
+    }
+    SECTION("ends one of many waits with the same token") {
+        for (int i = 0; i < 3; ++i) {
+            f.pipe.put();
+            f.result.reset();
+            const Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
+            f.executor.run_once();
+            CHECK(f.result == ok);
+            f.pipe.take();
+        }
+        f.result.reset();
+        const Coroutine waiter = wait_for(*f.notifier, 1h, f.result, stop.get_token());
+        stop.request_stop();
+        f.executor.run_once();
+        CHECK(f.result == std::errc::operation_canceled);
     }
     SECTION("the next wait is not affected") {
         Coroutine waiter = wait(*f.notifier, f.result, stop.get_token());
@@ -347,6 +402,36 @@ TEST_CASE("EpollNotifier: a suspended wait can be destroyed at any time", "[epol
     CHECK(f.result == ok);
 }
 
+TEST_CASE("EpollNotifier: a wait that has ended is not resumed again, however long it lives",
+          "[epoll_notifier]") {
+    Fixture f;
+    std::stop_source stop;
+    Pipe never;
+    EpollNotifier other(f.executor, never.reader());
+    bool resumed = false;
+    // The first awaiter lives until the end of the expression, while the second one waits.
+    const auto body = [&]() -> Coroutine {
+        (co_await f.notifier->readable(stop.get_token()), co_await other.readable());
+        resumed = true;
+    };
+    SECTION("ready before it was stopped") {
+        const Coroutine coroutine = body();
+        f.pipe.put();
+        stop.request_stop();
+        CHECK(f.executor.run_once());
+        f.executor.run_once();
+        CHECK(!resumed);
+    }
+    SECTION("stopped while it was queued because its notifier was destroyed") {
+        f.executor.post([&] { f.notifier.reset(); });
+        const Coroutine coroutine = body();
+        stop.request_stop();
+        CHECK(f.executor.run_once());
+        f.executor.run_once();
+        CHECK(!resumed);
+    }
+}
+
 TEST_CASE("EpollNotifier: one that is destroyed cancels its wait", "[epoll_notifier]") {
     Fixture f;
     SECTION("unreadable") {
@@ -431,7 +516,9 @@ TEST_CASE("EpollNotifier: it leaves the fd registered nowhere", "[epoll_notifier
         if (i == 1) pipe.put();
         executor.run_once(); // masked
     }
-    { const EpollNotifier notifier = executor.notifier(pipe.reader()); }
+    {
+        const EpollNotifier notifier = executor.notifier(pipe.reader());
+    }
     epoll_event event{};
     CHECK(::epoll_ctl(executor.native_handle(), EPOLL_CTL_DEL, pipe.reader(), &event) == -1);
     CHECK(errno == ENOENT);
@@ -479,4 +566,20 @@ TEST_CASE("EpollNotifier: many descriptors", "[epoll_notifier]") {
     }
     executor.run(when_all(std::move(tasks)));
     CHECK(woken == 3 * count);
+}
+
+TEST_CASE("EpollNotifier: a wait is an object that can be moved and combined", "[epoll_notifier]") {
+    Fixture f;
+    f.pipe.put();
+    const auto body = [&]() -> Task<> {
+        auto operation = f.notifier->readable();
+        auto moved = std::move(operation);
+        const std::error_code error = co_await std::move(moved);
+        CHECK(error == ok);
+        const auto [readable, slept] = co_await when_all(f.notifier->readable(),
+                                                         f.executor.sleep_for(1us));
+        CHECK(readable == ok);
+        CHECK(slept == ok);
+    };
+    f.executor.run(body());
 }

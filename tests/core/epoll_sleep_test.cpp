@@ -24,8 +24,8 @@ using namespace std::chrono_literals;
 using asyncverbs::support::Coroutine;
 using Clock = std::chrono::steady_clock;
 
-static_assert(awaitable_of<decltype(std::declval<EpollExecutor&>().sleep_for(1ms)),
-                           std::error_code>);
+static_assert(
+    awaitable_of<decltype(std::declval<EpollExecutor&>().sleep_for(1ms)), std::error_code>);
 static_assert(std::movable<decltype(std::declval<EpollExecutor&>().sleep_for(1ms))>);
 
 namespace {

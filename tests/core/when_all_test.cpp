@@ -58,8 +58,9 @@ Coroutine store(Task<T> task, std::unique_ptr<T>& result) {
 TEST_CASE("when_all: gives a tuple of the results, monostate for void", "[when_all]") {
     int n = 5;
     auto all = when_all(number(1), nothing(), owned(3), same(n));
-    static_assert(std::is_same_v<decltype(all), Task<std::tuple<int, std::monostate,
-                                                                std::unique_ptr<int>, int&>>>);
+    static_assert(
+        std::is_same_v<decltype(all),
+                       Task<std::tuple<int, std::monostate, std::unique_ptr<int>, int&>>>);
     const auto body = [&]() -> Task<int> {
         auto [a, b, c, d] = co_await std::move(all);
         static_cast<void>(b);

@@ -75,32 +75,89 @@ TEST_CASE("99.9 % of a thousand samples leave out the greatest") {
     CHECK(histogram.percentile(0.1) == 1ns);
 }
 
-TEST_CASE("a drawing has every sample, one row a range") {
+namespace {
+
+struct Row {
+    std::string low; // "40 us"
+    std::string high;
+    unsigned long long count = 0;
+    std::size_t bar = 0;
+};
+
+std::vector<Row> rows_of(const std::string& drawing) {
+    std::vector<Row> rows;
+    std::vector<std::string> lines = lines_of(drawing);
+    lines.pop_back(); // the percentiles
+    for (const std::string& line : lines) {
+        char low_unit[3], high_unit[3];
+        double low, high;
+        Row row;
+        REQUIRE(std::sscanf(line.c_str(), "%lf %2s - %lf %2s %llu", &low, low_unit, &high,
+                            high_unit, &row.count) == 5);
+        std::ostringstream low_text, high_text;
+        low_text << low << ' ' << low_unit;
+        high_text << high << ' ' << high_unit;
+        row.low = low_text.str();
+        row.high = high_text.str();
+        row.bar = static_cast<std::size_t>(std::count(line.begin(), line.end(), '#'));
+        CHECK((row.bar > 0) == (row.count > 0));
+        CHECK_FALSE(line.ends_with(' '));
+        if (!rows.empty()) CHECK(rows.back().high == row.low);
+        rows.push_back(row);
+    }
+    return rows;
+}
+
+} // namespace
+
+TEST_CASE("a drawing has every sample, in rows of equal width with a tail that grows") {
     Histogram histogram;
-    std::mt19937 random(2);
-    for (int i = 0; i < 5'000; ++i) {
-        histogram.record(std::chrono::nanoseconds(40'000 + random() % 20'000));
+    for (int i = 0; i < 10'000; ++i) {
+        histogram.record(std::chrono::nanoseconds(40'000 + 2 * i)); // 40 to 60 us
     }
-    histogram.record(5ms); // the tail gets rows, but few
-    const std::vector<std::string> lines = lines_of(histogram.draw(30));
-    CHECK(lines.size() > 8);
-    CHECK(lines.size() < 30);
-    std::uint64_t total = 0;
-    std::size_t longest = 0;
-    for (std::size_t i = 0; i + 1 < lines.size(); ++i) {
-        double low = 0;
-        double high = 0;
-        unsigned long long count = 0;
-        REQUIRE(std::sscanf(lines[i].c_str(), "%lf -%lf us %llu", &low, &high, &count) == 3);
-        CHECK(low < high);
-        total += count;
-        const auto bar = static_cast<std::size_t>(std::count(lines[i].begin(), lines[i].end(), '#'));
-        CHECK((bar > 0) == (count > 0));
-        longest = std::max(longest, bar);
+    histogram.record(5ms);
+    const std::string drawing = histogram.draw(30);
+    CHECK_THAT(drawing, contains("min 40 us, p50 ") && contains("p99.9 ") && contains("max 5 ms"));
+    const std::vector<Row> rows = rows_of(drawing);
+    REQUIRE(rows.size() > 10);
+    for (std::size_t i = 0; i < 10; ++i) {
+        CAPTURE(i);
+        CHECK(rows[i].low == std::to_string(40 + 2 * i) + " us");
+        CHECK(rows[i].bar >= 29);
+        CHECK(rows[i].bar <= 30);
+        CHECK(rows[i].count >= 990);
+        CHECK(rows[i].count <= 1'010);
     }
-    CHECK(total == 5'001);
-    CHECK(longest == 30);
-    CHECK_THAT(lines.back(), contains("p50 ") && contains("p99.9 ") && contains("max 5 ms"));
+    CHECK(rows.size() < 25);
+    CHECK(rows.back().count == 1);
+    CHECK(rows.back().bar == 1);
+    unsigned long long total = 0;
+    for (const Row& row : rows) total += row.count;
+    CHECK(total == 10'001);
+}
+
+TEST_CASE("times that differ widely get rows that grow") {
+    Histogram histogram;
+    for (int i = 0; i < 90; ++i) histogram.record(120us);
+    for (int i = 0; i < 10; ++i) histogram.record(4ms);
+    const std::vector<Row> rows = rows_of(histogram.draw());
+    CHECK(rows.front().low == "100 us");
+    CHECK(rows.front().high == "150 us");
+    CHECK(rows.front().count == 90);
+    CHECK(rows.back().low == "3 ms");
+    CHECK(rows.back().high == "5 ms");
+    CHECK(rows.back().count == 10);
+    CHECK(rows.size() == 10);
+}
+
+TEST_CASE("times from zero on have rows") {
+    Histogram histogram;
+    for (int i = 0; i <= 100; ++i) histogram.record(std::chrono::nanoseconds(i));
+    const std::vector<Row> rows = rows_of(histogram.draw());
+    CHECK(rows.front().low == "0 ns");
+    unsigned long long total = 0;
+    for (const Row& row : rows) total += row.count;
+    CHECK(total == 101);
 }
 
 TEST_CASE("equal samples are one row") {

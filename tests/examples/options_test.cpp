@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The command line of rc_pingpong: what ibv_rc_pingpong takes is taken, all else is refused in words.
+// The command line of rc_pingpong: what ibv_rc_pingpong takes is taken, all else is refused in
+// words.
 #include "options.hpp"
 
 #include "support/catch.hpp"
@@ -39,12 +40,13 @@ TEST_CASE("the defaults are those of ibv_rc_pingpong") {
 }
 
 TEST_CASE("short and long options mean the same") {
-    const std::vector<std::string> shorts{"-p", "1", "-d", "rxe0", "-i", "2", "-s", "64", "-m",
-                                          "4096", "-r", "7", "-n", "9", "-l", "15", "-g", "3",
-                                          "-e", "-c", "host"};
-    const std::vector<std::string> longs{"host", "--port=1", "--ib-dev=rxe0", "--ib-port", "2",
-                                         "--size=64", "--mtu=4096", "--rx-depth=7", "--iters=9",
-                                         "--sl=15", "--gid-idx=3", "--events", "--chk"};
+    const std::vector<std::string> shorts{"-p", "1",  "-d",   "rxe0", "-i", "2",  "-s",
+                                          "64", "-m", "4096", "-r",   "7",  "-n", "9",
+                                          "-l", "15", "-g",   "3",    "-e", "-c", "host"};
+    const std::vector<std::string> longs{"host",      "--port=1",  "--ib-dev=rxe0", "--ib-port",
+                                         "2",         "--size=64", "--mtu=4096",    "--rx-depth=7",
+                                         "--iters=9", "--sl=15",   "--gid-idx=3",   "--events",
+                                         "--chk"};
     for (const auto& arguments : {shorts, longs}) {
         const Options options = parse(arguments);
         CHECK(options.host == "host");
@@ -119,9 +121,9 @@ TEST_CASE("unusable values are refused with option, value and range") {
 
 TEST_CASE("the help names every option") {
     const std::string help = help_text("rc_pingpong");
-    for (const char* name : {"--port", "--ib-dev", "--ib-port", "--size", "--mtu", "--rx-depth",
-                             "--iters", "--sl", "--gid-idx", "--events", "--chk", "--histogram",
-                             "--timeout", "--help"}) {
+    for (const char* name :
+         {"--port", "--ib-dev", "--ib-port", "--size", "--mtu", "--rx-depth", "--iters", "--sl",
+          "--gid-idx", "--events", "--chk", "--histogram", "--timeout", "--help"}) {
         CHECK_THAT(help, contains(name));
     }
 }

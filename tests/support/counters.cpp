@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The wrapped symbols behind counters.hpp. The linker turns a call of f in a test's own object files,
-// the library's headers included, into one of __wrap_f, and a call of __real_f into one of f. Not
-// replaced and not interposed, so that those of the sanitizers stay in place.
+// The wrapped symbols behind counters.hpp. The linker turns a call of f in a test's own object
+// files, the library's headers included, into one of __wrap_f, and a call of __real_f into one of
+// f. Not replaced and not interposed, so that those of the sanitizers stay in place.
 #include "support/counters.hpp"
 
 #include <sys/epoll.h>
@@ -94,8 +94,7 @@ void* real_new_nothrow(std::size_t, const std::nothrow_t&) __asm__("__real__Znwm
 void* wrapped_new(std::size_t) __asm__("__wrap__Znwm");
 void* wrapped_new_array(std::size_t) __asm__("__wrap__Znam");
 void* wrapped_new_aligned(std::size_t, std::align_val_t) __asm__("__wrap__ZnwmSt11align_val_t");
-void* wrapped_new_nothrow(std::size_t,
-                          const std::nothrow_t&) __asm__("__wrap__ZnwmRKSt9nothrow_t");
+void* wrapped_new_nothrow(std::size_t, const std::nothrow_t&) __asm__("__wrap__ZnwmRKSt9nothrow_t");
 
 void* wrapped_new(std::size_t size) {
     count_allocation();

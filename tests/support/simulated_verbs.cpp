@@ -1,75 +1,17 @@
 // SPDX-License-Identifier: MIT
 //
-// The simulated verbs as a test sees them: the control functions, the injected failures, the hook
-// and the audit. The verbs themselves are in the other files of this name.
+// The simulated verbs as a test sees them: the functions by which it controls the simulation. The
+// verbs themselves, and what happens inside, are in the other files of this name.
 #include "support/simulated_verbs.hpp"
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs_state.hpp"
 
-#include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <exception>
 #include <stdexcept>
 
 namespace asyncverbs::simulated {
 
 namespace {
-
-constexpr std::array<VerbInfo, verb_count> verb_table{{
-    {Verb::get_device_list, "ibv_get_device_list", Convention::null},
-    {Verb::free_device_list, "ibv_free_device_list", Convention::never, true},
-    {Verb::open_device, "ibv_open_device", Convention::null},
-    {Verb::close_device, "ibv_close_device", Convention::positive, true},
-    {Verb::query_device, "ibv_query_device", Convention::positive},
-    {Verb::query_port, "ibv_query_port", Convention::positive},
-    {Verb::query_gid, "ibv_query_gid", Convention::minus_one},
-    {Verb::query_gid_ex, "ibv_query_gid_ex", Convention::positive},
-    {Verb::query_gid_table, "ibv_query_gid_table", Convention::negative},
-    {Verb::query_pkey, "ibv_query_pkey", Convention::minus_one},
-    {Verb::get_async_event, "ibv_get_async_event", Convention::minus_one},
-    {Verb::ack_async_event, "ibv_ack_async_event", Convention::never, true},
-    {Verb::alloc_pd, "ibv_alloc_pd", Convention::null},
-    {Verb::dealloc_pd, "ibv_dealloc_pd", Convention::positive, true},
-    {Verb::reg_mr, "ibv_reg_mr", Convention::null},
-    {Verb::dereg_mr, "ibv_dereg_mr", Convention::positive, true},
-    {Verb::create_comp_channel, "ibv_create_comp_channel", Convention::null},
-    {Verb::destroy_comp_channel, "ibv_destroy_comp_channel", Convention::positive, true},
-    {Verb::create_cq, "ibv_create_cq", Convention::null},
-    {Verb::resize_cq, "ibv_resize_cq", Convention::positive},
-    {Verb::destroy_cq, "ibv_destroy_cq", Convention::positive, true},
-    {Verb::get_cq_event, "ibv_get_cq_event", Convention::minus_one},
-    {Verb::ack_cq_events, "ibv_ack_cq_events", Convention::never, true},
-    {Verb::poll_cq, "ibv_poll_cq", Convention::negative},
-    {Verb::req_notify_cq, "ibv_req_notify_cq", Convention::positive},
-    {Verb::create_qp, "ibv_create_qp", Convention::null},
-    {Verb::query_qp, "ibv_query_qp", Convention::positive},
-    {Verb::modify_qp, "ibv_modify_qp", Convention::positive},
-    {Verb::destroy_qp, "ibv_destroy_qp", Convention::positive, true},
-    {Verb::post_send, "ibv_post_send", Convention::positive},
-    {Verb::post_recv, "ibv_post_recv", Convention::positive},
-    {Verb::create_srq, "ibv_create_srq", Convention::null},
-    {Verb::modify_srq, "ibv_modify_srq", Convention::positive},
-    {Verb::query_srq, "ibv_query_srq", Convention::positive},
-    {Verb::destroy_srq, "ibv_destroy_srq", Convention::positive, true},
-    {Verb::post_srq_recv, "ibv_post_srq_recv", Convention::positive},
-    {Verb::create_ah, "ibv_create_ah", Convention::null},
-    {Verb::destroy_ah, "ibv_destroy_ah", Convention::positive, true},
-    {Verb::fork_init, "ibv_fork_init", Convention::positive},
-}};
-
-constexpr bool table_is_in_order() {
-    for (std::size_t index = 0; index < verb_table.size(); ++index) {
-        if (verb_table[index].verb != static_cast<Verb>(index)) {
-            return false;
-        }
-    }
-    return true;
-}
-static_assert(table_is_in_order());
-
-std::atomic<Simulation*> active_simulation = nullptr;
 
 // Simulations that ended with live objects: their handles may still be used by destructors.
 std::vector<std::unique_ptr<Simulation>>& abandoned() {
@@ -126,144 +68,6 @@ void add(CqCounters& sum, const CqCounters& counters) {
 }
 
 }  // namespace
-
-// --- the machinery that every verb runs through ---
-
-const VerbInfo& info(Verb verb) {
-    return verb_table[static_cast<std::size_t>(verb)];
-}
-
-const VerbInfo& info(std::string_view name) {
-    const auto found = std::ranges::find(verb_table, name, &VerbInfo::name);
-    if (found == verb_table.end()) {
-        throw std::invalid_argument("simulated verbs: no verb " + std::string(name));
-    }
-    return *found;
-}
-
-Simulation* active() {
-    return active_simulation.load(std::memory_order_acquire);
-}
-
-void set_active(Simulation* simulation) {
-    active_simulation.store(simulation, std::memory_order_release);
-}
-
-int report(Verb verb, const Outcome& outcome) {
-    if (outcome.error == 0) {
-        return outcome.value;
-    }
-    // An errno that must not be looked at: whoever reports it looked.
-    constexpr int meaningless = ENOANO;
-    const Convention convention = info(verb).convention;
-    if (convention == Convention::null) {
-        errno = outcome.sign == ErrnoSign::negative ? -outcome.error : outcome.error;
-        return 0;
-    }
-    ErrnoSign sign = outcome.sign;
-    if (sign == ErrnoSign::usual) {
-        sign = convention == Convention::minus_one  ? ErrnoSign::minus_one
-               : convention == Convention::negative ? ErrnoSign::negative
-                                                    : ErrnoSign::positive;
-    }
-    if (verb == Verb::poll_cq && sign == ErrnoSign::positive) {
-        sign = ErrnoSign::negative;  // a positive result would be a number of completions
-    }
-    errno = sign == ErrnoSign::minus_one && verb != Verb::poll_cq ? outcome.error : meaningless;
-    switch (sign) {
-    case ErrnoSign::negative:
-        return -outcome.error;
-    case ErrnoSign::minus_one:
-        return -1;
-    default:
-        return outcome.error;
-    }
-}
-
-Outcome Simulation::enter(Verb verb) {
-    ++calls[static_cast<std::size_t>(verb)];
-    const VerbInfo& called = info(verb);
-    if (called.convention == Convention::never) {
-        return {};
-    }
-    Outcome outcome;
-    for (PendingFailure& pending : pending_failures) {
-        const bool matches = pending.verb ? *pending.verb == verb : !called.releases;
-        if (!matches || pending.failure.times == 0) {
-            continue;
-        }
-        if (pending.failure.nth > 1) {
-            --pending.failure.nth;
-            continue;
-        }
-        if (outcome.error == 0) {
-            --pending.failure.times;
-            ++failures_injected;
-            outcome = {.error = pending.failure.error, .sign = pending.failure.sign};
-        }
-    }
-    std::erase_if(pending_failures,
-                  [](const PendingFailure& pending) { return pending.failure.times == 0; });
-    return outcome;
-}
-
-void Simulation::call_hook(const Call& call) {
-    std::shared_ptr<const std::function<void(const Call&)>> current;
-    {
-        const std::lock_guard lock(mutex);
-        current = hook;
-    }
-    if (current == nullptr) {
-        return;
-    }
-    std::string problem;
-    try {
-        (*current)(call);
-        return;
-    } catch (const std::exception& error) {
-        problem = error.what();
-    } catch (...) {
-        problem = "an unknown exception";
-    }
-    const std::lock_guard lock(mutex);
-    record(std::string(call.verb) + ": the hook threw " + problem);
-}
-
-template <class Object>
-void Simulation::audit_kind() {
-    for (const Object& object : registry<Object>().all()) {
-        if (object.alive) {
-            record("leaked: " + describe(object));
-        }
-    }
-}
-
-template <class Object>
-static int count_live(const Registry<Object>& registry) {
-    return static_cast<int>(std::ranges::count_if(registry.all(), &Tracked::alive));
-}
-
-int Simulation::live_objects() const {
-    return count_live(registry<QueuePair>()) + count_live(registry<SharedReceiveQueue>()) +
-           count_live(registry<CompletionQueue>()) + count_live(registry<CompletionChannel>()) +
-           count_live(registry<AddressHandle>()) + count_live(registry<MemoryRegion>()) +
-           count_live(registry<ProtectionDomain>()) + count_live(registry<Context>()) +
-           static_cast<int>(device_lists.size());
-}
-
-void Simulation::audit() {
-    audit_kind<QueuePair>();
-    audit_kind<SharedReceiveQueue>();
-    audit_kind<CompletionQueue>();
-    audit_kind<CompletionChannel>();
-    audit_kind<AddressHandle>();
-    audit_kind<MemoryRegion>();
-    audit_kind<ProtectionDomain>();
-    audit_kind<Context>();
-    for (std::size_t lists = device_lists.size(); lists > 0; --lists) {
-        record("leaked: a device list");
-    }
-}
 
 // --- construction, the audit ---
 

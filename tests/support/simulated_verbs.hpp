@@ -104,7 +104,7 @@ public:
     void push_false_readiness(ibv_comp_channel* channel);
     void push_async_event(ibv_context* context, const ibv_async_event& event);
     // The device is gone: IBV_EVENT_DEVICE_FATAL, then EPOLLERR without EPOLLIN on its descriptors
-    // and EIO from reading them, EIO from every verb that is not a release.
+    // and EIO from reading them. Polling and releases go on; every other verb gives EIO.
     void disassociate(ibv_context* context);
     // The counts of read and acknowledged events start here: for wrap-around at 2^32.
     void start_event_counts_at(ibv_cq* cq, std::uint32_t count);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The simulated verbs of devices and contexts: the device list, what a device and its ports are
-// like, and asynchronous events.
+// The simulated verbs of devices and contexts: the device list, and what a device and its ports
+// are like.
 #include "support/simulated_verbs_state.hpp"
 
 #include <algorithm>
@@ -10,65 +10,6 @@
 #include <cstring>
 
 namespace asyncverbs::simulated {
-
-int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc);
-int req_notify_cq(ibv_cq* cq, int solicited_only);
-int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
-int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
-int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
-
-ibv_gid ipv4_gid(std::uint8_t a, std::uint8_t b, std::uint8_t c, std::uint8_t d) {
-    return {.raw = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d}};
-}
-
-ibv_gid link_local_gid(std::uint8_t last) {
-    return {.raw = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, last}};
-}
-
-std::vector<GidEntry> default_gids() {
-    return {{link_local_gid(1), IBV_GID_TYPE_ROCE_V2},
-            {ipv4_gid(10, 7, 0, 1), IBV_GID_TYPE_ROCE_V2}};
-}
-
-ibv_port_attr default_port_attr() {
-    ibv_port_attr attr{};
-    attr.state = IBV_PORT_ACTIVE;
-    attr.max_mtu = IBV_MTU_4096;
-    attr.active_mtu = IBV_MTU_4096;
-    attr.gid_tbl_len = 1024;
-    attr.port_cap_flags = IBV_PORT_CM_SUP | IBV_PORT_IP_BASED_GIDS;
-    attr.max_msg_sz = 1u << 23;
-    attr.pkey_tbl_len = 1;
-    attr.max_vl_num = 1;
-    attr.active_width = 1;
-    attr.active_speed = 1;
-    attr.phys_state = 5;
-    attr.link_layer = IBV_LINK_LAYER_ETHERNET;
-    return attr;
-}
-
-ibv_device_attr default_device_attr() {
-    ibv_device_attr attr{};
-    std::strcpy(attr.fw_ver, "0.0");
-    attr.max_mr_size = ~std::uint64_t{0};
-    attr.max_qp = 1 << 16;
-    attr.max_qp_wr = 1 << 14;
-    attr.max_sge = 32;
-    attr.max_sge_rd = 32;
-    attr.max_cq = 1 << 16;
-    attr.max_cqe = 32767;
-    attr.max_mr = 1 << 16;
-    attr.max_pd = 1 << 16;
-    attr.max_qp_rd_atom = 128;
-    attr.max_qp_init_rd_atom = 128;
-    attr.atomic_cap = IBV_ATOMIC_HCA;
-    attr.max_ah = 1 << 16;
-    attr.max_srq = 1 << 15;
-    attr.max_srq_wr = 1 << 14;
-    attr.max_srq_sge = 27;
-    attr.max_pkeys = 64;
-    return attr;
-}
 
 Device::Device(const DeviceOptions& device_options) : ibv_device{}, options(device_options) {
     options.attr.phys_port_cnt = static_cast<std::uint8_t>(options.ports.size());
@@ -89,10 +30,6 @@ Context::Context(Device& opened) : ibv_context{}, opened_device(opened) {
     num_comp_vectors = 1;
     // Not the extended kind: the inline verbs that need one fall back or report EOPNOTSUPP.
     abi_compat = nullptr;
-}
-
-void Simulation::queue_async_event(Context& context, const ibv_async_event& event) {
-    context.async_events.push(event);
 }
 
 void Simulation::disassociate(Context& context) {
@@ -154,34 +91,6 @@ ibv_gid_entry to_verbs(const GidEntry& entry, std::uint32_t port, std::uint32_t 
     result.port_num = port;
     result.gid_type = entry.type;
     return result;
-}
-
-// The account of the object that an event is about; null for events of the port or the device.
-EventAccount* account_of(Simulation& simulation, Verb verb, const ibv_async_event& event) {
-    switch (event.event_type) {
-    case IBV_EVENT_CQ_ERR: {
-        auto* cq = simulation.check<CompletionQueue>(verb, event.element.cq);
-        return cq == nullptr ? nullptr : &cq->async_events;
-    }
-    case IBV_EVENT_QP_FATAL:
-    case IBV_EVENT_QP_REQ_ERR:
-    case IBV_EVENT_QP_ACCESS_ERR:
-    case IBV_EVENT_COMM_EST:
-    case IBV_EVENT_SQ_DRAINED:
-    case IBV_EVENT_PATH_MIG:
-    case IBV_EVENT_PATH_MIG_ERR:
-    case IBV_EVENT_QP_LAST_WQE_REACHED: {
-        auto* qp = simulation.check<QueuePair>(verb, event.element.qp);
-        return qp == nullptr ? nullptr : &qp->async_events;
-    }
-    case IBV_EVENT_SRQ_ERR:
-    case IBV_EVENT_SRQ_LIMIT_REACHED: {
-        auto* srq = simulation.check<SharedReceiveQueue>(verb, event.element.srq);
-        return srq == nullptr ? nullptr : &srq->async_events;
-    }
-    default:
-        return nullptr;
-    }
 }
 
 }  // namespace
@@ -399,52 +308,7 @@ extern "C" int ibv_get_pkey_index(ibv_context*, std::uint8_t, __be16 pkey) {
     return pkey == 0xffff ? 0 : -1;
 }
 
-// --- asynchronous events ---
-
-extern "C" int ibv_get_async_event(ibv_context* context, ibv_async_event* event) {
-    return run_int(Verb::get_async_event, context, [&](Simulation& simulation,
-                                                       Lock& lock) -> Outcome {
-        while (true) {
-            Context* source = simulation.check<Context>(Verb::get_async_event, context);
-            if (source == nullptr) {
-                return {.error = EINVAL};
-            }
-            if (source->async_events.at_end()) {
-                return {.error = EIO};
-            }
-            const int fd = source->async_events.fd();
-            lock.unlock();
-            const int error = read_token(fd);
-            lock.lock();
-            if (error != 0) {
-                source->async_events.read_failed();
-                return {.error = error};
-            }
-            if (const auto read = source->async_events.pop()) {
-                *event = *read;
-                if (EventAccount* account = account_of(simulation, Verb::get_async_event, *read)) {
-                    ++account->reported;
-                }
-                return {};
-            }
-        }
-    });
-}
-
-extern "C" void ibv_ack_async_event(ibv_async_event* event) {
-    run(Verb::ack_async_event, event, [&](Simulation& simulation, Lock&) {
-        EventAccount* account = account_of(simulation, Verb::ack_async_event, *event);
-        if (account == nullptr) {
-            return Outcome{};
-        }
-        if (account->acked == account->reported) {
-            simulation.record(Verb::ack_async_event, "an event that was not read, or twice");
-            return Outcome{};
-        }
-        ++account->acked;
-        return Outcome{};
-    });
-}
+// --- the rest ---
 
 extern "C" int ibv_fork_init() {
     return run_int(Verb::fork_init, nullptr, [](Simulation&, Lock&) { return Outcome{}; });

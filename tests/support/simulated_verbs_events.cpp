@@ -30,10 +30,6 @@ EventDescriptor::EventDescriptor() {
     }
     fd_ = pair[0];
     peer_ = pair[1];
-    // A name by which the peer can connect again; the kernel chooses one.
-    sockaddr nameless{};
-    nameless.sa_family = AF_UNIX;
-    ::bind(fd_, &nameless, sizeof nameless.sa_family);
 }
 
 EventDescriptor::~EventDescriptor() {
@@ -57,8 +53,10 @@ void EventDescriptor::drain(std::size_t events) {
 void EventDescriptor::raise_error() {
     // A datagram socket whose peer disconnects while it has data unread gets ECONNRESET and stays
     // open for reading, which epoll reports as EPOLLERR alone. A blocked reader takes that error
-    // away, so the peer may have to connect again first.
+    // away, so the peer may have to connect again first, by a name that the kernel chooses.
     sockaddr_un name{};
+    name.sun_family = AF_UNIX;
+    ::bind(fd_, reinterpret_cast<const sockaddr*>(&name), sizeof name.sun_family);
     socklen_t size = sizeof name;
     ::getsockname(fd_, reinterpret_cast<sockaddr*>(&name), &size);
     ::connect(peer_, reinterpret_cast<const sockaddr*>(&name), size);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// The inside of the simulated verbs: the objects behind the handles, and the one Simulation that
-// owns them. Only simulated_verbs*.cpp include this. All of it is guarded by Simulation::mutex.
+// The inside of the simulated verbs: the one Simulation that owns all objects, and the path that
+// every verb takes through it. All of it, the objects included, is guarded by Simulation::mutex.
 #pragma once
 
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_events.hpp"
+#include "support/simulated_verbs_objects.hpp"
 
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -17,11 +18,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace asyncverbs::simulated {
@@ -87,201 +88,6 @@ struct Outcome {
     int error = 0;
     int value = 0;  // what an int verb returns when there is no error
     ErrnoSign sign = ErrnoSign::usual;
-};
-
-// What every object has besides its native part. `users` are the live objects that need it.
-struct Tracked {
-    bool alive = true;
-    std::uint32_t number = 0;
-    int users = 0;
-};
-
-// Events about one object that the application must acknowledge before it is destroyed.
-struct EventAccount {
-    std::uint32_t reported = 0;
-    std::uint32_t acked = 0;
-};
-
-struct Device : ibv_device, Tracked {
-    using Native = ibv_device;
-    static constexpr std::string_view kind = "device";
-
-    explicit Device(const DeviceOptions& device_options);
-
-    DeviceOptions options;
-    bool plugged = true;
-};
-
-struct Context : ibv_context, Tracked {
-    using Native = ibv_context;
-    static constexpr std::string_view kind = "context";
-
-    explicit Context(Device& opened);
-    Context& owner() { return *this; }
-
-    Device& opened_device;
-    EventQueue<ibv_async_event> async_events;
-    bool disassociated = false;
-};
-
-struct ProtectionDomain : ibv_pd, Tracked {
-    using Native = ibv_pd;
-    static constexpr std::string_view kind = "protection domain";
-
-    explicit ProtectionDomain(Context& parent) : ibv_pd{}, context_(parent) { context = &parent; }
-    Context& owner() { return context_; }
-
-private:
-    Context& context_;
-};
-
-struct MemoryRegion : ibv_mr, Tracked {
-    using Native = ibv_mr;
-    static constexpr std::string_view kind = "memory region";
-
-    explicit MemoryRegion(ProtectionDomain& parent) : ibv_mr{}, domain(parent) {
-        context = parent.context;
-        pd = &parent;
-    }
-    Context& owner() { return domain.owner(); }
-
-    ProtectionDomain& domain;
-    std::uint64_t iova = 0;
-    unsigned int access = 0;
-};
-
-struct AddressHandle : ibv_ah, Tracked {
-    using Native = ibv_ah;
-    static constexpr std::string_view kind = "address handle";
-
-    explicit AddressHandle(ProtectionDomain& parent) : ibv_ah{}, domain(parent) {
-        context = parent.context;
-        pd = &parent;
-    }
-    Context& owner() { return domain.owner(); }
-
-    ProtectionDomain& domain;
-    ibv_ah_attr attr{};
-};
-
-struct CompletionQueue;
-
-struct CompletionChannel : ibv_comp_channel, Tracked {
-    using Native = ibv_comp_channel;
-    static constexpr std::string_view kind = "completion channel";
-
-    explicit CompletionChannel(Context& parent) : ibv_comp_channel{}, context_(parent) {
-        context = &parent;
-        fd = events.fd();
-    }
-    Context& owner() { return context_; }
-
-    EventQueue<CompletionQueue*> events;  // null: readiness without an event
-
-private:
-    Context& context_;
-};
-
-struct CompletionQueue : ibv_cq, Tracked {
-    using Native = ibv_cq;
-    static constexpr std::string_view kind = "completion queue";
-
-    enum class Arm { none, solicited, any };
-
-    struct Entry {
-        ibv_wc wc{};
-        bool solicited = false;
-        bool is_receive = false;
-        std::uint32_t slots = 0;  // of the work queue that polling it frees
-    };
-
-    CompletionQueue(Context& parent, CompletionChannel* events)
-        : ibv_cq{}, completion_channel(events), context_(parent) {
-        context = &parent;
-        channel = events;
-    }
-    Context& owner() { return context_; }
-    const ProviderModel& provider() const { return context_.opened_device.options.provider; }
-
-    CompletionChannel* completion_channel;
-    std::deque<Entry> entries;
-    Arm arm = Arm::none;
-    // Index model: an arm carries the sequence number of the events that were read, and the device
-    // fires once per number.
-    std::uint32_t arm_sequence = 1;
-    std::uint32_t fired_sequence = 0;
-    bool broken = false;
-    int events_to_drop = 0;
-    int events_to_duplicate = 0;
-    EventAccount completion_events;
-    EventAccount async_events;
-    CqCounters counters;
-
-private:
-    Context& context_;
-};
-
-struct ReceiveRequest {
-    std::uint64_t wr_id = 0;
-    std::vector<ibv_sge> sges;
-};
-
-struct SendRequest {
-    ibv_send_wr wr{};
-    std::vector<ibv_sge> sges;
-    std::vector<std::byte> inline_data;
-    bool signaled = false;
-};
-
-struct SharedReceiveQueue : ibv_srq, Tracked {
-    using Native = ibv_srq;
-    static constexpr std::string_view kind = "shared receive queue";
-
-    explicit SharedReceiveQueue(ProtectionDomain& parent) : ibv_srq{}, domain(parent) {
-        context = parent.context;
-        pd = &parent;
-    }
-    Context& owner() { return domain.owner(); }
-
-    ProtectionDomain& domain;
-    ibv_srq_attr attr{};
-    std::deque<ReceiveRequest> receives;
-    EventAccount async_events;
-};
-
-struct QueuePair : ibv_qp, Tracked {
-    using Native = ibv_qp;
-    static constexpr std::string_view kind = "queue pair";
-
-    QueuePair(ProtectionDomain& parent, CompletionQueue& send, CompletionQueue& receive,
-              SharedReceiveQueue* shared)
-        : ibv_qp{}, domain(parent), send_queue_cq(send), receive_queue_cq(receive),
-          shared_queue(shared) {
-        context = parent.context;
-        pd = &parent;
-        send_cq = &send;
-        recv_cq = &receive;
-        srq = shared;
-    }
-    Context& owner() { return domain.owner(); }
-    const ProviderModel& provider() { return owner().opened_device.options.provider; }
-    std::deque<ReceiveRequest>& receive_queue() {
-        return shared_queue != nullptr ? shared_queue->receives : receives;
-    }
-
-    ProtectionDomain& domain;
-    CompletionQueue& send_queue_cq;
-    CompletionQueue& receive_queue_cq;
-    SharedReceiveQueue* shared_queue;
-    ibv_qp_init_attr init_attr{};
-    // The device's view; ibv_qp::state is the application's, as of its last modify or query.
-    ibv_qp_attr attr{};
-    std::deque<SendRequest> sends;
-    std::deque<ReceiveRequest> receives;
-    std::uint32_t send_slots_used = 0;
-    std::uint32_t receive_slots_used = 0;
-    std::uint32_t unsignaled_done = 0;  // completed since the last completion of the send queue
-    EventAccount async_events;
 };
 
 // All objects of one kind. A destroyed one stays, so that its use is noticed and not undefined.
@@ -421,6 +227,13 @@ const PortOptions* find_port(const Context& context, std::uint32_t port);
 int find_gid(const Context& context, std::uint32_t port, std::uint32_t index, GidEntry& entry);
 // Can the device reach this address: port, source GID, and a destination that is one?
 bool valid_address(const Context& context, const ibv_ah_attr& attr);
+
+// The verbs that applications call through ibv_context::ops.
+int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc);
+int req_notify_cq(ibv_cq* cq, int solicited_only);
+int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
+int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
+int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 
 // The simulation that the verbs act on; null when no SimulatedVerbs exists.
 Simulation* active();

@@ -11,8 +11,8 @@ namespace asyncverbs {
 namespace detail {
 
 template <class R>
-concept suspend_result =
-    std::same_as<R, void> || std::same_as<R, bool> || std::convertible_to<R, std::coroutine_handle<>>;
+concept suspend_result = std::same_as<R, void> || std::same_as<R, bool> ||
+                         std::convertible_to<R, std::coroutine_handle<>>;
 
 template <class A>
 concept awaiter = requires(A& a, std::coroutine_handle<> coroutine) {

@@ -3,8 +3,6 @@
 // threads. For programs without an event loop of their own, or embedded in one.
 #pragma once
 
-#include <atomic>
-#include <cassert>
 #include <chrono>
 #include <concepts>
 #include <coroutine>
@@ -17,8 +15,9 @@
 #include <utility>
 
 #include <asyncverbs/core/detail/branch.hpp>
+#include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/epoll_loop.hpp>
-#include <asyncverbs/core/detail/epoll_wait.hpp>
+#include <asyncverbs/core/detail/epoll_sleep.hpp>
 #include <asyncverbs/core/detail/posted_function.hpp>
 #include <asyncverbs/core/detail/schedule.hpp>
 #include <asyncverbs/core/epoll_notifier.hpp>
@@ -53,8 +52,9 @@ public:
     }
 
     /// Runs `task` to its end, and everything else meanwhile. Returns its result or rethrows its
-    /// exception. If stop() comes first, destroys the task and throws std::system_error
-    /// (errc::operation_canceled). Throws std::logic_error if the executor is running already.
+    /// exception. If stop() comes first, throws std::system_error (errc::operation_canceled); then,
+    /// as when an exception of a posted function gets here first, the task is destroyed. Throws
+    /// std::logic_error if the executor is running already.
     template <class T>
     T run(Task<T> task);
 
@@ -83,20 +83,18 @@ public:
 
     /// `co_await executor.sleep_for(1ms)` continues when that time has passed since the call: zero
     /// or less, in the next turn. Gives a std::error_code: {}, or errc::operation_canceled when
-    /// `stop` was requested first, from any thread. Allocates nothing. Sleeps
-    /// that are due in the same turn end in the order of their times, and of their calls.
+    /// `stop` was requested first, from any thread. Allocates nothing. Sleeps that end in the
+    /// same turn do so in the order of their times, and of their calls.
     template <class Rep, class Period>
-    [[nodiscard]] detail::EpollWaitOperation sleep_for(std::chrono::duration<Rep, Period> duration,
-                                                       std::stop_token stop = {}) {
-        using Operation = detail::EpollWaitOperation;
-        return {loop_, nullptr, Operation::deadline_after(duration), std::move(stop)};
+    [[nodiscard]] detail::EpollSleepOperation sleep_for(std::chrono::duration<Rep, Period> duration,
+                                                        std::stop_token stop = {}) {
+        return {loop_, detail::Deadline::after(duration), std::move(stop)};
     }
 
     /// The same, until a point in time.
-    [[nodiscard]] detail::EpollWaitOperation sleep_until(std::chrono::steady_clock::time_point time,
-                                                         std::stop_token stop = {}) {
-        using Operation = detail::EpollWaitOperation;
-        return {loop_, nullptr, Operation::deadline_at(time), std::move(stop)};
+    [[nodiscard]] detail::EpollSleepOperation
+    sleep_until(std::chrono::steady_clock::time_point time, std::stop_token stop = {}) {
+        return {loop_, detail::Deadline::at(time), std::move(stop)};
     }
 
     /// Registers a file descriptor to wait for. Errors as in EpollNotifier's constructor.
@@ -110,19 +108,11 @@ public:
 private:
     friend EpollNotifier;
 
-    // A stop() is used up by the run that it ends.
-    struct Run {
-        explicit Run(EpollExecutor& e) : executor(e), running(*e.loop_) {}
-        ~Run() { executor.stopped_.store(false); }
-        EpollExecutor& executor;
-        detail::EpollLoop::Running running;
-    };
-
-    template <class Done>
-    void turn_until(const Done& done);
+    void run_turns() {
+        while (loop_->ends() == 0) loop_->turn(true);
+    }
 
     std::shared_ptr<detail::EpollLoop> loop_;
-    std::atomic<bool> stopped_{false};
 };
 
 template <class T>
@@ -131,24 +121,22 @@ T EpollExecutor::run(Task<T> task) {
         explicit Root(std::shared_ptr<detail::EpollLoop> l) noexcept : loop(std::move(l)) {}
         void branch_failed(std::exception_ptr error) noexcept { exception = std::move(error); }
         std::coroutine_handle<> branch_done() noexcept {
-            // The task may end on another thread; then this object may end as soon as `done` is set.
+            // The task may end on another thread, and then this object with the run.
             const std::shared_ptr<detail::EpollLoop> alive = loop;
-            done.store(true);
-            alive->wake();
+            alive->end_run(detail::EpollLoop::task_done);
             return std::noop_coroutine();
         }
         std::shared_ptr<detail::EpollLoop> loop;
         std::exception_ptr exception;
-        std::atomic<bool> done{false};
     };
 
-    const Run run(*this);
+    const detail::EpollLoop::Run run(*loop_);
     Root root(loop_);
     detail::SlotFor<T> result;
     auto branch = detail::branch<Root>(std::move(task), result);
-    if (!stopped_) branch.start(root);
-    turn_until([&root] { return root.done.load(); });
-    if (!root.done) {
+    if (loop_->ends() == 0) branch.start(root);
+    run_turns();
+    if ((loop_->ends() & detail::EpollLoop::task_done) == 0) {
         throw std::system_error(std::make_error_code(std::errc::operation_canceled),
                                 "EpollExecutor::run: stopped before the task ended");
     }
@@ -157,20 +145,19 @@ T EpollExecutor::run(Task<T> task) {
 }
 
 inline void EpollExecutor::run() {
-    const Run run(*this);
-    turn_until([] { return false; });
+    const detail::EpollLoop::Run run(*loop_);
+    run_turns();
 }
 
 inline bool EpollExecutor::run_once() {
     const detail::EpollLoop::Running running(*loop_);
-    return loop_->turn(false, [] { return false; });
+    return loop_->turn(false);
 }
 
 inline void EpollExecutor::stop() noexcept {
     // The run that ends may be the last, and the executor gone before the wake.
     const std::shared_ptr<detail::EpollLoop> alive = loop_;
-    stopped_.store(true);
-    alive->wake();
+    alive->end_run(detail::EpollLoop::stopped);
 }
 
 template <class Function>
@@ -183,14 +170,8 @@ void EpollExecutor::post(Function&& function) {
     alive->post(*node.release());
 }
 
-template <class Done>
-void EpollExecutor::turn_until(const Done& done) {
-    const auto finished = [&] { return done() || stopped_.load(); };
-    while (!finished()) loop_->turn(true, finished);
-}
-
 inline EpollNotifier::EpollNotifier(EpollExecutor& executor, int fd)
-    : registration_(std::make_unique<Registration>(executor.loop_, fd)) {
+    : registration_(std::make_unique<detail::EpollRegistration>(executor.loop_, fd)) {
     executor.loop_->assert_thread();
 }
 

@@ -4,15 +4,14 @@
 #pragma once
 
 #include <cassert>
-#include <cerrno>
 #include <chrono>
 #include <memory>
 #include <stop_token>
 #include <utility>
 
-#include <asyncverbs/core/detail/epoll_entry.hpp>
-#include <asyncverbs/core/detail/epoll_loop.hpp>
-#include <asyncverbs/core/detail/epoll_wait.hpp>
+#include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/epoll_readable.hpp>
+#include <asyncverbs/core/detail/epoll_registration.hpp>
 
 namespace asyncverbs {
 
@@ -38,46 +37,29 @@ public:
     /// An awaitable of std::error_code: {} when the fd is readable, has an error or was hung up;
     /// errc::operation_canceled when `stop` was requested first, from any thread, or the notifier
     /// was destroyed; errc::device_or_resource_busy when another readable() is outstanding; else
-    /// the error of epoll_ctl. A wake may be spurious. Level-triggered: what is not read wakes again.
+    /// the error of epoll_ctl. A wake may be spurious. What is not read wakes again.
     ///
     /// Destroying the suspended coroutine cancels the wait. No allocation; no system call but the
     /// executor's epoll_wait, unless the fd became readable while nobody waited.
-    [[nodiscard]] detail::EpollWaitOperation readable(std::stop_token stop = {}) {
-        return wait(detail::EpollWaitOperation::never, std::move(stop));
+    [[nodiscard]] detail::EpollReadableOperation readable(std::stop_token stop = {}) {
+        assert(registration_ && "asyncverbs: a moved-from EpollNotifier");
+        return {*registration_, detail::Deadline::never, std::move(stop)};
     }
 
     /// The same, with errc::timed_out when `max_wait` has passed since the call. Zero or less comes
     /// back after one turn of the executor, with {} if the fd is readable then.
-    [[nodiscard]] detail::EpollWaitOperation readable(std::stop_token stop,
-                                                      std::chrono::nanoseconds max_wait) {
-        return wait(detail::EpollWaitOperation::deadline_after(max_wait), std::move(stop));
+    [[nodiscard]] detail::EpollReadableOperation readable(std::stop_token stop,
+                                                          std::chrono::nanoseconds max_wait) {
+        assert(registration_ && "asyncverbs: a moved-from EpollNotifier");
+        return {*registration_, detail::Deadline::after(max_wait), std::move(stop)};
     }
 
     /// The file descriptor.
-    int native_handle() const noexcept { return registration_->entry.fd(); }
+    int native_handle() const noexcept { return registration_->fd(); }
 
 private:
-    struct Registration {
-        Registration(std::shared_ptr<detail::EpollLoop> l, int fd)
-            : loop(std::move(l)), entry(loop->epoll_fd(), fd) {}
-        ~Registration() {
-            loop->assert_thread();
-            if (detail::EpollWaiter* const waiter = entry.detach()) {
-                loop->decide(*waiter, ECANCELED);
-            }
-        }
-        std::shared_ptr<detail::EpollLoop> loop;
-        detail::EpollEntry entry;
-    };
-
-    detail::EpollWaitOperation wait(std::chrono::steady_clock::time_point deadline,
-                                    std::stop_token stop) {
-        assert(registration_ && "asyncverbs: a moved-from EpollNotifier");
-        return {registration_->loop, &registration_->entry, deadline, std::move(stop)};
-    }
-
     // On the heap: epoll refers to it by address.
-    std::unique_ptr<Registration> registration_;
+    std::unique_ptr<detail::EpollRegistration> registration_;
 };
 
 } // namespace asyncverbs

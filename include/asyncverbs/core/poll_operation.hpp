@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What AsyncCq::poll() and poll_wr_id() return: a small movable operation, to be awaited once.
-// The waiter itself is the awaiter, pinned in the frame of the coroutine that awaits.
+// What AsyncCq::poll() and poll_wr_id() return: an operation that can be moved until it is awaited.
+// From then on it is pinned: the waiter that the CQ knows is a part of it.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -20,124 +20,135 @@ namespace asyncverbs {
 
 namespace detail {
 
-/// The awaiting common to both operations; what a completion is delivered to, they differ in.
-class CqAwaiter {
+/// What both operations have in common.
+class CqOperation {
 public:
-    CqAwaiter(CqReaper& reaper, std::span<ibv_wc> completions, std::optional<std::uint64_t> wr_id,
-              std::error_code* error, std::stop_token stop)
-        : waiter_(reaper, completions, wr_id), error_(error), stop_(std::move(stop)) {}
+    CqOperation(CqReaper& reaper, const CqRequest& request, std::error_code* error,
+                std::stop_token stop) noexcept
+        : reaper_(reaper), request_(request), error_(error), stop_(std::move(stop)) {}
+    CqOperation(CqOperation&& other) noexcept // nobody waits yet
+        : reaper_(other.reaper_), request_(other.request_), error_(other.error_),
+          stop_(std::move(other.stop_)) {}
+
+    void deliver_to(std::span<ibv_wc> completions) noexcept { request_.completions = completions; }
 
     bool await_ready() {
-        if (waiter_.completions.empty()) return true;
+        if (request_.completions.empty()) return true;
         if (stop_.stop_requested()) {
-            waiter_.outcome = CqWaiter::Outcome::stopped;
+            request_.outcome = CqRequest::Outcome::stopped;
             return true;
         }
-        return waiter_.reaper.offer(waiter_);
+        return reaper_.offer(request_);
     }
 
     std::coroutine_handle<> await_suspend(std::coroutine_handle<> handle) {
-        waiter_.handle = handle;
+        CqWaiter& waiter = waiter_.emplace(reaper_, request_, handle);
         if (stop_.stop_possible()) {
-            waiter_.on_stop.emplace(stop_, CqWaiter::OnStop{waiter_});
+            waiter.on_stop.emplace(stop_, CqWaiter::OnStop{waiter});
             // It may have come just now, on this thread or another; a later one wakes the pump.
-            if (waiter_.stop_requested.load(std::memory_order_acquire)) {
-                waiter_.outcome = CqWaiter::Outcome::stopped;
+            if (waiter.stop_requested.load(std::memory_order_acquire)) {
+                request_.outcome = CqRequest::Outcome::stopped;
                 return handle;
             }
         }
-        return waiter_.reaper.enqueue(waiter_);
+        return reaper_.enqueue(waiter);
     }
 
-protected:
     /// Throws or reports what went wrong; otherwise returns what was delivered.
     std::span<ibv_wc> result() {
-        waiter_.on_stop.reset();
-        switch (waiter_.outcome) {
-        case CqWaiter::Outcome::delivered:
-            if (error_) error_->clear();
-            return waiter_.completions.first(waiter_.delivered);
-        case CqWaiter::Outcome::failed:
-            return report(waiter_.reaper.failure());
-        case CqWaiter::Outcome::stopped:
-            return report(std::system_error(std::make_error_code(std::errc::operation_canceled),
-                                            "AsyncCq::poll"));
-        case CqWaiter::Outcome::pending:
-            break;
-        }
-        return report(std::system_error(std::make_error_code(std::errc::invalid_argument),
-                                        "AsyncCq::poll: the span for completions is empty"));
+        if (request_.outcome != CqRequest::Outcome::delivered) return report();
+        if (error_) error_->clear();
+        return request_.completions.first(request_.delivered);
     }
 
 private:
+    std::span<ibv_wc> report() const {
+        switch (request_.outcome) {
+        case CqRequest::Outcome::failed:
+            return report(reaper_.failure());
+        case CqRequest::Outcome::stopped:
+            return report(std::system_error(std::make_error_code(std::errc::operation_canceled),
+                                            "AsyncCq::poll"));
+        default:
+            return report(std::system_error(std::make_error_code(std::errc::invalid_argument),
+                                            "AsyncCq::poll: the span for completions is empty"));
+        }
+    }
     std::span<ibv_wc> report(const std::system_error& error) const {
         if (!error_) throw error;
         *error_ = error.code();
         return {};
     }
 
-    CqWaiter waiter_;
+    CqReaper& reaper_;
+    CqRequest request_;
     std::error_code* error_;
     std::stop_token stop_;
+    std::optional<CqWaiter> waiter_; // once it waits
 };
 
-class PollAwaiter : public CqAwaiter {
+// Refers to the operation, which lives as long: to the end of the expression that awaits it. (GCC
+// 12 copies what an operator co_await returns by reference, or that would be the operation.)
+class PollAwaiter {
 public:
-    using CqAwaiter::CqAwaiter;
-    std::span<ibv_wc> await_resume() { return result(); }
-};
+    explicit PollAwaiter(CqOperation& operation) noexcept : operation_(operation) {}
+    PollAwaiter(const PollAwaiter&) = delete;
+    PollAwaiter& operator=(const PollAwaiter&) = delete;
 
-class PollWrIdAwaiter : public CqAwaiter {
-public:
-    PollWrIdAwaiter(CqReaper& reaper, std::uint64_t wr_id, std::error_code* error,
-                    std::stop_token stop)
-        : CqAwaiter(reaper, std::span(&completion_, 1), wr_id, error, std::move(stop)) {}
-    ibv_wc await_resume() { return result().empty() ? ibv_wc{} : completion_; }
+    bool await_ready() { return operation_.await_ready(); }
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<> handle) {
+        return operation_.await_suspend(handle);
+    }
+    std::span<ibv_wc> await_resume() { return operation_.result(); }
 
 private:
-    ibv_wc completion_{};
+    CqOperation& operation_;
+};
+
+class PollWrIdAwaiter : public PollAwaiter {
+public:
+    using PollAwaiter::PollAwaiter;
+    ibv_wc await_resume() {
+        const std::span<ibv_wc> result = PollAwaiter::await_resume();
+        return result.empty() ? ibv_wc{} : result.front();
+    }
 };
 
 } // namespace detail
 
 /// Awaits to the completions that were delivered: the front of the caller's span, never empty
-/// unless an error was reported through a std::error_code. Nothing happens until it is awaited.
+/// unless an error was reported through a std::error_code. Nothing happens until it is awaited,
+/// once, as an rvalue; it must not be moved or destroyed while it is.
 class [[nodiscard]] PollOperation {
 public:
-    detail::PollAwaiter operator co_await() && {
-        return {*reaper_, wcs_, std::nullopt, error_, std::move(stop_)};
-    }
+    detail::PollAwaiter operator co_await() && noexcept { return detail::PollAwaiter(operation_); }
 
 private:
     friend class AsyncCq;
     PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::error_code* error,
-                  std::stop_token stop)
-        : reaper_(&reaper), wcs_(wcs), error_(error), stop_(std::move(stop)) {}
+                  std::stop_token stop) noexcept
+        : operation_(reaper, {wcs, std::nullopt}, error, std::move(stop)) {}
 
-    detail::CqReaper* reaper_;
-    std::span<ibv_wc> wcs_;
-    std::error_code* error_;
-    std::stop_token stop_;
+    detail::CqOperation operation_;
 };
 
 /// Awaits to the completion of one work request; a zeroed one if an error was reported through a
-/// std::error_code. Nothing happens until it is awaited.
+/// std::error_code. Otherwise as PollOperation.
 class [[nodiscard]] PollWrIdOperation {
 public:
-    detail::PollWrIdAwaiter operator co_await() && {
-        return {*reaper_, wr_id_, error_, std::move(stop_)};
+    detail::PollWrIdAwaiter operator co_await() && noexcept {
+        operation_.deliver_to(std::span(&completion_, 1));
+        return detail::PollWrIdAwaiter(operation_);
     }
 
 private:
     friend class AsyncCq;
     PollWrIdOperation(detail::CqReaper& reaper, std::uint64_t wr_id, std::error_code* error,
-                      std::stop_token stop)
-        : reaper_(&reaper), wr_id_(wr_id), error_(error), stop_(std::move(stop)) {}
+                      std::stop_token stop) noexcept
+        : operation_(reaper, {{}, wr_id}, error, std::move(stop)) {}
 
-    detail::CqReaper* reaper_;
-    std::uint64_t wr_id_;
-    std::error_code* error_;
-    std::stop_token stop_;
+    detail::CqOperation operation_;
+    ibv_wc completion_{};
 };
 
 } // namespace asyncverbs

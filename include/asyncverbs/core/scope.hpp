@@ -24,7 +24,7 @@ namespace asyncverbs {
 /// Lifetime: destroying a scope never blocks; it destroys the children that are still suspended,
 /// as destroying a Task does, and a coroutine that is suspended in join() is never resumed. A
 /// child must not destroy its own scope after its first suspension: it would destroy itself while
-/// it runs. What a child took is destroyed by the next spawn() or join() after its end at the latest.
+/// it runs. What a child took is destroyed by the next spawn() or join() at the latest.
 /// Errors: the others run on when a child fails. join() rethrows the exception that came first and
 /// drops those that came after it; nobody learns of them if join() is never awaited.
 /// Cancellation: of the children, by the std::stop_token that they were given.

@@ -50,8 +50,7 @@ private:
 /// need the calling thread to complete: an EpollExecutor that nobody runs never will; see
 /// EpollExecutor::run for that.
 template <awaitable A>
-auto sync_wait(A&& awaitable) ->
-    typename detail::SlotFor<await_result_t<A>>::Result {
+auto sync_wait(A&& awaitable) -> typename detail::SlotFor<await_result_t<A>>::Result {
     detail::SyncWaiter waiter;
     detail::SlotFor<await_result_t<A>> result;
     auto branch = detail::branch<detail::SyncWaiter, A>(std::forward<A>(awaitable), result);

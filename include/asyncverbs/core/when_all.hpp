@@ -77,10 +77,10 @@ Task<std::tuple<gathered_t<As>...>> gather(As... awaitables) {
 
 } // namespace detail
 
-/// `auto [a, b] = co_await when_all(f(), g());` starts the awaitables in order, each up to its first
-/// suspension, and gives a tuple of their results when all are complete; std::monostate stands for
-/// void. If some fail, all are complete before the exception that came first is rethrown. If none
-/// suspends, neither does when_all.
+/// `auto [a, b] = co_await when_all(f(), g());` starts the awaitables in order, each up to its
+/// first suspension, and gives a tuple of their results when all are complete; std::monostate
+/// stands for void. If some fail, all are complete before the exception that came first is
+/// rethrown. If none suspends, neither does when_all.
 ///
 /// Rvalues are moved in; lvalues are awaited where they are and have to outlive the await.
 /// Thread: the awaitables may complete on different threads; it continues on that of the last.

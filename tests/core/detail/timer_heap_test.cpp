@@ -50,8 +50,7 @@ TEST_CASE("TimerHeap: agrees with a sorted set", "[timer_heap]") {
             sorted.erase(sorted.begin());
             heap.remove(*first);
         }
-        agree = agree &&
-                heap.first() == (sorted.empty() ? nullptr : sorted.begin()->second.second);
+        agree = agree && heap.first() == (sorted.empty() ? nullptr : sorted.begin()->second.second);
     }
     CHECK(agree);
 }

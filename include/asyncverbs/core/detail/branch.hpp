@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A coroutine that awaits one awaitable on behalf of an owner and tells it of the end. It starts
-// what is not started by a co_await in the user's own code: when_all, sync_wait, EpollExecutor::run.
+// what no co_await in the user's own code starts: when_all, sync_wait, EpollExecutor::run.
 #pragma once
 
 #include <coroutine>

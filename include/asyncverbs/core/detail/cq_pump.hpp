@@ -6,7 +6,6 @@
 #include <cassert>
 #include <chrono>
 #include <coroutine>
-#include <exception>
 #include <memory>
 #include <system_error>
 #include <utility>
@@ -24,7 +23,6 @@ struct CqPump {
         std::suspend_always initial_suspend() const noexcept { return {}; }
         std::suspend_never final_suspend() const noexcept { return {}; }
         void return_void() const noexcept {}
-        // Only what a resumed coroutine lets escape: it belongs to whoever runs the loop.
         void unhandled_exception() const { throw; }
     };
 
@@ -46,30 +44,6 @@ struct CqPump {
         void await_resume() const noexcept { reaper.pump.idle = false; }
     };
 
-    // While the pump may be resuming somebody. An exception that a resumed coroutine lets escape
-    // passes through to the loop and ends the pump; whoever polls later learns of it.
-    class Running {
-    public:
-        explicit Running(CqReaper& reaper) noexcept
-            : reaper_(reaper), exceptions_(std::uncaught_exceptions()) {
-            reaper_.pump.running = true;
-        }
-        Running(const Running&) = delete;
-        Running& operator=(const Running&) = delete;
-        ~Running() {
-            reaper_.pump.running = false;
-            if (std::uncaught_exceptions() == exceptions_) return;
-            reaper_.attempt([] {
-                throw std::system_error(std::make_error_code(std::errc::state_not_recoverable),
-                                        "AsyncCq: an exception escaped from a resumed coroutine");
-            });
-        }
-
-    private:
-        CqReaper& reaper_;
-        const int exceptions_;
-    };
-
     template <class N>
     static CqPump run(Parts<N> parts);
 
@@ -84,28 +58,34 @@ CqPump CqPump::run(Parts<N> parts) {
         const bool yielding = reaper.must_yield();
         assert(reaper.may_wait() || yielding); // I1
 
-        const std::stop_token stop = reaper.stop_token();
         std::error_code result;
-        std::exception_ptr thrown;
         try {
             if constexpr (TimedCqNotifier<N>) {
                 const auto bound = yielding ? std::chrono::nanoseconds(0) : reaper.max_wait;
                 if (yielding || bound.count() != 0) {
-                    result = co_await parts.notifier.readable(stop, bound);
+                    result = co_await parts.notifier.readable(reaper.stop_token(), bound);
                 } else {
-                    result = co_await parts.notifier.readable(stop);
+                    result = co_await parts.notifier.readable(reaper.stop_token());
                 }
             } else {
-                result = co_await parts.notifier.readable(stop);
+                result = co_await parts.notifier.readable(reaper.stop_token());
             }
         } catch (...) {
-            thrown = std::current_exception();
+            reaper.fail();
             result = std::make_error_code(std::errc::operation_canceled); // nothing to consume
         }
 
-        const Running running(reaper);
-        if (thrown) reaper.attempt([&] { std::rethrow_exception(thrown); });
-        reaper.turn(result, yielding);
+        reaper.pump.running = true;
+        try {
+            reaper.turn(result, yielding);
+        } catch (...) {
+            // What a resumed coroutine let escape belongs to whoever runs the loop. It ends the
+            // pump; who polls later learns of it.
+            reaper.fail();
+            reaper.pump.running = false;
+            throw;
+        }
+        reaper.pump.running = false;
     }
     reaper.pump.handle = nullptr;
 }

@@ -39,8 +39,8 @@ public:
 
     // --- for the coroutines that poll ---
 
-    /// Steps 1 and 2 for a coroutine that is not waiting yet. True: its outcome is decided.
-    bool offer(CqWaiter& waiter);
+    /// Steps 1 and 2 for a coroutine that does not wait yet. True: the outcome is decided.
+    bool offer(CqRequest& request);
 
     /// Puts a waiter in line and returns what runs next: the pump, if it was idle.
     std::coroutine_handle<> enqueue(CqWaiter& waiter) noexcept;
@@ -76,10 +76,9 @@ public:
     /// After each wait: step 4, then whoever stops, then steps 1 and 2 for whoever still waits.
     void turn(std::error_code result, bool yielded);
 
-    /// Runs a step of the protocol. The first error is the cause, and it is final: it reaches all
+    /// Called in a catch block. The first error is the cause, and it is final: it reaches all
     /// current and later waiters (I5).
-    template <class Step>
-    void attempt(Step step) noexcept;
+    void fail() noexcept;
 
 private:
     // The hot path never returns to the loop, so after this many polls in a row that found
@@ -89,17 +88,14 @@ private:
     void wake(std::error_code result, bool yielded);
     void serve();
     CqWaiter* next_served();
-    bool deliver(CqWaiter& waiter);
-    bool deliver_kept(CqWaiter& waiter) noexcept;
+    bool deliver(CqRequest& request);
+    bool deliver_kept(CqRequest& request) noexcept;
     std::size_t keep();
     std::size_t poll_or_arm(std::span<ibv_wc> wcs);
 
     void dismiss_stopped();
     void dismiss_failed();
-    void dismiss(CqWaiter::Outcome outcome);
-    void fail(const char* what) {
-        if (!failure_) failure_.emplace(make_error_code(std::errc::state_not_recoverable), what);
-    }
+    void dismiss(CqRequest::Outcome outcome);
 
     CqPoller poller_;
     const bool can_yield_;
@@ -121,18 +117,23 @@ inline void CqWaiter::OnStop::operator()() const noexcept {
     waiter.reaper.interrupt();
 }
 
-inline bool CqReaper::offer(CqWaiter& waiter) {
-    if (deliver_kept(waiter)) return true;
-    // Whoever came first is served first, and the pump has seen to it that it will be woken.
-    if (!failure_ && (anyone_waits() || must_yield())) return false;
-    bool delivered = false;
-    if (!failure_) attempt([&] { delivered = deliver(waiter); });
-    if (failure_) waiter.outcome = CqWaiter::Outcome::failed;
-    return delivered || failure_;
+inline bool CqReaper::offer(CqRequest& request) {
+    if (!kept_.empty() && waiters_.empty() && deliver_kept(request)) return true;
+    if (!failure_) {
+        // Whoever came first is served first, and the pump has seen to it that it will be woken.
+        if (anyone_waits() || must_yield()) return false;
+        try {
+            return deliver(request);
+        } catch (...) {
+            fail();
+        }
+    }
+    request.outcome = CqRequest::Outcome::failed;
+    return true;
 }
 
 inline std::coroutine_handle<> CqReaper::enqueue(CqWaiter& waiter) noexcept {
-    (waiter.wr_id ? selective_ : waiters_).push_back(waiter);
+    (waiter.request.wr_id ? selective_ : waiters_).push_back(waiter);
     if (pump.idle) return pump.handle;
     return std::noop_coroutine();
 }
@@ -166,7 +167,11 @@ inline void CqReaper::close() noexcept {
 }
 
 inline void CqReaper::turn(std::error_code result, bool yielded) {
-    attempt([&] { wake(result, yielded); });
+    try {
+        wake(result, yielded);
+    } catch (...) {
+        fail();
+    }
     dismiss_stopped();
     serve();
     dismiss_failed();
@@ -188,7 +193,11 @@ inline void CqReaper::wake(std::error_code result, bool yielded) {
 inline void CqReaper::serve() {
     while (!finished() && anyone_waits() && !may_wait() && !must_yield()) {
         CqWaiter* waiter = nullptr;
-        attempt([&] { waiter = next_served(); });
+        try {
+            waiter = next_served();
+        } catch (...) {
+            fail();
+        }
         if (!waiter) continue;
         waiter->unlink();
         waiter->handle.resume(); // may poll again, or destroy its AsyncCq (I8)
@@ -199,42 +208,40 @@ inline void CqReaper::serve() {
 inline CqWaiter* CqReaper::next_served() {
     if (selective_.empty() && kept_.empty()) {
         CqWaiter& first = waiters_.front();
-        return deliver(first) ? &first : nullptr;
+        return deliver(first.request) ? &first : nullptr;
     }
     do {
-        const auto served = [this](CqWaiter& waiter) { return deliver_kept(waiter); };
+        const auto served = [this](CqWaiter& waiter) { return deliver_kept(waiter.request); };
         if (CqWaiter* waiter = selective_.find_if(served)) return waiter;
         if (!waiters_.empty() && served(waiters_.front())) return &waiters_.front();
     } while (!must_yield() && keep() > 0);
     return nullptr;
 }
 
-inline bool CqReaper::deliver(CqWaiter& waiter) {
-    if (waiter.wr_id) {
+inline bool CqReaper::deliver(CqRequest& request) {
+    if (request.wr_id) {
         while (!must_yield() && keep() > 0) {
-            if (deliver_kept(waiter)) return true;
+            if (deliver_kept(request)) return true;
         }
         return false;
     }
-    waiter.delivered = poll_or_arm(waiter.completions);
-    if (waiter.delivered == 0) return false;
-    waiter.outcome = CqWaiter::Outcome::delivered;
+    request.delivered = poll_or_arm(request.completions);
+    if (request.delivered == 0) return false;
+    request.outcome = CqRequest::Outcome::delivered;
     return true;
 }
 
-inline bool CqReaper::deliver_kept(CqWaiter& waiter) noexcept {
+inline bool CqReaper::deliver_kept(CqRequest& request) noexcept {
     if (kept_.empty()) return false;
-    if (waiter.wr_id) {
-        const std::optional<ibv_wc> match = kept_.take(*waiter.wr_id);
+    if (request.wr_id) {
+        const std::optional<ibv_wc> match = kept_.take(*request.wr_id);
         if (!match) return false;
-        waiter.completions.front() = *match;
-        waiter.delivered = 1;
+        request.completions.front() = *match;
+        request.delivered = 1;
     } else {
-        // A coroutine that was resumed just now does not overtake the ones that still wait.
-        if (!waiters_.empty() && &waiter != &waiters_.front()) return false;
-        waiter.delivered = kept_.take(waiter.completions);
+        request.delivered = kept_.take(request.completions);
     }
-    waiter.outcome = CqWaiter::Outcome::delivered;
+    request.outcome = CqRequest::Outcome::delivered;
     return true;
 }
 
@@ -251,47 +258,50 @@ inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs) {
 /// Decided before the poll: a completion that has left the CQ is always delivered (I7).
 inline void CqReaper::dismiss_stopped() {
     if (!stop_source_.stop_requested()) return;
-    attempt([&] {
+    try {
         std::stop_source next;
         const std::lock_guard lock(stop_mutex_);
         stop_source_ = std::move(next);
-    });
+    } catch (...) {
+        fail();
+    }
     // Whoever raises its flag from now on interrupts the new source.
     const auto stops = [](const CqWaiter& waiter) {
         return waiter.stop_requested.load(std::memory_order_acquire);
     };
     waiters_.move_if(leaving_, stops);
     selective_.move_if(leaving_, stops);
-    dismiss(CqWaiter::Outcome::stopped);
+    dismiss(CqRequest::Outcome::stopped);
 }
 
 inline void CqReaper::dismiss_failed() {
     if (!failure_) return;
     leaving_.append(waiters_);
     leaving_.append(selective_);
-    dismiss(CqWaiter::Outcome::failed);
+    dismiss(CqRequest::Outcome::failed);
 }
 
 /// Resumes those who leave without a completion.
-inline void CqReaper::dismiss(CqWaiter::Outcome outcome) {
+inline void CqReaper::dismiss(CqRequest::Outcome outcome) {
     while (!leaving_.empty()) { // close() empties it
         CqWaiter& waiter = leaving_.front();
         waiter.unlink();
-        waiter.outcome = outcome;
+        waiter.request.outcome = outcome;
         waiter.handle.resume();
     }
 }
 
-template <class Step>
-void CqReaper::attempt(Step step) noexcept {
+inline void CqReaper::fail() noexcept {
+    if (failure_) return;
+    const auto code = std::make_error_code(std::errc::state_not_recoverable);
     try {
-        step();
+        throw;
     } catch (const std::system_error& error) {
-        if (!failure_) failure_ = error;
+        failure_ = error;
     } catch (const std::exception& error) {
-        fail(error.what());
+        failure_.emplace(code, error.what());
     } catch (...) {
-        fail("the notifier threw something unknown");
+        failure_.emplace(code, "an exception of unknown type");
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A coroutine that waits for completions of one AsyncCq: the node that its awaiter embeds. It
-// lives in the awaiting coroutine's frame, so waiting allocates nothing.
+// What a coroutine wants of an AsyncCq, and, once it has to wait for that, the node by which it
+// waits. Both live in its awaiter, so waiting allocates nothing.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -19,22 +19,26 @@ namespace asyncverbs::detail {
 
 class CqReaper;
 
-struct CqWaiter : ListNode {
-    enum class Outcome { pending, delivered, stopped, failed };
+struct CqRequest {
+    enum class Outcome { undecided, delivered, stopped, failed };
 
+    std::span<ibv_wc> completions;      // where to deliver
+    std::optional<std::uint64_t> wr_id; // set: wants this work request alone
+    std::size_t delivered = 0;
+    Outcome outcome = Outcome::undecided;
+};
+
+struct CqWaiter : ListNode {
     struct OnStop {
         CqWaiter& waiter;
         void operator()() const noexcept; // defined with the reaper
     };
 
-    CqWaiter(CqReaper& owner, std::span<ibv_wc> destination, std::optional<std::uint64_t> only)
-        : reaper(owner), completions(destination), wr_id(only) {}
+    CqWaiter(CqReaper& owner, CqRequest& wanted, std::coroutine_handle<> coroutine) noexcept
+        : reaper(owner), request(wanted), handle(coroutine) {}
 
     CqReaper& reaper;
-    std::span<ibv_wc> completions;      // where to deliver
-    std::optional<std::uint64_t> wr_id; // set: wait for this work request alone
-    std::size_t delivered = 0;
-    Outcome outcome = Outcome::pending;
+    CqRequest& request;
     std::coroutine_handle<> handle;
     std::atomic<bool> stop_requested{false};
     std::optional<std::stop_callback<OnStop>> on_stop;

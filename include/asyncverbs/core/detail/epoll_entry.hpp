@@ -19,8 +19,13 @@ class EpollEntry;
 
 // What the loop has to know of an awaiter that sleeps or waits for a file descriptor.
 struct EpollWaiter : ReadyNode, TimerNode {
-    EpollWaiter(Action on_ready, int error_after_timeout) noexcept
-        : ReadyNode(on_ready), timeout_error(error_after_timeout) {}
+    EpollWaiter(Action on_decided, int error_after_timeout) noexcept
+        : ReadyNode(on_decided), timeout_error(error_after_timeout) {}
+
+    std::error_code result() const noexcept {
+        if (error == 0) return {};
+        return std::make_error_code(static_cast<std::errc>(error));
+    }
 
     EpollEntry* entry = nullptr; // the one that it is attached to
     int error = 0;               // an errno value; may change as long as the node is queued
@@ -44,8 +49,7 @@ public:
     int attach(EpollWaiter& waiter) noexcept {
         if (waiter_ != nullptr) return EBUSY;
         if (interest_ != Interest::readable) {
-            const int operation =
-                interest_ == Interest::nothing ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+            const int operation = interest_ == Interest::nothing ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
             if (const int error = control(operation, EPOLLIN)) return error;
             interest_ = Interest::readable;
         }
@@ -54,24 +58,21 @@ public:
         return 0;
     }
 
-    /// Returns who was attached, or null.
-    EpollWaiter* detach() noexcept {
-        if (waiter_ != nullptr) waiter_->entry = nullptr;
-        return std::exchange(waiter_, nullptr);
-    }
+    /// Somebody is attached.
+    void detach() noexcept { std::exchange(waiter_, nullptr)->entry = nullptr; }
 
     /// Returns whom the event is for. An event for nobody is kept from coming again at once, for
     /// ever: EPOLLIN is masked; EPOLLERR and EPOLLHUP cannot be, so the fd leaves the set. The
     /// next attach() undoes either, and finds the fd as it is then.
     EpollWaiter* on_event(std::uint32_t events) noexcept {
         if (waiter_ != nullptr) return waiter_;
-        const bool masked =
-            (events & (EPOLLERR | EPOLLHUP)) == 0 && control(EPOLL_CTL_MOD, 0) == 0;
+        const bool masked = (events & (EPOLLERR | EPOLLHUP)) == 0 && control(EPOLL_CTL_MOD, 0) == 0;
         if (!masked) control(EPOLL_CTL_DEL, 0);
         interest_ = masked ? Interest::nothing : Interest::unregistered;
         return nullptr;
     }
 
+    EpollWaiter* waiter() const noexcept { return waiter_; }
     int fd() const noexcept { return fd_; }
 
 private:

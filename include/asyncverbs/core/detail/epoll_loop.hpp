@@ -18,6 +18,7 @@
 #include <system_error>
 #include <thread>
 
+#include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/epoll_entry.hpp>
 #include <asyncverbs/core/detail/file_descriptor.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
@@ -35,13 +36,15 @@ public:
     void post(ReadyNode& node) noexcept {
         if (posted_.push(node)) signal();
     }
-    void wake() noexcept {
+    enum End : unsigned { stopped = 1, task_done = 2 };
+    void end_run(End reason) noexcept {
+        ends_.fetch_or(reason);
         if (posted_.wake()) signal();
     }
 
     // From the thread that runs the loop, or from one thread at a time while none does.
     void decide(EpollWaiter& waiter, int error) noexcept;
-    void start_timer(EpollWaiter& waiter) noexcept;
+    void start_timer(EpollWaiter& waiter, Deadline::Clock::time_point deadline) noexcept;
     void stop_timer(EpollWaiter& waiter) noexcept { timers_.remove(waiter); }
     void collect_posted() noexcept; // afterwards every posted node is linked
     void discard_all() noexcept;    // coroutines are forgotten, not destroyed
@@ -63,11 +66,21 @@ public:
         EpollLoop& loop_;
     };
 
+    // The same until end_run(), which is used up by the run that it ends.
+    class Run : Running {
+    public:
+        explicit Run(EpollLoop& loop) : Running(loop), ends_(loop.ends_) {}
+        ~Run() { ends_.store(0); }
+
+    private:
+        std::atomic<unsigned>& ends_;
+    };
+    unsigned ends() const noexcept { return ends_.load(); }
+
     // One turn in two phases: first descriptors, timers and posts, of which nothing is resumed yet;
-    // then what is ready by now, and no more, or nobody else would ever get a turn. Ends early when
-    // `finished`. Blocks, if it may, when there is nothing to resume. Returns whether there was.
-    template <class Finished>
-    bool turn(bool may_block, const Finished& finished);
+    // then what is ready by now, and no more, or nobody else would ever get a turn. Returns whether
+    // there was anything. Within a run it blocks until there is, and ends early with the run.
+    bool turn(bool within_run);
 
 private:
     bool runs() const noexcept {
@@ -83,8 +96,10 @@ private:
     TimerQueue timers_;
     PostQueue posted_;
     IntrusiveList<ReadyNode> ready_;
-    bool signalled_ = false; // event_ was written for the sake of ready_
+    ReadyNode mark_{nullptr}; // in ready_ while a turn resumes
+    bool signalled_ = false;  // event_ was written for the sake of ready_
     std::atomic<std::thread::id> thread_{};
+    std::atomic<unsigned> ends_{0};
 };
 
 inline EpollLoop::EpollLoop()
@@ -127,7 +142,11 @@ inline void EpollLoop::decide(EpollWaiter& waiter, int error) noexcept {
     }
 }
 
-inline void EpollLoop::start_timer(EpollWaiter& waiter) noexcept {
+inline void EpollLoop::start_timer(EpollWaiter& waiter,
+                                   Deadline::Clock::time_point deadline) noexcept {
+    if (deadline == Deadline::never) return;
+    if (deadline == Deadline::next_turn) return decide(waiter, waiter.timeout_error);
+    waiter.deadline = deadline;
     timers_.insert(waiter);
     if (!runs()) timers_.arm();
 }
@@ -152,8 +171,8 @@ inline void EpollLoop::discard_all() noexcept {
 
 inline std::size_t EpollLoop::wait(std::span<epoll_event> events, bool block) {
     for (;;) {
-        const int count = ::epoll_wait(epoll_.get(), events.data(),
-                                       static_cast<int>(events.size()), block ? -1 : 0);
+        const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
+                                       block ? -1 : 0);
         if (count >= 0) return static_cast<std::size_t>(count);
         if (errno != EINTR) throw std::system_error(errno, std::system_category(), "epoll_wait");
     }
@@ -177,31 +196,30 @@ inline void EpollLoop::walk(std::span<const epoll_event> events) noexcept {
     });
 }
 
-template <class Finished>
-bool EpollLoop::turn(bool may_block, const Finished& finished) {
-    // What is left over when an exception or `finished` ends the turn comes first in the next one.
-    struct Batch : IntrusiveList<ReadyNode> {
-        explicit Batch(IntrusiveList<ReadyNode>& source) noexcept : ready(source) { append(ready); }
-        ~Batch() { ready.prepend(*this); }
-        IntrusiveList<ReadyNode>& ready;
-    };
-
+inline bool EpollLoop::turn(bool within_run) {
+    const auto ended = [this, within_run] { return within_run && ends() != 0; };
     timers_.arm();
-    // `finished` is asked after the queue was told of the sleep: who makes it true later, wakes.
-    const bool block = may_block && ready_.empty() && posted_.sleep() && !finished();
+    // Asked after the queue was told of the sleep: who ends the run later, wakes.
+    const bool block = within_run && ready_.empty() && posted_.sleep() && !ended();
     std::array<epoll_event, 64> events;
     const std::size_t count = wait(events, block);
     signalled_ = false;
     walk(std::span(events).first(count));
     posted_.take(ready_);
 
-    Batch batch(ready_);
-    const bool found_work = !batch.empty();
-    while (!batch.empty()) {
-        ReadyNode& node = batch.front();
-        node.unlink();
-        node.run(node);
-        if (finished()) break;
+    // What becomes ready from here on is behind the mark. What is before it when an exception or
+    // the end of the run ends the turn comes first in the next one.
+    struct Mark {
+        explicit Mark(EpollLoop& loop) noexcept : node(loop.mark_) { loop.ready_.push_back(node); }
+        ~Mark() { node.unlink(); }
+        ReadyNode& node;
+    };
+    const bool found_work = !ready_.empty();
+    const Mark mark(*this);
+    for (ReadyNode* node = &ready_.front(); node != &mark.node && !ended();
+         node = &ready_.front()) {
+        node->unlink();
+        node->run(*node);
     }
     return found_work;
 }

@@ -12,28 +12,29 @@ public:
     ListNode& operator=(const ListNode&) = delete;
     ~ListNode() { unlink(); }
 
-    bool linked() const noexcept { return next_ != this; }
+    bool linked() const noexcept { return next_ != nullptr; }
 
+    /// Does nothing for a node that is in no list.
     void unlink() noexcept {
+        if (!linked()) return;
         prev_->next_ = next_;
         next_->prev_ = prev_;
-        prev_ = next_ = this;
+        prev_ = next_ = nullptr;
     }
 
 private:
     template <class T>
     friend class IntrusiveList;
 
-    // A node outside any list is a ring of its own, so unlinking twice is harmless.
-    ListNode* prev_ = this;
-    ListNode* next_ = this;
+    ListNode* prev_ = nullptr;
+    ListNode* next_ = nullptr;
 };
 
 /// First in, first out. T derives from ListNode. Destroying the list detaches what is left.
 template <class T>
 class IntrusiveList {
 public:
-    IntrusiveList() noexcept = default;
+    IntrusiveList() noexcept { ring_.prev_ = ring_.next_ = &ring_; }
     ~IntrusiveList() {
         while (!empty()) front().unlink();
     }

@@ -14,15 +14,16 @@ public:
     TimerNode(const TimerNode&) = delete;
     TimerNode& operator=(const TimerNode&) = delete;
 
-    std::chrono::steady_clock::time_point deadline{};
+    std::chrono::steady_clock::time_point deadline; // set before it is inserted
 
 private:
     friend class TimerHeap;
 
-    TimerNode* child_ = nullptr;   // the first of the later timers below this one
-    TimerNode* sibling_ = nullptr; // the next child of the same parent
-    TimerNode* back_ = nullptr;    // the previous sibling; of a first child, the parent
-    std::uint64_t sequence_ = 0;   // 0: in no heap
+    // Few awaiters ever start a timer: the rest is set when they do.
+    std::uint64_t sequence_ = 0; // 0: in no heap
+    TimerNode* child_;           // the first of the later timers below this one
+    TimerNode* sibling_;         // the next child of the same parent
+    TimerNode* back_;            // the previous sibling; of a first child, the parent
 };
 
 class TimerHeap {
@@ -32,6 +33,7 @@ public:
 
     void insert(TimerNode& node) noexcept {
         node.sequence_ = ++sequence_;
+        node.child_ = node.sibling_ = node.back_ = nullptr;
         root_ = root_ == nullptr ? &node : meld(root_, &node);
     }
 

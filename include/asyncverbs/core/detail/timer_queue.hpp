@@ -17,8 +17,8 @@ namespace asyncverbs::detail {
 
 class TimerQueue {
 public:
-    TimerQueue() : timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
-                          "timerfd_create") {}
+    TimerQueue()
+        : timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create") {}
 
     int fd() const noexcept { return timer_.get(); }
 

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+// A coroutine that waits for the file descriptor of a registration. Readiness, the time and a stop
+// request compete; the first in the queue wins. The hot path of AsyncCq.
+#pragma once
+
+#include <cerrno>
+#include <coroutine>
+#include <stop_token>
+#include <system_error>
+#include <utility>
+
+#include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/epoll_registration.hpp>
+
+namespace asyncverbs::detail {
+
+class EpollReadableAwaiter;
+
+// Movable as long as nobody awaits it.
+class EpollReadableOperation {
+public:
+    EpollReadableOperation(EpollRegistration& registration, Deadline::Clock::time_point deadline,
+                           std::stop_token stop) noexcept
+        : registration_(&registration), deadline_(deadline), stop_(std::move(stop)) {}
+
+    EpollReadableAwaiter operator co_await() && noexcept;
+
+private:
+    friend EpollReadableAwaiter;
+
+    EpollRegistration* registration_;
+    Deadline::Clock::time_point deadline_;
+    std::stop_token stop_;
+};
+
+// Pinned: the entry and the loop's queues point to it. The operation outlives it: both live until
+// the end of the expression that awaits.
+class EpollReadableAwaiter : EpollWaiter {
+public:
+    explicit EpollReadableAwaiter(EpollReadableOperation& operation) noexcept
+        : EpollWaiter(&on_decided, ETIMEDOUT), operation_(operation) {}
+    ~EpollReadableAwaiter() { leave(); }
+
+    bool await_ready() noexcept {
+        if (!operation_.stop_.stop_requested()) return false;
+        error = ECANCELED;
+        return true;
+    }
+
+    bool await_suspend(std::coroutine_handle<> coroutine) noexcept {
+        EpollRegistration& registration = *operation_.registration_;
+        coroutine_ = coroutine;
+        error = registration.attach(*this, operation_.stop_);
+        if (error != 0) return false;
+        if (operation_.deadline_ != Deadline::never) {
+            registration.loop().start_timer(*this, operation_.deadline_);
+        }
+        return true;
+    }
+
+    std::error_code await_resume() const noexcept { return result(); }
+
+private:
+    static void on_decided(ReadyNode& node) {
+        auto& self = static_cast<EpollReadableAwaiter&>(node);
+        self.leave();
+        self.coroutine_.resume();
+    }
+
+    // Afterwards nothing refers to the awaiter but, if it is destroyed, the queue that it is in,
+    // which a node leaves when it ends. A registration that was destroyed has let go of it.
+    void leave() noexcept {
+        if (entry != nullptr) operation_.registration_->detach(*this);
+    }
+
+    EpollReadableOperation& operation_;
+    std::coroutine_handle<> coroutine_;
+};
+
+inline EpollReadableAwaiter EpollReadableOperation::operator co_await() && noexcept {
+    return EpollReadableAwaiter(*this);
+}
+
+} // namespace asyncverbs::detail

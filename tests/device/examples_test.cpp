@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+// The small examples do what they say, and say what is wrong.
+#include "support/catch.hpp"
+#include "support/process.hpp"
+
+#include <cstdlib>
+#include <string>
+
+using asyncverbs::support::contains;
+using asyncverbs::support::Process;
+
+TEST_CASE("the examples run") {
+    Process hello({HELLO});
+    CHECK(hello.wait() == 0);
+    CHECK_THAT(hello.output(), contains("Hello, Bob!"));
+    CHECK(hello.error().empty());
+
+    Process poll_loop({POLL_LOOP_NOTIFIER});
+    CHECK(poll_loop.wait() == 0);
+    CHECK_THAT(poll_loop.output(), contains("received: message 5 of 5\nstopped"));
+    CHECK(poll_loop.error().empty());
+}
+
+TEST_CASE("the examples name a device that is not there, and those that are") {
+    for (const char* program : {HELLO, POLL_LOOP_NOTIFIER}) {
+        Process process({"env", "RDMA_DEVICE=nosuch", program});
+        CHECK(process.wait() == 1);
+        CHECK_THAT(process.error(),
+                   contains("error: no RDMA device is named \"nosuch\"; there are: "));
+    }
+}

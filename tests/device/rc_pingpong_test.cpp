@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT
+// rc_pingpong as its users see it: against libibverbs' ibv_rc_pingpong on either end and against
+// itself, with peers that vanish or talk nonsense, and with input that it has to refuse.
+#include "support/catch.hpp"
+#include "support/process.hpp"
+
+#include <netinet/in.h>
+#include <pty.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <regex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+using asyncverbs::support::contains;
+using asyncverbs::support::Process;
+
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+const std::string ours = RC_PINGPONG;
+const std::string theirs = "ibv_rc_pingpong";
+
+std::string environment(const char* name, const char* otherwise) {
+    const char* value = std::getenv(name);
+    return value != nullptr ? value : otherwise;
+}
+
+const std::string device = environment("RDMA_DEVICE", "rxe0");
+const std::string gid_index = environment("RDMA_GID_INDEX", "1");
+const std::string ib_port = environment("RDMA_PORT", "1");
+
+Arguments command(const std::string& program, const Arguments& more) {
+    Arguments all{program, "-d", device, "-i", ib_port, "-g", gid_index, "-e"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+}
+
+Arguments with(Arguments arguments, const std::string& last) {
+    arguments.push_back(last);
+    return arguments;
+}
+
+constexpr std::uint16_t tcp_port = 18515;
+
+bool is_listening() {
+    const std::regex listening(":4853 [0-9A-F]+:0000 0A"); // 18515, state LISTEN
+    for (const char* name : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+        std::ifstream file(name);
+        for (std::string line; std::getline(file, line);) {
+            if (std::regex_search(line, listening)) return true;
+        }
+    }
+    return false;
+}
+
+void await_listener(Process& server) {
+    while (!is_listening()) {
+        INFO("server: " << server.output() << server.error());
+        REQUIRE(server.is_running());
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+}
+
+void await_output(Process& process, const std::string& text) {
+    while (process.output().find(text) == std::string::npos) {
+        INFO(process.output() << process.error());
+        REQUIRE(process.is_running());
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+}
+
+struct Outcome {
+    int status;
+    std::string output;
+    std::string error;
+};
+
+struct Outcomes {
+    Outcome server;
+    Outcome client;
+};
+
+Outcomes play(const Arguments& server_command, const Arguments& client_command) {
+    Process server(server_command);
+    await_listener(server);
+    Process client(with(client_command, "localhost"));
+    const int client_status = client.wait();
+    const int server_status = server.wait();
+    return {{server_status, server.output(), server.error()},
+            {client_status, client.output(), client.error()}};
+}
+
+void check_lines(const std::string& output, int size, int iterations) {
+    const std::string end = "LID 0x[0-9a-f]{4}, QPN 0x[0-9a-f]{6}, PSN 0x[0-9a-f]{6}, GID \\S+\n";
+    const std::regex lines(
+        "  local address:  " + end + "  remote address: " + end +
+        std::to_string(2ll * size * iterations) + " bytes in [0-9.]+ seconds = [0-9.]+ Mbit/sec\n" +
+        std::to_string(iterations) + " iters in [0-9.]+ seconds = [0-9.]+ usec/iter\n[^]*");
+    INFO(output);
+    CHECK(std::regex_match(output, lines));
+}
+
+void check_success(const Outcome& end) {
+    INFO(end.output << end.error);
+    CHECK(end.status == 0);
+    CHECK(end.error.empty()); // no progress line, for this is no terminal
+    CHECK(end.output.find("invalid") == std::string::npos);
+}
+
+void check_failure(const Outcome& end, const std::string& text) {
+    INFO(end.output << end.error);
+    CHECK(end.status == 1);
+    CHECK(end.error.starts_with("error: "));
+    CHECK_THAT(end.error, contains(text));
+}
+
+Outcome run(const Arguments& arguments) {
+    Process process(arguments);
+    const int status = process.wait();
+    return {status, process.output(), process.error()};
+}
+
+} // namespace
+
+TEST_CASE("rc_pingpong and ibv_rc_pingpong play with each other, and each with itself") {
+    for (const int size : {1, 64, 4096, 10'000}) {
+        for (const auto& [server, client] :
+             {std::pair{ours, ours}, {ours, theirs}, {theirs, ours}}) {
+            CAPTURE(size, server, client);
+            const Arguments options{"-c", "-n", "30", "-s", std::to_string(size)};
+            const Outcomes ends = play(command(server, options), command(client, options));
+            check_success(ends.server);
+            check_success(ends.client);
+            check_lines(ends.server.output, size, 30);
+            check_lines(ends.client.output, size, 30);
+        }
+    }
+}
+
+TEST_CASE("rc_pingpong plays with few receives, many, and another MTU") {
+    for (const Arguments& options :
+         {Arguments{"-r", "1"}, {"-r", "2"}, {"-r", "3"}, {"-r", "16000"}, {"-m", "4096"}}) {
+        CAPTURE(options);
+        const Arguments all = command(ours, with(with(options, "-n"), "40"));
+        const Outcomes ends = play(all, all);
+        check_success(ends.server);
+        check_success(ends.client);
+    }
+}
+
+TEST_CASE("rc_pingpong --chk notices a client that does not send what it should") {
+    for (const std::string& client : {ours, theirs}) {
+        CAPTURE(client);
+        const Outcomes ends = play(command(ours, {"-c", "-n", "5"}), command(client, {"-n", "5"}));
+        check_failure(ends.server, "invalid data in page 0: byte 0 is 123 instead of 0");
+        check_success(ends.client);
+    }
+}
+
+TEST_CASE("rc_pingpong --histogram draws all round trips and the statistics") {
+    const Arguments options = command(ours, {"--histogram", "-n", "50"});
+    const Outcomes ends = play(options, options);
+    // The first message that the server receives answers none of its own.
+    for (const auto& [end, round_trips] : {std::pair{ends.server, 49}, {ends.client, 50}}) {
+        check_success(end);
+        CHECK_THAT(end.output, contains("Round-trip times:") && contains("p99.9 ") &&
+                                   contains("#") && contains("AsyncCq statistics:"));
+        const std::regex row(" - +[0-9.]+ +[a-z]+ +([0-9]+) +[0-9.]+ %");
+        int total = 0;
+        for (std::sregex_iterator it(end.output.begin(), end.output.end(), row), last; it != last;
+             ++it) {
+            total += std::stoi((*it)[1]);
+        }
+        CHECK(total == round_trips);
+    }
+}
+
+TEST_CASE("rc_pingpong names the cause when the two ends disagree") {
+    const Outcomes too_long = play(command(ours, {"-s", "100"}), command(ours, {"-s", "200"}));
+    check_failure(too_long.server, "receive (wr_id 1) failed after 0 of 1000 iters");
+    check_failure(too_long.client, "failed after 0 of 1000 iters");
+    const Outcomes too_short = play(command(ours, {"-s", "200"}), command(ours, {"-s", "100"}));
+    check_failure(too_short.server, "the peer sent a message of 100 bytes, not 200");
+    CHECK(too_short.client.status == 1);
+    const Outcomes too_few =
+        play(command(ours, {"-n", "20", "--timeout=2"}), command(ours, {"-n", "10"}));
+    check_success(too_few.client);
+    CHECK(too_few.server.status == 1);
+}
+
+TEST_CASE("rc_pingpong ends when its peer is killed") {
+    const Arguments options = command(ours, {"-n", "100000000", "--timeout=2"});
+    for (const bool kill_server : {false, true}) {
+        CAPTURE(kill_server);
+        Process server(options);
+        await_listener(server);
+        Process client(with(options, "localhost"));
+        await_output(server, "remote address");
+        await_output(client, "remote address");
+        Process& victim = kill_server ? server : client;
+        Process& survivor = kill_server ? client : server;
+        victim.kill();
+        victim.wait();
+        const int status = survivor.wait();
+        check_failure({status, survivor.output(), survivor.error()}, "");
+        CHECK_THAT(survivor.error(),
+                   contains("failed after") || contains("has been silent for 2 s"));
+    }
+}
+
+TEST_CASE("rc_pingpong ends when its peer talks nonsense") {
+    Process server(command(ours, {}));
+    await_listener(server);
+    {
+        const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(tcp_port);
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        REQUIRE(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+        const std::string text =
+            "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: somebody\r\n\r\n";
+        REQUIRE(::send(fd, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()));
+        const int status = server.wait();
+        check_failure({status, server.output(), server.error()},
+                      "malformed handshake: the peer sent \"GET / HTTP/1.1..Host");
+        ::close(fd);
+    }
+}
+
+TEST_CASE("rc_pingpong refuses what cannot work, and says what can") {
+    const std::string port_name = "port " + ib_port + " of " + device;
+    check_failure(run({ours, "-d", "nosuch"}), "no RDMA device is named \"nosuch\"; there are: ");
+    check_failure(run({ours, "-d", device, "-i", "99"}), "port number 99 is out of range for");
+    check_failure(run(command(ours, {"-g", "254"})), "GID index 254 of " + port_name);
+    check_failure(run(command(ours, {"-s", "0"})), "--size takes a number from 1");
+    check_failure(run(command(ours, {"-s", "4294967295"})), port_name + " takes at most");
+    check_failure(run(command(ours, {"-r", "1000000000"})), device + " takes at most");
+    check_failure(run(command(ours, {"--nosuch"})), "unknown or ambiguous option --nosuch");
+    check_failure(run(command(ours, {"localhost"})), "TCP port 18515: Connection refused");
+    check_failure(run(command(ours, {"no such host"})), "cannot find the host \"no such host\"");
+
+    Process server(command(ours, {}));
+    await_listener(server);
+    check_failure(run(command(ours, {})), "TCP port 18515 is in use");
+}
+
+TEST_CASE("rc_pingpong --help is for standard output") {
+    const Outcome help = run({ours, "--help"});
+    CHECK(help.status == 0);
+    CHECK(help.error.empty());
+    CHECK_THAT(help.output, contains("--histogram"));
+}
+
+TEST_CASE("rc_pingpong shows its progress on a terminal, and wipes it off") {
+    int terminal = -1;
+    int end = -1;
+    REQUIRE(::openpty(&terminal, &end, nullptr, nullptr, nullptr) == 0);
+    const Arguments options = command(ours, {"-n", "2000"});
+    Process server(options);
+    await_listener(server);
+    Process client(with(options, "localhost"), end);
+    CHECK(client.wait() == 0);
+    CHECK(server.wait() == 0);
+    ::close(end);
+    std::string shown;
+    char c;
+    while (::read(terminal, &c, 1) == 1) shown += c;
+    ::close(terminal);
+    INFO(shown);
+    CHECK(std::regex_search(shown,
+                            std::regex("^\r[0-9]+ of 2000 iters, [0-9.]+ usec/iter, [0-9]+ s")));
+    CHECK(shown.ends_with("\r\033[K"));
+    CHECK(shown.find('\n') == std::string::npos);
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+//
+// The objects behind the handles of the simulated verbs. Each derives from the C struct that the
+// application sees, and adds what the library, the driver and the device would keep about it.
+#pragma once
+
+#include "support/simulated_verbs.hpp"
+#include "support/simulated_verbs_events.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <string_view>
+#include <vector>
+
+namespace asyncverbs::simulated {
+
+// What every object has besides its native part. `users` are the live objects that need it.
+struct Tracked {
+    bool alive = true;
+    std::uint32_t number = 0;
+    int users = 0;
+};
+
+// Events about one object that the application must acknowledge before it is destroyed.
+struct EventAccount {
+    std::uint32_t reported = 0;
+    std::uint32_t acked = 0;
+};
+
+struct Device : ibv_device, Tracked {
+    using Native = ibv_device;
+    static constexpr std::string_view kind = "device";
+
+    explicit Device(const DeviceOptions& device_options);
+
+    DeviceOptions options;
+    bool plugged = true;
+};
+
+struct Context : ibv_context, Tracked {
+    using Native = ibv_context;
+    static constexpr std::string_view kind = "context";
+
+    explicit Context(Device& opened);
+    Context& owner() { return *this; }
+
+    Device& opened_device;
+    EventQueue<ibv_async_event> async_events;
+    bool disassociated = false;
+};
+
+struct ProtectionDomain : ibv_pd, Tracked {
+    using Native = ibv_pd;
+    static constexpr std::string_view kind = "protection domain";
+
+    explicit ProtectionDomain(Context& parent) : ibv_pd{}, context_(parent) { context = &parent; }
+    Context& owner() { return context_; }
+
+private:
+    Context& context_;
+};
+
+struct MemoryRegion : ibv_mr, Tracked {
+    using Native = ibv_mr;
+    static constexpr std::string_view kind = "memory region";
+
+    explicit MemoryRegion(ProtectionDomain& parent) : ibv_mr{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    std::uint64_t iova = 0;
+    unsigned int access = 0;
+};
+
+struct AddressHandle : ibv_ah, Tracked {
+    using Native = ibv_ah;
+    static constexpr std::string_view kind = "address handle";
+
+    explicit AddressHandle(ProtectionDomain& parent) : ibv_ah{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    ibv_ah_attr attr{};
+};
+
+struct CompletionQueue;
+
+struct CompletionChannel : ibv_comp_channel, Tracked {
+    using Native = ibv_comp_channel;
+    static constexpr std::string_view kind = "completion channel";
+
+    explicit CompletionChannel(Context& parent) : ibv_comp_channel{}, context_(parent) {
+        context = &parent;
+        fd = events.fd();
+    }
+    Context& owner() { return context_; }
+
+    EventQueue<CompletionQueue*> events;  // null: readiness without an event
+
+private:
+    Context& context_;
+};
+
+struct CompletionQueue : ibv_cq, Tracked {
+    using Native = ibv_cq;
+    static constexpr std::string_view kind = "completion queue";
+
+    enum class Arm { none, solicited, any };
+
+    struct Entry {
+        ibv_wc wc{};
+        bool solicited = false;
+        bool is_receive = false;
+        std::uint32_t slots = 0;  // of the work queue that polling it frees
+    };
+
+    CompletionQueue(Context& parent, CompletionChannel* events)
+        : ibv_cq{}, completion_channel(events), context_(parent) {
+        context = &parent;
+        channel = events;
+    }
+    Context& owner() { return context_; }
+    const ProviderModel& provider() const { return context_.opened_device.options.provider; }
+
+    CompletionChannel* completion_channel;
+    std::deque<Entry> entries;
+    Arm arm = Arm::none;
+    // Index model: an arm carries the sequence number of the events that were read, and the device
+    // fires once per number.
+    std::uint32_t arm_sequence = 1;
+    std::uint32_t fired_sequence = 0;
+    bool broken = false;
+    int events_to_drop = 0;
+    int events_to_duplicate = 0;
+    EventAccount completion_events;
+    EventAccount async_events;
+    CqCounters counters;
+
+private:
+    Context& context_;
+};
+
+struct ReceiveRequest {
+    std::uint64_t wr_id = 0;
+    std::vector<ibv_sge> sges;
+};
+
+struct SendRequest {
+    ibv_send_wr wr{};
+    std::vector<ibv_sge> sges;
+    std::vector<std::byte> inline_data;
+    bool signaled = false;
+};
+
+struct SharedReceiveQueue : ibv_srq, Tracked {
+    using Native = ibv_srq;
+    static constexpr std::string_view kind = "shared receive queue";
+
+    explicit SharedReceiveQueue(ProtectionDomain& parent) : ibv_srq{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    ibv_srq_attr attr{};
+    std::deque<ReceiveRequest> receives;
+    EventAccount async_events;
+};
+
+struct QueuePair : ibv_qp, Tracked {
+    using Native = ibv_qp;
+    static constexpr std::string_view kind = "queue pair";
+
+    QueuePair(ProtectionDomain& parent, CompletionQueue& send, CompletionQueue& receive,
+              SharedReceiveQueue* shared)
+        : ibv_qp{}, domain(parent), send_queue_cq(send), receive_queue_cq(receive),
+          shared_queue(shared) {
+        context = parent.context;
+        pd = &parent;
+        send_cq = &send;
+        recv_cq = &receive;
+        srq = shared;
+    }
+    Context& owner() { return domain.owner(); }
+    const ProviderModel& provider() { return owner().opened_device.options.provider; }
+    std::deque<ReceiveRequest>& receive_queue() {
+        return shared_queue != nullptr ? shared_queue->receives : receives;
+    }
+
+    ProtectionDomain& domain;
+    CompletionQueue& send_queue_cq;
+    CompletionQueue& receive_queue_cq;
+    SharedReceiveQueue* shared_queue;
+    ibv_qp_init_attr init_attr{};
+    // The device's view; ibv_qp::state is the application's, as of its last modify or query.
+    ibv_qp_attr attr{};
+    std::deque<SendRequest> sends;
+    std::deque<ReceiveRequest> receives;
+    std::uint32_t send_slots_used = 0;
+    std::uint32_t receive_slots_used = 0;
+    std::uint32_t unsignaled_done = 0;  // completed since the last completion of the send queue
+    EventAccount async_events;
+};
+
+}  // namespace asyncverbs::simulated
