@@ -150,11 +150,7 @@ public:
     /// where the send queue is full. Those before the failing one are posted all the same. Memory
     /// and keys in it stay valid until the completion. See ibv_post_send(3).
     void post_send(ibv_send_wr& requests) {
-        std::error_code error;
-        post_send(requests, error);
-        if (error) {
-            throw_verb_error("ibv_post_send", error.value());
-        }
+        post(ibv_post_send, "ibv_post_send", requests);
     }
 
     /// The same for a request that is written where it is posted: post_send({.wr_id = 1, …}).
@@ -168,11 +164,7 @@ public:
     /// Posts receives, a chain by `next`; in INIT or later. As post_send(), naming ibv_post_recv.
     /// On UD the first 40 bytes of each receive take the sender's GRH. See ibv_post_recv(3).
     void post_recv(ibv_recv_wr& requests) {
-        std::error_code error;
-        post_recv(requests, error);
-        if (error) {
-            throw_verb_error("ibv_post_recv", error.value());
-        }
+        post(ibv_post_recv, "ibv_post_recv", requests);
     }
 
     /// The same for a request that is written where it is posted: post_recv({.wr_id = 1, …}).
@@ -210,6 +202,15 @@ private:
     void require_type(ibv_qp_type type, const char* text) const {
         if (options_.type != type) {
             detail::throw_error(std::errc::invalid_argument, text);
+        }
+    }
+
+    template <class Request>
+    void post(int (*verb)(ibv_qp*, Request*, Request**), const char* name, Request& requests) {
+        Request* bad = nullptr;
+        errno = 0;
+        if (const int result = verb(get(), &requests, &bad)) {
+            throw_verb_error(name, detail::verb_errno(result));
         }
     }
 
