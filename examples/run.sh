@@ -31,11 +31,15 @@ run_on_device() {
     rm -f -- "$log"
 }
 
-if [[ ${1:-} = --on-device ]]; then
-    shift
-    run_on_device "$@"
-    exit
-fi
+case ${1:-} in
+    --on-device)
+        shift
+        run_on_device "$@"
+        exit ;;
+    --help | -h)
+        sed -n '4,5s/^# //p' "$home/run.sh"
+        exit ;;
+esac
 
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev ibverbs-providers
 printf '== Building the examples in build/examples\n'

@@ -18,5 +18,10 @@ for preset; do
     printf '\n== %s\n' "$preset"
     cmake --preset "$preset" > /dev/null
     cmake --build --preset "$preset" --parallel "$(nproc)"
-    ctest --preset "$preset"
+    if [[ $preset == *tsan ]]; then
+        printf 'device tests are left out: they use one thread, and take too long under TSan in a guest\n'
+        ctest --preset "$preset" --label-exclude device
+    else
+        ctest --preset "$preset"
+    fi
 done

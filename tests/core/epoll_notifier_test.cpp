@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <thread>
@@ -422,6 +423,16 @@ TEST_CASE("EpollNotifier: a wait that has ended is not resumed again, however lo
         f.executor.run_once();
         CHECK(!resumed);
     }
+    SECTION("ready when the stop request, left over from the turn before, comes first") {
+        f.executor.post([] { throw std::runtime_error("posted"); });
+        const Coroutine coroutine = body();
+        stop.request_stop();
+        CHECK_THROWS(f.executor.run_once());
+        f.pipe.put();
+        CHECK(f.executor.run_once());
+        f.executor.run_once();
+        CHECK(!resumed);
+    }
     SECTION("stopped while it was queued because its notifier was destroyed") {
         f.executor.post([&] { f.notifier.reset(); });
         const Coroutine coroutine = body();
@@ -576,8 +587,8 @@ TEST_CASE("EpollNotifier: a wait is an object that can be moved and combined", "
         auto moved = std::move(operation);
         const std::error_code error = co_await std::move(moved);
         CHECK(error == ok);
-        const auto [readable, slept] = co_await when_all(f.notifier->readable(),
-                                                         f.executor.sleep_for(1us));
+        const auto [readable, slept] =
+            co_await when_all(f.notifier->readable(), f.executor.sleep_for(1us));
         CHECK(readable == ok);
         CHECK(slept == ok);
     };

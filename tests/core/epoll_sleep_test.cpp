@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <thread>
@@ -203,4 +204,37 @@ TEST_CASE("sleep: a sleeping coroutine can be destroyed at any time", "[epoll_sl
     }
     while (!other) executor->run_once();
     CHECK(!result);
+}
+
+TEST_CASE("sleep: one that has ended is not resumed again, however long it lives",
+          "[epoll_sleep]") {
+    EpollExecutor executor;
+    std::stop_source stop;
+    bool resumed = false;
+    // The first awaiter lives until the end of the expression, while the second one sleeps.
+    const auto body = [&]() -> Coroutine {
+        (co_await executor.sleep_for(0s, stop.get_token()), co_await executor.sleep_for(1h));
+        resumed = true;
+    };
+    SECTION("its time came before the stop request") {
+        const Coroutine coroutine = body();
+        stop.request_stop();
+        CHECK(executor.run_once());
+        executor.run_once();
+        CHECK(!resumed);
+    }
+    SECTION("the stop request, left over from the turn before, came before its time") {
+        executor.post([] { throw std::runtime_error("posted"); });
+        const auto late = [&]() -> Coroutine {
+            (co_await executor.sleep_for(1ms, stop.get_token()), co_await executor.sleep_for(1h));
+            resumed = true;
+        };
+        const Coroutine coroutine = late();
+        stop.request_stop();
+        CHECK_THROWS(executor.run_once());
+        std::this_thread::sleep_for(2ms);
+        executor.run_once();
+        executor.run_once();
+        CHECK(!resumed);
+    }
 }

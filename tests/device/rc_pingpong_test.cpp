@@ -266,20 +266,22 @@ TEST_CASE("rc_pingpong shows its progress on a terminal, and wipes it off") {
     int terminal = -1;
     int end = -1;
     REQUIRE(::openpty(&terminal, &end, nullptr, nullptr, nullptr) == 0);
-    const Arguments options = command(ours, {"-n", "2000"});
+    const Arguments options = command(ours, {"-n", "4000000000", "--timeout=2"});
     Process server(options);
     await_listener(server);
     Process client(with(options, "localhost"), end);
-    CHECK(client.wait() == 0);
-    CHECK(server.wait() == 0);
     ::close(end);
     std::string shown;
     char c;
+    while (!shown.ends_with(" left\033[K") && ::read(terminal, &c, 1) == 1) shown += c;
+    CHECK(std::regex_match(
+        shown,
+        std::regex("\r[0-9]+ of 4000000000 iters, [0-9.]+ usec/iter, [0-9]+ s left\033\\[K")));
+    server.kill();
+    CHECK(client.wait() == 1);
     while (::read(terminal, &c, 1) == 1) shown += c;
     ::close(terminal);
     INFO(shown);
-    CHECK(std::regex_search(shown,
-                            std::regex("^\r[0-9]+ of 2000 iters, [0-9.]+ usec/iter, [0-9]+ s")));
-    CHECK(shown.ends_with("\r\033[K"));
-    CHECK(shown.find('\n') == std::string::npos);
+    CHECK_THAT(shown, contains("\r\033[Kerror: "));
+    CHECK(shown.find('\n') == shown.size() - 1); // that of the error
 }

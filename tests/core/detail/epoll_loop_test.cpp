@@ -15,3 +15,14 @@ TEST_CASE("EpollLoop: a run that has ended does not block", "[epoll_loop]") {
     loop.end_run(EpollLoop::stopped);
     CHECK(!loop.turn(true));
 }
+
+TEST_CASE("EpollLoop: a stop does not hide that the task has ended", "[epoll_loop]") {
+    EpollLoop loop;
+    {
+        const EpollLoop::Run run(loop);
+        loop.end_run(EpollLoop::task_done);
+        loop.end_run(EpollLoop::stopped);
+        CHECK((loop.ends() & EpollLoop::task_done) != 0);
+    }
+    CHECK(loop.ends() == 0);
+}
