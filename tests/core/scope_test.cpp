@@ -15,22 +15,14 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/gate.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::Gate;
 
 namespace {
-
-struct Gate {
-    Gate() = default;
-    Gate(const Gate&) = delete;
-    bool await_ready() const noexcept { return false; }
-    void await_suspend(std::coroutine_handle<> coroutine) noexcept { waiting = coroutine; }
-    void await_resume() const noexcept {}
-    void open() { std::exchange(waiting, nullptr).resume(); }
-    std::coroutine_handle<> waiting;
-};
 
 Task<> wait_at(Gate& gate) { co_await gate; }
 Task<> wait_holding(Gate& gate, std::shared_ptr<int>) { co_await gate; }

@@ -13,25 +13,16 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/gate.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::Gate;
 
 static_assert(std::movable<Task<int>> && !std::copyable<Task<int>>);
 static_assert(std::is_nothrow_move_constructible_v<Task<>>);
 
 namespace {
-
-// Suspends its coroutine until the test resumes it.
-struct Gate {
-    Gate() = default;
-    Gate(const Gate&) = delete;
-    bool await_ready() const noexcept { return false; }
-    void await_suspend(std::coroutine_handle<> coroutine) noexcept { waiting = coroutine; }
-    void await_resume() const noexcept {}
-    void open() { std::exchange(waiting, nullptr).resume(); }
-    std::coroutine_handle<> waiting;
-};
 
 // Records when it dies.
 struct Traced {
