@@ -464,6 +464,31 @@ TEST_CASE("AsyncCq: a completion and a stop at once: the completion is delivered
     CHECK(next.done() == (next_got.size() == 1));
 }
 
+TEST_CASE("AsyncCq: a stop between the last poll and the wait ends it before it waits (I7)") {
+    Fixture f;
+    std::stop_source stop;
+    f.sim.on_call([&](const Call& call) { // await_ready() looked at the token before
+        if (call.verb == "ibv_req_notify_cq" && call.moment == Call::Moment::after) {
+            stop.request_stop();
+        }
+    });
+    std::error_code error;
+    const Coroutine cancelled = poll_error(*f.cq, error, stop.get_token());
+    f.sim.on_call(nullptr);
+    REQUIRE(cancelled.done());
+    CHECK(error == std::errc::operation_canceled);
+    CHECK_FALSE(f.notifier.waiting());
+
+    WrIds got; // the arm is still outstanding: the next one neither loses nor repeats it
+    const Coroutine next = poll_once(*f.cq, got);
+    while (f.notifier.run()) {
+    }
+    CHECK_FALSE(next.done());
+    f.complete_and_run(1);
+    CHECK(got == WrIds{1});
+    CHECK(f.cq->statistics().arms == 1);
+}
+
 TEST_CASE("AsyncCq: a stop while nobody waits disturbs nobody") {
     Fixture f;
     std::stop_source stop;
