@@ -1,4 +1,4 @@
-# find_package(asyncverbs): the headers, the target, FindIBVerbs and the soft-RoCE runner.
+# find_package(asyncverbs): the headers, the target, FindIBVerbs, FindRDMACM and the soft-RoCE runner.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -19,5 +19,6 @@ install(
         "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
         "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
         cmake/FindIBVerbs.cmake
+        cmake/FindRDMACM.cmake
     DESTINATION "${package_dir}")
 install(DIRECTORY cmake/soft-roce DESTINATION "${package_dir}" USE_SOURCE_PERMISSIONS)

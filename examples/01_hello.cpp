@@ -19,9 +19,10 @@ asyncverbs::Task<> hello(asyncverbs::EpollExecutor& loop, const char* device) {
     bob.connect(alice.local_address());
     bob.post_recv({1, nullptr, &to, 1});
     alice.post_send({2, nullptr, &from, 1, IBV_WR_SEND, 0, {}, {}, {}, {}});
-    for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs))
+    for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs)) {
         if (wc.status != 0) throw std::system_error(asyncverbs::make_wc_error(wc.status));
-        else std::printf("Bob received %u bytes: %s\n", wc.byte_len, text[1]);
+        std::printf("Bob received %u bytes: %s\n", wc.byte_len, text[1]);
+    }
 }
 
 int main() try {

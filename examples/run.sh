@@ -28,6 +28,15 @@ run_on_device() {
     done
     "${pingpong[@]}" --histogram localhost
     wait "$server" || { cat "$log" >&2; return 1; }
+    printf '\n== rdma_echo: ten connections by IP address, served by one thread\n'
+    "$programs/rdma_echo" --clients=10 >"$log" 2>&1 &
+    server=$!
+    until grep -q listening "$log"; do
+        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
+        sleep 0.1
+    done
+    "$programs/rdma_echo" --connections=10 --count=100 "$RDMA_ADDRESS"
+    wait "$server" || { cat "$log" >&2; return 1; }
     rm -f -- "$log"
 }
 
@@ -41,7 +50,7 @@ case ${1:-} in
         exit ;;
 esac
 
-cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev ibverbs-providers
+cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers
 printf '== Building the examples in build/examples\n'
 cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
 cmake --build build/examples --parallel "$(nproc)"

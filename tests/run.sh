@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 (($# > 0)) || set -- debug
 
-packages=(cmake make g++ git pkg-config libibverbs-dev catch2 ibverbs-utils)
+packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibverbs-utils)
 [[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev)
 cmake/install-dependencies.sh "${packages[@]}"
 
@@ -18,10 +18,14 @@ for preset; do
     printf '\n== %s\n' "$preset"
     cmake --preset "$preset" > /dev/null
     cmake --build --preset "$preset" --parallel "$(nproc)"
-    if [[ $preset == *[at]san ]]; then
-        printf 'device tests are left out: under a sanitizer they have not been tried as a whole yet\n'
-        ctest --preset "$preset" --label-exclude device
-    else
-        ctest --preset "$preset"
+    left_out=()
+    if [[ $preset == *san ]]; then
+        printf 'packaging tests are left out: they start compilers, which no sanitizer watches\n'
+        left_out+=(package)
     fi
+    if [[ $preset == clang-tsan ]]; then
+        printf 'device tests are left out: under the TSan of Clang they have not been tried yet\n'
+        left_out+=(device)
+    fi
+    ctest --preset "$preset" ${left_out:+--label-exclude "$(IFS='|'; echo "${left_out[*]}")"}
 done

@@ -26,8 +26,8 @@ write_job() {
         { window=$(stty size <&3); } 3<&1
     fi
     mkdir -- "$job/job" "$job/job/bin"
-    declare -p directory user group groups files terminals window output caller_umask \
-        >"$job/job/settings"
+    declare -p directory user group groups files terminals window output caller_umask guests \
+        guest >"$job/job/settings"
     printf '%s\0' "${caller_environment[@]}" >"$job/job/environment"
     printf '%s\0' "${command[@]}" >"$job/job/arguments"
     install -m 755 -- "$home/guest-run" "$job/job/guest-run"
@@ -38,6 +38,9 @@ write_initrd() {
     local job=$1
     write_job "$job"
     cp -- "$kernel_directory/initramfs.cpio" "$job/initrd"
+    if (( guests == 2 )); then
+        cat -- "$kernel_directory/link.cpio" >>"$job/initrd"
+    fi
     (cd -- "$job" && find init job | cpio -o -H newc --quiet) >>"$job/initrd"
 }
 
@@ -78,6 +81,9 @@ set_qemu_options() {
         qemu_options+=(-virtfs
             "local,path=${output//,/,,},mount_tag=output,security_model=none,multidevs=remap")
     fi
+    if (( guests == 2 )); then
+        set_link_options
+    fi
 }
 
 # Copies what the guest writes to the output given, and says on standard error how much it was when
@@ -105,12 +111,14 @@ start_guest() {
     trap end_guest EXIT
     trap_signals end_guest
 
-    exec {stdout_port}> >(relay 2>&"$stdout_count" {reports_port}>&-)
+    exec {stdout_port}> >(relay 2>&"$stdout_count" {reports_port}>&- {running}>&-)
     stdout_relay=$!
-    exec {stderr_port}> >(relay >&2 2>&"$stderr_count" {reports_port}>&- {stdout_port}>&-)
+    exec {stderr_port}> >(relay >&2 2>&"$stderr_count" {reports_port}>&- {stdout_port}>&- \
+        {running}>&-)
     stderr_relay=$!
     set_qemu_options
-    setpriv --pdeathsig KILL qemu-system-x86_64 "${qemu_options[@]}" </dev/null >&"$console" 2>&1 &
+    setpriv --pdeathsig KILL qemu-system-x86_64 "${qemu_options[@]}" </dev/null >&"$console" 2>&1 \
+        {running}>&- &
     qemu=$!
     exec {stdout_port}>&- {stderr_port}>&- {reports_port}>&- {initrd}<&-
 }
@@ -129,9 +137,13 @@ relays_live() {
 
 # The relays end by themselves after QEMU, unless nobody reads what they write.
 end_guest() {
-    local relay
     end_qemu
-    for relay in "$stdout_relay" "$stderr_relay"; do
+    end_relays "$stdout_relay" "$stderr_relay"
+}
+
+end_relays() {
+    local relay
+    for relay; do
         for _ in {1..20}; do
             kill -0 "$relay" 2>/dev/null || break
             sleep 0.1
@@ -157,10 +169,11 @@ fail_with_console() {
 
 # Reads the next report into report[]. Returns 1 if QEMU has ended, 2 after the seconds given.
 read_report() {
-    local bound=$1 started=$SECONDS line status
+    local bound=$1 started=$SECONDS line='' part status
     while true; do
         status=0
-        read -r -t 1 -u "$reports" line || status=$?
+        read -r -t 1 -u "$reports" part || status=$?
+        line+=$part # of a line that is on its way when the second has passed, read takes a part
         if (( status == 0 )); then
             read -r -a report <<<"$line"
             return 0
@@ -169,6 +182,8 @@ read_report() {
         (( SECONDS - started < bound )) || return 2
         # Whoever read the output has gone away, as "| head" does: SIGPIPE ends the command.
         relays_live || exit 141
+        # Of two guests, each is in a process of its own, which does not outlive the caller's.
+        kill -0 $$ 2>/dev/null || exit 137
     done
 }
 
@@ -222,12 +237,15 @@ follow_guest() {
         fail_with_console "the guest cannot run the command: ${report[*]:1}"
     wait_for_relay "$stdout_relay" "$stdout_count" "${report[2]:-0}"
     wait_for_relay "$stderr_relay" "$stderr_count" "${report[3]:-0}"
+    if (( report[1] == 0 )); then
+        await_other_guest
+    fi
     end_qemu
     wait "$stdout_relay" "$stderr_relay" || true
     exit "${report[1]}"
 }
 
-run_in_guest() {
+prepare_guest() {
     [[ $(uname -m) = x86_64 ]] || fail "a guest is emulated on x86_64 only; this is $(uname -m)"
     if [[ $accelerator = kvm && $deterministic = no ]]; then
         [[ -r /dev/kvm && -w /dev/kvm ]] ||
@@ -236,6 +254,10 @@ run_in_guest() {
     PATH=$PATH:/usr/sbin:/sbin
     install_packages
     find_kernel
+}
+
+run_in_guest() {
+    prepare_guest
     say "starting a guest with Linux $(<"$kernel_directory/release") and a soft-RoCE device"
     start_guest
     follow_guest

@@ -6,11 +6,14 @@
 # place when it is complete.
 
 # Changes with the layout of a cache entry, so that no version reads another's.
-cache_format=2
+cache_format=3
 
 # rdma_rxe asks for crc32_generic only when a link is added, and newer kernels have it built in.
 guest_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay dummy rdma_rxe rdma_ucm ib_uverbs)
 optional_guest_modules=(crc32_generic)
+# For two guests on one link, apart from the others: what is not loaded costs no time. tc loses
+# packets by sch_netem.
+link_modules=(virtio_net sch_netem)
 
 print_cache_directory() {
     local cache=${XDG_CACHE_HOME:-} user_home=${HOME:-}
@@ -101,24 +104,34 @@ remove_signature() {
 
 # Prints the modules' files below the directory given, in the order in which they have to be loaded.
 print_module_files() {
-    local root=$1 release=$2 list
-    local show_depends=(modprobe -d "$root" -S "$release" --show-depends -a)
-    list=$("${show_depends[@]}" "${guest_modules[@]}") || return 1
-    list+=$'\n'$("${show_depends[@]}" "${optional_guest_modules[@]}" 2>/dev/null) || true
-    sed -n 's|^insmod .*/\(lib/modules/[^ ]*\).*|\1|p' <<<"$list" | awk '!seen[$0]++'
+    local root=$1 release=$2
+    modprobe -d "$root" -S "$release" --show-depends -a "${@:3}" |
+        sed -n 's|^insmod .*/\(lib/modules/[^ ]*\).*|\1|p'
 }
 
-# Adds the modules under numbers that keep their order.
+# Adds the modules' files on standard input under numbers that keep their order.
 add_modules() {
-    local root=$1 release=$2 target=$3 list file module number=100
-    list=$(print_module_files "$root" "$release") || return 1
-    mkdir -- "$target"
+    local root=$1 target=$2 number=$3 file module
+    mkdir -p -- "$target"
     while read -r file; do
         module=$target/$number-$(basename -- "${file%%.ko*}").ko
         decompress "$file" <"$root/$file" >"$module" || return 1
         remove_signature "$module"
         number=$(( number + 1 ))
-    done <<<"$list"
+    done
+}
+
+# Those that a link takes in addition come after those of every guest.
+add_all_modules() {
+    local root=$1 release=$2 modules all
+    modules=$(print_module_files "$root" "$release" "${guest_modules[@]}") || return 1
+    modules+=$'\n'$(print_module_files "$root" "$release" "${optional_guest_modules[@]}" \
+        2>/dev/null) || true
+    modules=$(awk 'NF && !seen[$0]++' <<<"$modules")
+    all=$modules$'\n'$(print_module_files "$root" "$release" "${link_modules[@]}") || return 1
+    add_modules "$root" initramfs/modules 100 <<<"$modules" || return 1
+    awk '!seen[$0]++' <<<"$all" | tail -n "+$(( $(wc -l <<<"$modules") + 1 ))" |
+        add_modules "$root" link/modules 200
 }
 
 add_busybox() {
@@ -131,28 +144,30 @@ add_busybox() {
 
 # Makes the files of a cache entry in the current directory.
 build_kernel() {
-    local root=$PWD/root package release
+    local root=$PWD/root package release part
     try_download_kernel || {
         print_apt_words
         fail "there is no kernel for the guest: apt-get downloads neither linux-image-amd64 nor" \
             "linux-image-generic; once the network is there, as root, run: apt-get update"
     }
     say "unpacking the kernel and making an initramfs"
-    mkdir root initramfs initramfs/{bin,proc,sys,dev,lower,overlay,root}
+    mkdir root link initramfs initramfs/{bin,proc,sys,dev,lower,overlay,root}
     for package in *.deb; do
         dpkg-deb -x "$package" root || fail "$package cannot be unpacked in $PWD"
     done
     [[ -e root/lib/modules ]] || ln -s usr/lib root/lib
     release=$(basename -- root/lib/modules/*)
     depmod -b "$root" "$release" || fail "the modules of Linux $release cannot be indexed in $PWD"
-    add_modules "$root" "$release" initramfs/modules ||
+    add_all_modules "$root" "$release" ||
         fail "Linux $release lacks a module that the guest needs"
     add_busybox root initramfs/bin || fail "the package busybox-static has no busybox"
-    (cd initramfs && find . | cpio -o -H newc --quiet) >initramfs.cpio ||
-        fail "the initramfs cannot be written in $PWD"
+    for part in initramfs link; do
+        (cd "$part" && find . | cpio -o -H newc --quiet) >"$part.cpio" ||
+            fail "the initramfs cannot be written in $PWD"
+    done
     extract_kernel "root/boot/vmlinuz-$release" kernel ||
         fail "the kernel cannot be written in $PWD"
-    rm -rf root initramfs ./*.deb
+    rm -rf root initramfs link ./*.deb
     echo "$release" >release
 }
 
@@ -191,7 +206,8 @@ end_builder() {
     wait "$builder" 2>/dev/null || true
 }
 
-# Sets kernel_directory, which holds: kernel, initramfs.cpio, release.
+# Sets kernel_directory, which holds: kernel, initramfs.cpio, link.cpio (what a link takes in
+# addition), release.
 find_kernel() {
     local cache
     cache=$(print_cache_directory)

@@ -182,6 +182,9 @@ bool Connection::wait(const Socket& socket, short events, Deadline deadline) {
     }
 }
 
+// Nothing but the end is to come.
+void Connection::wait_until_closed() const { wait(socket_, POLLIN, deadline_in(timeout_)); }
+
 Connection Connection::open(const std::string& host, std::uint16_t port,
                             std::chrono::seconds timeout) {
     const AddressList addresses = resolve(host, port);

@@ -57,6 +57,10 @@ public:
     void send(std::string_view bytes);
     std::string receive(std::size_t count);
 
+    /// Waits, no longer than the timeout, until the peer closes its end: until then it may need
+    /// this end's queue pair, be it for an acknowledgment that was lost.
+    void wait_until_closed() const;
+
 private:
     using Deadline = std::optional<std::chrono::steady_clock::time_point>;
 

@@ -57,8 +57,10 @@ std::vector<std::uint64_t> growing_limits(std::uint64_t low, std::uint64_t high)
     for (std::uint64_t decade = 10; limits.back() <= high; decade *= 10) {
         for (const std::uint64_t factor : {10u, 15u, 20u, 30u, 50u, 70u}) {
             const std::uint64_t limit = decade / 10 * factor;
-            if (limit <= low) limits.back() = limit;
-            else if (limits.back() <= high) limits.push_back(limit);
+            if (limit <= low)
+                limits.back() = limit;
+            else if (limits.back() <= high)
+                limits.push_back(limit);
         }
     }
     return limits;

@@ -29,18 +29,20 @@ void print_address(const char* whose, const QueuePairAddress& address) {
     std::fflush(stdout);
 }
 
-QueuePairAddress shake_hands(const Options& options, Endpoint& endpoint) {
+Connection shake_hands(const Options& options, Endpoint& endpoint) {
     const QueuePairAddress local = endpoint.local_address();
     const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
     if (options.is_client()) {
         print_address("local address: ", local);
         Connection server = Connection::open(options.host, options.port, options.timeout);
-        return shake_hands_as_client(server, local, connect);
+        print_address("remote address:", shake_hands_as_client(server, local, connect));
+        return server;
     }
     Listener listener(options.port);
     print_address("local address: ", local); // whoever reads this can connect now
     Connection client = listener.accept(options.timeout);
-    return shake_hands_as_server(client, local, connect);
+    print_address("remote address:", shake_hands_as_server(client, local, connect));
+    return client;
 }
 
 void print_figures(const Options& options, std::chrono::nanoseconds elapsed) {
@@ -70,10 +72,11 @@ void run(const Options& options) {
     const asyncverbs::Context context = open_device(options);
     auto cq = asyncverbs::AsyncCq::create(context, cq_depth(options), loop);
     Endpoint endpoint(context, cq.completion_queue(), options);
-    print_address("remote address:", shake_hands(options, endpoint));
+    const Connection peer = shake_hands(options, endpoint);
 
     PingPong game(loop, cq, endpoint, options);
     loop.run(game.run());
+    if (!options.is_client()) peer.wait_until_closed();
 
     print_figures(options, game.elapsed());
     if (options.check) endpoint.check_received();

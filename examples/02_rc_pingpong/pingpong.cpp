@@ -6,6 +6,7 @@
 #include <asyncverbs/core/when_all.hpp>
 
 #include <array>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -33,7 +34,7 @@ asyncverbs::Task<> PingPong::exchange() {
     std::array<ibv_wc, 2> wcs;
     while (sent_ < options_.iterations || received_ < options_.iterations) {
         if (!sending_ && !receiving_ && sent_ < options_.iterations) send();
-        for (const ibv_wc& wc : co_await cq_.poll(wcs)) on_completion(wc);
+        on_completions(co_await cq_.poll(wcs));
     }
     elapsed_ = Clock::now() - start;
 }
@@ -44,17 +45,19 @@ void PingPong::send() {
     sending_ = receiving_ = true;
 }
 
-void PingPong::on_completion(const ibv_wc& wc) {
-    if (wc.status != IBV_WC_SUCCESS) fail(wc);
-    if (wc.wr_id == send_id) {
-        ++sent_;
-        sending_ = false;
-    } else {
-        if (options_.histogram) record_round_trip();
-        if (wc.byte_len != options_.size) fail_size(wc.byte_len);
-        endpoint_.use_receive();
-        ++received_;
-        receiving_ = false;
+void PingPong::on_completions(std::span<const ibv_wc> wcs) {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status != IBV_WC_SUCCESS) fail(wc);
+        if (wc.wr_id == send_id) {
+            ++sent_;
+            sending_ = false;
+        } else {
+            if (options_.histogram) record_round_trip();
+            if (wc.byte_len != options_.size) fail_size(wc.byte_len);
+            endpoint_.use_receive();
+            ++received_;
+            receiving_ = false;
+        }
     }
 }
 

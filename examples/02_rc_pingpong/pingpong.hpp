@@ -40,7 +40,7 @@ private:
     asyncverbs::Task<> exchange();
     asyncverbs::Task<> watch(std::stop_token done);
     void send();
-    void on_completion(const ibv_wc& wc);
+    void on_completions(std::span<const ibv_wc> wcs);
     void record_round_trip();
     [[noreturn]] void fail(ibv_wc wc);
     [[noreturn]] void fail_size(std::uint32_t size) const;

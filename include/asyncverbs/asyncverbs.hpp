@@ -2,14 +2,29 @@
 // Everything but the adapters for foreign event loops and the helpers for tests.
 #pragma once
 
+#include <asyncverbs/cm/connect.hpp>
+#include <asyncverbs/cm/connection.hpp>
+#include <asyncverbs/cm/connection_options.hpp>
+#include <asyncverbs/cm/connection_rejected.hpp>
+#include <asyncverbs/cm/incoming_connection.hpp>
+#include <asyncverbs/cm/listener.hpp>
+#include <asyncverbs/cm/outgoing_connection.hpp>
+#include <asyncverbs/cm/socket_address.hpp>
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/cq_poller.hpp>
+#include <asyncverbs/core/device_events.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/epoll_notifier.hpp>
+#include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/sync_wait.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/async_srq.hpp>
+#include <asyncverbs/rdma/buffer_pool.hpp>
+#include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/rdma/stream.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
@@ -19,4 +34,5 @@
 #include <asyncverbs/verbs/memory_region.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
+#include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/verbs/slice.hpp>

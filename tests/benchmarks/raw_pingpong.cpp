@@ -129,25 +129,29 @@ private:
     bool receiving_ = !options_.is_client();
 };
 
-void run(const Options& options) {
-    const asyncverbs::Context context = open_device(options);
-    const CompletionQueue cq(context, cq_depth(options));
-    Endpoint endpoint(context, cq, options);
+Connection shake_hands(const Options& options, Endpoint& endpoint) {
     const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
     if (options.is_client()) {
         Connection server = Connection::open(options.host, options.port, options.timeout);
         shake_hands_as_client(server, endpoint.local_address(), connect);
-    } else {
-        Listener listener(options.port);
-        std::printf("  local address: listening\n");
-        std::fflush(stdout);
-        Connection client = listener.accept(options.timeout);
-        shake_hands_as_server(client, endpoint.local_address(), connect);
+        return server;
     }
+    Listener listener(options.port);
+    Connection client = listener.accept(options.timeout);
+    shake_hands_as_server(client, endpoint.local_address(), connect);
+    return client;
+}
+
+void run(const Options& options) {
+    const asyncverbs::Context context = open_device(options);
+    const CompletionQueue cq(context, cq_depth(options));
+    Endpoint endpoint(context, cq, options);
+    const Connection peer = shake_hands(options, endpoint);
     RawPingPong game(cq, endpoint, options);
     const auto start = std::chrono::steady_clock::now();
     game.run();
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    if (!options.is_client()) peer.wait_until_closed();
     if (options.check) endpoint.check_received();
     std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, elapsed.count(),
                 elapsed.count() * 1e6 / options.iterations);

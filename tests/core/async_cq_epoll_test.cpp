@@ -22,8 +22,8 @@
 #include <vector>
 
 #include "support/catch.hpp"
-#include "support/counters.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
@@ -63,7 +63,9 @@ public:
         explicit Readable(State& s) : state(s) {}
         ~Readable() { state.waiting = nullptr; }
         bool await_ready() const noexcept { return state.ready; }
-        void await_suspend(std::coroutine_handle<> handle) const noexcept { state.waiting = handle; }
+        void await_suspend(std::coroutine_handle<> handle) const noexcept {
+            state.waiting = handle;
+        }
         std::error_code await_resume() const noexcept {
             state.ready = false;
             return {};
@@ -173,7 +175,7 @@ TEST_CASE("AsyncCq on EpollExecutor: a sleeping poll costs one epoll_wait and no
     CHECK(total.epoll_ctl == 0);
 }
 
-TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)") {
+TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)", "[field-13][I3]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     const auto stale = GENERATE(0, 1, 3);
     const bool duplicates = GENERATE(false, true);
@@ -209,7 +211,8 @@ TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)")
     for (std::size_t i = 0; i < count; ++i) REQUIRE(got[i] == i);
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a neighbour (I9)") {
+TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a neighbour (I9)",
+          "[field-47][I9]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;
@@ -245,7 +248,7 @@ TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a nei
     executor.run(Local::run(sim, executor, busy, quiet));
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: max_wait finds what a dropped event announced") {
+TEST_CASE("AsyncCq on EpollExecutor: max_wait finds what a dropped event announced", "[I3]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;
@@ -259,7 +262,7 @@ TEST_CASE("AsyncCq on EpollExecutor: max_wait finds what a dropped event announc
     CHECK(cq.statistics().events == 0);
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: a stop from another thread, while others get theirs") {
+TEST_CASE("AsyncCq on EpollExecutor: a stop from another thread, while others get theirs", "[I7]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;
@@ -299,7 +302,8 @@ TEST_CASE("AsyncCq on EpollExecutor: a stop from another thread, while others ge
     executor.run(Local::run(executor, cq, sim));
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: a device that vanishes fails every waiter and spins nothing") {
+TEST_CASE("AsyncCq on EpollExecutor: a device that vanishes fails every waiter and spins nothing",
+          "[field-20][I5]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;
@@ -323,7 +327,8 @@ TEST_CASE("AsyncCq on EpollExecutor: a device that vanishes fails every waiter a
     CHECK((counters() - before).system_calls() == 1);
 }
 
-TEST_CASE("AsyncCq: the executor may be destroyed while coroutines wait, and before the CQ") {
+TEST_CASE("AsyncCq: the executor may be destroyed while coroutines wait, and before the CQ",
+          "[field-43][I8]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     auto executor = std::make_unique<EpollExecutor>();

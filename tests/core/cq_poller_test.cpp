@@ -57,7 +57,8 @@ TEST_CASE("CqPoller: a completion that is there is polled, not armed for") {
     CHECK_FALSE(f.poller.may_wait());
 }
 
-TEST_CASE("CqPoller: a completion between the poll and the arm is found by the second poll (I1)") {
+TEST_CASE("CqPoller: a completion between the poll and the arm is found by the second poll (I1)",
+          "[field-1][I1]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     Fixture f(ProviderModel{.arm_model = model});
     bool once = true;
@@ -73,7 +74,7 @@ TEST_CASE("CqPoller: a completion between the poll and the arm is found by the s
     f.sim.on_call(nullptr);
 }
 
-TEST_CASE("CqPoller: an arm that is outstanding is not repeated") {
+TEST_CASE("CqPoller: an arm that is outstanding is not repeated", "[I1]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     REQUIRE(f.poll_or_arm() == 0);
@@ -97,7 +98,8 @@ TEST_CASE("CqPoller: an armed CQ makes its fd readable; consuming the event disa
     CHECK(f.poller.statistics().events == 1);
 }
 
-TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked for it (I2, I4)") {
+TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked for it (I2, I4)",
+          "[field-14][field-26][I2][I4]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.sim.push_false_readiness(f.poller.completion_queue().channel().native_handle());
@@ -108,7 +110,7 @@ TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked f
     CHECK(f.poller.statistics().arms == 1); // still armed
 }
 
-TEST_CASE("CqPoller: EINTR is retried") {
+TEST_CASE("CqPoller: EINTR is retried", "[field-15][I5]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.complete(1);
@@ -116,7 +118,7 @@ TEST_CASE("CqPoller: EINTR is retried") {
     CHECK(f.poller.consume());
 }
 
-TEST_CASE("CqPoller: a channel handed over in blocking mode does not block") {
+TEST_CASE("CqPoller: a channel handed over in blocking mode does not block", "[field-16][I3]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     CompletionQueue cq(context, 8);
@@ -126,7 +128,7 @@ TEST_CASE("CqPoller: a channel handed over in blocking mode does not block") {
     CHECK_FALSE(poller.consume());
 }
 
-TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)") {
+TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)", "[field-25][I4]") {
     std::optional<Fixture> f(std::in_place, rxe, 3u);
     for (int i = 0; i < 5; ++i) {
         REQUIRE(f->poll_or_arm() == 0);
@@ -139,14 +141,14 @@ TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)") 
     f.reset(); // the simulation fails the test if anything stays unacked
 }
 
-TEST_CASE("CqPoller: an event that was queued but never read is not acked (I4)") {
+TEST_CASE("CqPoller: an event that was queued but never read is not acked (I4)", "[field-30][I4]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.complete(1);
     CHECK(f.sim.queued_events(f.poller.completion_queue().channel().native_handle()) == 1);
 }
 
-TEST_CASE("CqPoller: the event counts may wrap") {
+TEST_CASE("CqPoller: the event counts may wrap", "[field-28][I4]") {
     Fixture f(rxe, 2);
     f.sim.start_event_counts_at(f.cq, 0xfffffffeu);
     for (int i = 0; i < 5; ++i) {
@@ -157,7 +159,8 @@ TEST_CASE("CqPoller: the event counts may wrap") {
     }
 }
 
-TEST_CASE("CqPoller: an event is credited to the CQ that it names, and the next one read (I3, I4)") {
+TEST_CASE("CqPoller: an event is credited to the CQ that it names, and the next one read (I3, I4)",
+          "[field-18][field-27][I3][I4]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     const CompletionChannel channel(context);
@@ -173,7 +176,7 @@ TEST_CASE("CqPoller: an event is credited to the CQ that it names, and the next 
     CHECK(poller.poll_or_arm(wcs) == 1);
 }
 
-TEST_CASE("CqPoller: stale events cannot hide a completion") {
+TEST_CASE("CqPoller: stale events cannot hide a completion", "[field-6][I2][I3]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     Fixture f(ProviderModel{.arm_model = model});
     REQUIRE(f.poll_or_arm() == 0);
@@ -188,7 +191,7 @@ TEST_CASE("CqPoller: stale events cannot hide a completion") {
     CHECK(f.poll_or_arm() == 1);
 }
 
-TEST_CASE("CqPoller: a dropped event is found by arming again") {
+TEST_CASE("CqPoller: a dropped event is found by arming again", "[I3]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.sim.drop_events(f.cq);
@@ -202,7 +205,7 @@ TEST_CASE("CqPoller: a dropped event is found by arming again") {
     CHECK(readable(f.poller.fd()));
 }
 
-TEST_CASE("CqPoller: every failing verb is named, in either sign (I5)") {
+TEST_CASE("CqPoller: every failing verb is named, in either sign (I5)", "[field-7][field-50][I5]") {
     const auto sign =
         GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
     Fixture f;
@@ -218,7 +221,7 @@ TEST_CASE("CqPoller: every failing verb is named, in either sign (I5)") {
     SECTION("get event") {
         REQUIRE(f.poll_or_arm() == 0);
         f.complete(1);
-        f.sim.fail("ibv_get_cq_event", {.error = EIO});
+        f.sim.fail("ibv_get_cq_event", {.error = EIO, .sign = sign});
         CHECK_THROWS_WITH(f.poller.consume(), "ibv_get_cq_event: Input/output error");
         CHECK(f.poller.consume());
     }

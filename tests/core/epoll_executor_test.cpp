@@ -201,7 +201,8 @@ TEST_CASE("EpollExecutor: what becomes ready in a turn waits for the next", "[ep
     CHECK(calls == 2);
 }
 
-TEST_CASE("EpollExecutor: a coroutine that is always ready starves no other", "[epoll_executor]") {
+TEST_CASE("EpollExecutor: a coroutine that is always ready starves no other",
+          "[epoll_executor][I9]") {
     EpollExecutor executor;
     Pipe pipe;
     EpollNotifier notifier = executor.notifier(pipe.reader());
@@ -428,7 +429,8 @@ TEST_CASE("EpollExecutor: its descriptor tells when a turn has work", "[epoll_ex
     CHECK(!is_readable(fd));
 }
 
-TEST_CASE("EpollExecutor: a signal that interrupts epoll_wait is no error", "[epoll_executor]") {
+TEST_CASE("EpollExecutor: a signal that interrupts epoll_wait is no error",
+          "[epoll_executor][field-15]") {
     EpollExecutor executor;
     support::interrupt_epoll_wait(3);
     const auto body = [&]() -> Task<int> {

@@ -19,11 +19,14 @@
 #include <asyncverbs/core/cq_notifier.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/context.hpp>
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/pipe.hpp"
+#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
@@ -134,6 +137,71 @@ TEST_CASE("EpollNotifier: readable with nobody waiting does not spin", "[epoll_n
         f.pipe.put();
         f.executor.run_once();
         CHECK(f.result == ok);
+    }
+}
+
+TEST_CASE("EpollNotifier: of a completion channel, each event wakes once", "[epoll_notifier]") {
+    simulated::SimulatedVerbs sim;
+    const Context context = Context::open();
+    const CompletionQueue cq(context, 8);
+    EpollExecutor executor;
+    EpollNotifier notifier = executor.notifier(cq.channel());
+    CHECK(notifier.native_handle() == cq.channel().fd());
+    Result result;
+
+    SECTION("whoever waits") {
+        const Coroutine waiter = wait(notifier, result);
+        executor.run_once();
+        CHECK(!result);
+        sim.push_events(cq.native_handle());
+        executor.run_once();
+        CHECK(result == ok);
+    }
+    SECTION("the next one, if nobody waits") {
+        sim.push_events(cq.native_handle());
+        executor.run_once();
+        const Coroutine waiter = wait(notifier, result);
+        executor.run_once();
+        CHECK(result == ok);
+    }
+    SECTION("the next one, within a wait of no time") {
+        sim.push_events(cq.native_handle());
+        executor.run_once();
+        const Coroutine waiter = wait_for(notifier, 0ns, result);
+        executor.run_once();
+        CHECK(result == ok);
+    }
+    SECTION("the next one, if the one who waited is destroyed before he is resumed") {
+        Result first;
+        std::optional<Coroutine> waiter(wait(notifier, first));
+        Pipe pipe;
+        EpollNotifier readable = executor.notifier(pipe.reader());
+        const auto destroy = [&]() -> Coroutine {
+            co_await readable.readable();
+            waiter.reset();
+        };
+        const Coroutine destroyer = destroy();
+        pipe.put(); // ready before the event, and in the same turn
+        sim.push_events(cq.native_handle());
+        executor.run_once();
+        CHECK(destroyer.done());
+        CHECK(!first);
+        const Coroutine next = wait(notifier, result);
+        executor.run_once();
+        CHECK(result == ok);
+    }
+    SECTION("and no more, though it is not read") {
+        sim.push_events(cq.native_handle());
+        Coroutine waiter = wait(notifier, result);
+        executor.run_once();
+        CHECK(result == ok);
+        result.reset();
+        waiter = wait(notifier, result);
+        executor.run_once();
+        CHECK(!result);
+        sim.push_events(cq.native_handle());
+        executor.run_once();
+        CHECK(result == ok);
     }
 }
 

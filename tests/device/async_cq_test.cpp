@@ -4,112 +4,32 @@
 #include <asyncverbs/core/async_cq.hpp>
 
 #include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <sys/syscall.h>
 
 #include <array>
-#include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <optional>
-#include <random>
 #include <stop_token>
-#include <string>
 #include <system_error>
 #include <vector>
 
+#include "device/pair.hpp"
 #include "support/catch.hpp"
-#include "support/counters.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/system_calls.hpp"
 
 using namespace asyncverbs;
-using namespace std::chrono_literals;
+using asyncverbs::device::Pair;
 using asyncverbs::support::Coroutine;
 using asyncverbs::support::counters;
 using asyncverbs::support::Counters;
 
 namespace {
-
-Context open_device() {
-    const char* name = std::getenv("RDMA_DEVICE");
-    return Context::open(name ? name : "");
-}
-
-std::optional<int> gid_index() {
-    const char* index = std::getenv("RDMA_GID_INDEX");
-    return index ? std::optional(std::stoi(index)) : std::nullopt;
-}
-
-// Two connected queue pairs in one process, each with a CQ of its own on one loop.
-template <class Loop = EpollExecutor>
-struct Pair {
-    static constexpr std::uint32_t depth = 256;
-    static constexpr int remote = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
-                                  IBV_ACCESS_REMOTE_READ;
-
-    explicit Pair(Loop& l, AsyncCqOptions options = {})
-        : loop(l), context(open_device()), domain(context), memory(8192),
-          region(domain, memory, remote),
-          send_cq(AsyncCq::create(context, 2 * depth, loop, options)),
-          recv_cq(AsyncCq::create(context, 2 * depth, loop, options)),
-          sender(std::in_place, domain, send_cq->completion_queue(), send_cq->completion_queue(),
-                 QueuePairOptions{.max_send_wr = depth, .max_recv_wr = depth}),
-          receiver(std::in_place, domain, recv_cq->completion_queue(),
-                   recv_cq->completion_queue(),
-                   QueuePairOptions{.max_send_wr = depth, .max_recv_wr = depth}) {
-        sender->init({.gid_index = gid_index()});
-        receiver->init({.gid_index = gid_index()});
-        sender->connect(receiver->local_address());
-        receiver->connect(sender->local_address());
-    }
-
-    // A message is its number, by way of the immediate data and of memory.
-    void post_recv(std::uint64_t wr_id) {
-        ibv_sge sge = region.slice(4096 + 8 * (wr_id % depth), 8).sge();
-        ibv_recv_wr wr{};
-        wr.wr_id = wr_id;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        receiver->post_recv(wr);
-    }
-
-    void post_send(std::uint64_t wr_id, unsigned flags = IBV_SEND_SIGNALED) {
-        const Slice slice = region.slice(8 * (wr_id % depth), 8);
-        std::memcpy(slice.address, &wr_id, 8);
-        ibv_sge sge = slice.sge();
-        ibv_send_wr wr{};
-        wr.wr_id = wr_id;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        wr.opcode = IBV_WR_SEND;
-        wr.send_flags = flags;
-        sender->post_send(wr);
-    }
-
-    std::uint64_t received(std::uint64_t wr_id) const {
-        std::uint64_t value = 0;
-        std::memcpy(&value, memory.data() + 4096 + 8 * (wr_id % depth), 8);
-        return value;
-    }
-
-    Loop& loop;
-    Context context;
-    ProtectionDomain domain;
-    std::vector<std::byte> memory;
-    MemoryRegion region;
-    std::optional<AsyncCq> send_cq;
-    std::optional<AsyncCq> recv_cq;
-    std::optional<QueuePair> sender;
-    std::optional<QueuePair> receiver;
-};
 
 Task<ibv_wc> next(AsyncCq& cq, std::stop_token stop = {}) {
     std::array<ibv_wc, 1> wcs{};
@@ -141,8 +61,7 @@ TEST_CASE("device: send and receive") {
     Pair pair(executor);
     pair.post_recv(7);
     pair.post_send(7);
-    const auto [sent, received] =
-        executor.run(when_all(next(*pair.send_cq), next(*pair.recv_cq)));
+    const auto [sent, received] = executor.run(when_all(next(*pair.send_cq), next(*pair.recv_cq)));
     CHECK(sent.status == IBV_WC_SUCCESS);
     CHECK(sent.opcode == IBV_WC_SEND);
     CHECK(received.status == IBV_WC_SUCCESS);
@@ -321,64 +240,4 @@ TEST_CASE("device: a sleeping poll makes three system calls and no allocation") 
     CHECK(calls[SYS_read] == messages);
     CHECK(calls[SYS_write] + calls[SYS_ioctl] == 2 * messages);
     CHECK(total == 4 * messages);
-}
-
-TEST_CASE("device: 100,000 messages with idle gaps at random moments, none lost") {
-    constexpr std::uint64_t messages = 100'000;
-    EpollExecutor executor;
-    Pair pair(executor);
-    struct Local {
-        static Task<> receive(Pair<>& p, std::uint64_t& count, std::minstd_rand random) {
-            std::array<ibv_wc, 16> wcs{};
-            while (count < messages) {
-                const std::span<ibv_wc> some = std::span(wcs).first(1 + random() % wcs.size());
-                for (const ibv_wc& wc : co_await p.recv_cq->poll(some)) {
-                    if (wc.status != IBV_WC_SUCCESS || wc.wr_id != count ||
-                        p.received(count) != count) {
-                        throw std::runtime_error("message " + std::to_string(count) + " is wrong");
-                    }
-                    p.post_recv(count + p.depth);
-                    ++count;
-                }
-                if (random() % 1000 == 0) {
-                    co_await p.loop.sleep_for(std::chrono::microseconds(random() % 3000));
-                }
-            }
-        }
-        static Task<> send(Pair<>& p, const std::uint64_t& received, std::minstd_rand random) {
-            std::array<ibv_wc, 16> wcs{};
-            std::uint64_t posted = 0;
-            std::uint64_t sent = 0;
-            while (sent < messages) {
-                // As many as there are receives for, so that no receiver-not-ready slows it down.
-                const std::uint64_t window = 1 + random() % (p.depth / 2);
-                while (posted < messages && posted - sent < window &&
-                       posted - received < p.depth) {
-                    p.post_send(posted++);
-                }
-                if (posted == sent) {
-                    co_await p.loop.schedule(); // the receiver is behind
-                    continue;
-                }
-                for (const ibv_wc& wc : co_await p.send_cq->poll(wcs)) {
-                    if (wc.status != IBV_WC_SUCCESS || wc.wr_id != sent) {
-                        throw std::runtime_error("send " + std::to_string(sent) + " failed");
-                    }
-                    ++sent;
-                }
-                if (random() % 1000 == 0) {
-                    co_await p.loop.sleep_for(std::chrono::microseconds(random() % 3000));
-                }
-            }
-        }
-    };
-    for (std::uint64_t id = 0; id < pair.depth; ++id) pair.post_recv(id);
-    std::uint64_t received = 0;
-    std::minstd_rand random(Catch::rngSeed());
-    executor.run(when_all(Local::receive(pair, received, std::minstd_rand(random())),
-                          Local::send(pair, received, std::minstd_rand(random()))));
-    CHECK(received == messages);
-    const CqStatistics& statistics = pair.recv_cq->statistics();
-    CHECK(statistics.events > 0);
-    CHECK(statistics.events <= statistics.arms);
 }

@@ -5,6 +5,9 @@
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
+#include <asyncverbs/verbs/shared_receive_queue.hpp>
+
+#include <poll.h>
 
 #include <algorithm>
 #include <chrono>
@@ -40,9 +43,7 @@ InitOptions init_options() {
     return {.port = number("RDMA_PORT").value_or(0), .gid_index = number("RDMA_GID_INDEX")};
 }
 
-Context open_device() {
-    return Context::open(environment("RDMA_DEVICE"));
-}
+Context open_device() { return Context::open(environment("RDMA_DEVICE")); }
 
 // A device with what two queue pairs in one process need.
 struct Fixture {
@@ -126,9 +127,7 @@ ibv_send_wr rdma_request(std::uint64_t id, ibv_wr_opcode opcode, ibv_sge& sge, c
     return wr;
 }
 
-bool equal(const Slice& a, const Slice& b) {
-    return std::ranges::equal(a.bytes(), b.bytes());
-}
+bool equal(const Slice& a, const Slice& b) { return std::ranges::equal(a.bytes(), b.bytes()); }
 
 } // namespace
 
@@ -172,12 +171,25 @@ TEST_CASE("memory of the peer is written and read", "[device][verbs]") {
     CHECK(equal(back, remote));
 }
 
+TEST_CASE("the device reaches memory that a region has allocated", "[device][verbs]") {
+    Fixture ends;
+    ends.connect();
+    ends.fill_left();
+    const MemoryRegion own =
+        MemoryRegion::allocate(ends.domain, 1000, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    ibv_sge from = ends.left_slice().slice(0, 1000).sge();
+    ibv_send_wr write = rdma_request(1, IBV_WR_RDMA_WRITE, from, own.slice(), own.rkey());
+    ends.left.post_send(write);
+    CHECK(poll(ends.cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
+    CHECK(equal(ends.left_slice().slice(0, 1000), own.slice()));
+}
+
 TEST_CASE("a wrong rkey ends in an error completion", "[device][verbs]") {
     Fixture ends;
     ends.connect();
     ibv_sge from = ends.left_slice().sge();
-    ibv_send_wr write = rdma_request(7, IBV_WR_RDMA_WRITE, from, ends.right_slice(),
-                                     ends.region.rkey() ^ 0xabcd00);
+    ibv_send_wr write =
+        rdma_request(7, IBV_WR_RDMA_WRITE, from, ends.right_slice(), ends.region.rkey() ^ 0xabcd00);
     ends.left.post_send(write);
     const ibv_wc wc = poll(ends.cq.native_handle(), 1)[0];
     CHECK(wc.wr_id == 7);
@@ -217,6 +229,62 @@ TEST_CASE("a datagram is sent and received", "[device][verbs]") {
     CHECK(wcs[0].byte_len == 40 + 256);
     CHECK(wcs[0].src_qp == ends.left.qp_num());
     CHECK(equal(ends.left_slice().slice(0, 256), ends.right_slice().slice(40, 256)));
+}
+
+TEST_CASE("queue pairs share receives", "[device][verbs]") {
+    const Context context = open_device();
+    const ProtectionDomain domain(context);
+    const CompletionQueue send_cq(context, 64);
+    const CompletionQueue recv_cq(context, 64);
+    std::vector<std::byte> memory(4096);
+    const MemoryRegion region(domain, memory);
+    SharedReceiveQueue receives(domain, {.max_wr = 8});
+    std::vector<QueuePair> senders;
+    std::vector<QueuePair> receivers;
+    for (int i = 0; i < 2; ++i) {
+        QueuePair& sender = senders.emplace_back(domain, send_cq, send_cq);
+        QueuePair& receiver = receivers.emplace_back(domain, send_cq, recv_cq, receives);
+        sender.init(init_options());
+        receiver.init(init_options());
+        sender.connect(receiver.local_address());
+        receiver.connect(sender.local_address());
+    }
+    ibv_recv_wr refused{};
+    std::error_code error;
+    CHECK(receivers[0].post_recv(refused, error) == &refused);
+    CHECK(error);
+
+    const std::vector<std::size_t> order{1, 0, 0, 1, 1};
+    for (std::uint64_t i = 0; i < order.size(); ++i) {
+        ibv_sge sge = region.slice(64 + i, 1).sge();
+        ibv_recv_wr wr{};
+        wr.wr_id = i;
+        wr.sg_list = &sge;
+        wr.num_sge = 1;
+        receives.post_recv(wr);
+    }
+    receives.arm_limit(4);
+    for (std::uint64_t i = 0; i < order.size(); ++i) {
+        memory[i] = static_cast<std::byte>(i + 1);
+        ibv_sge sge = region.slice(i, 1).sge();
+        ibv_send_wr send = send_request(i, IBV_WR_SEND, sge);
+        senders[order[i]].post_send(send);
+        CHECK(poll(send_cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
+    }
+    const std::vector<ibv_wc> wcs = poll(recv_cq.native_handle(), order.size());
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        CHECK(wcs[i].status == IBV_WC_SUCCESS);
+        CHECK(wcs[i].qp_num == receivers[order[i]].qp_num());
+        CHECK(memory[64 + i] == static_cast<std::byte>(i + 1));
+    }
+
+    pollfd events{context.native_handle()->async_fd, POLLIN, 0};
+    REQUIRE(::poll(&events, 1, 60'000) == 1);
+    ibv_async_event event{};
+    REQUIRE(ibv_get_async_event(context.native_handle(), &event) == 0);
+    CHECK(event.event_type == IBV_EVENT_SRQ_LIMIT_REACHED);
+    CHECK(event.element.srq == receives.native_handle());
+    ibv_ack_async_event(&event);
 }
 
 TEST_CASE("inline data needs no registered memory", "[device][verbs]") {
@@ -331,9 +399,9 @@ TEST_CASE("a device or port that is not there is reported", "[device][verbs]") {
                contains("no RDMA device is named \"nosuch0\"; there are: ") &&
                    contains(context.name()));
     const int ports = context.query_device().phys_port_cnt;
-    CHECK_THAT(failure_text(std::errc::invalid_argument,
-                            [&] { (void)context.query_port(ports + 1); }),
-               contains("valid are 1 to " + std::to_string(ports)));
+    CHECK_THAT(
+        failure_text(std::errc::invalid_argument, [&] { (void)context.query_port(ports + 1); }),
+        contains("valid are 1 to " + std::to_string(ports)));
 }
 
 TEST_CASE("a GID that is not there is reported", "[device][verbs]") {
@@ -374,9 +442,9 @@ TEST_CASE("memory that cannot be registered is reported", "[device][verbs]") {
                             [&] { MemoryRegion region(domain, std::span<std::byte>()); }),
                contains("empty span"));
     std::vector<std::byte> memory(64);
-    CHECK(failure_text(std::errc::invalid_argument,
-                       [&] { MemoryRegion region(domain, memory, IBV_ACCESS_REMOTE_WRITE); }) ==
-          "ibv_reg_mr: Invalid argument");
+    CHECK(failure_text(std::errc::invalid_argument, [&] {
+              MemoryRegion region(domain, memory, IBV_ACCESS_REMOTE_WRITE);
+          }) == "ibv_reg_mr: Invalid argument");
     const std::span<std::byte> nowhere(reinterpret_cast<std::byte*>(4096), 4096);
     CHECK(failure_text(std::errc::bad_address, [&] { MemoryRegion region(domain, nowhere); }) ==
           "ibv_reg_mr: Bad address");

@@ -23,4 +23,4 @@ inline auto contains(const std::string& text) {
 #endif
 }
 
-}  // namespace asyncverbs::support
+} // namespace asyncverbs::support

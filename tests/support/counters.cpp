@@ -4,12 +4,15 @@
 // f. Not replaced and not interposed, so that those of the sanitizers stay in place.
 #include "support/counters.hpp"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
+#include <cstdarg>
 #include <cstddef>
 #include <new>
 
@@ -18,24 +21,63 @@ namespace {
 
 thread_local Counters count;
 thread_local int interruptions = 0;
-thread_local std::size_t until_failure = 0; // 0: no failure
+thread_local int shelters = 0;
+
+// Counts down to the call that fails.
+struct Countdown {
+    std::size_t left = 0; // 0: none fails
+    bool failed = false;
+
+    bool fails_now() noexcept {
+        if (shelters > 0 || left == 0 || --left > 0) return false;
+        return failed = true;
+    }
+};
+thread_local Countdown allocations;
+thread_local Countdown system_calls;
+thread_local const char* failed_call = "";
 
 void count_allocation() {
     ++count.allocations;
-    if (until_failure != 0 && --until_failure == 0) throw std::bad_alloc();
+    if (allocations.fails_now()) throw std::bad_alloc();
+}
+
+bool system_call_fails(const char* name) noexcept {
+    if (!system_calls.fails_now()) return false;
+    failed_call = name;
+    errno = EIO;
+    return true;
 }
 
 } // namespace
 
 Counters counters() noexcept { return count; }
 void interrupt_epoll_wait(int times) noexcept { interruptions = times; }
-void fail_allocation(std::size_t skip) noexcept { until_failure = skip + 1; }
+
+void fail_allocation(std::size_t skip) noexcept { allocations = {skip + 1, false}; }
+
+void fail_system_call(std::size_t skip) noexcept {
+    system_calls = {skip + 1, false};
+    failed_call = "";
+}
+
+bool stop_failing() noexcept {
+    const bool failed = allocations.failed || system_calls.failed;
+    allocations = system_calls = {};
+    return failed;
+}
+
+const char* failed_system_call() noexcept { return failed_call; }
+
+FailureShelter::FailureShelter() noexcept { ++shelters; }
+FailureShelter::~FailureShelter() { --shelters; }
 
 } // namespace asyncverbs::support
 
 using asyncverbs::support::count;
 using asyncverbs::support::count_allocation;
 using asyncverbs::support::interruptions;
+using asyncverbs::support::system_call_fails;
 
 extern "C" {
 
@@ -44,6 +86,32 @@ int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
 ssize_t __real_read(int fd, void* buffer, std::size_t size);
 ssize_t __real_write(int fd, const void* buffer, std::size_t size);
 int __real_timerfd_settime(int fd, int flags, const itimerspec* setting, itimerspec* old);
+int __real_epoll_create1(int flags);
+int __real_eventfd(unsigned value, int flags);
+int __real_timerfd_create(int clock, int flags);
+int __real_fcntl(int fd, int command, ...);
+
+int __wrap_epoll_create1(int flags) {
+    return system_call_fails("epoll_create1") ? -1 : __real_epoll_create1(flags);
+}
+
+int __wrap_eventfd(unsigned value, int flags) {
+    return system_call_fails("eventfd") ? -1 : __real_eventfd(value, flags);
+}
+
+int __wrap_timerfd_create(int clock, int flags) {
+    return system_call_fails("timerfd_create") ? -1 : __real_timerfd_create(clock, flags);
+}
+
+int __wrap_fcntl(int fd, int command, ...) {
+    if (system_call_fails("fcntl")) return -1;
+    if (command == F_GETFL || command == F_GETFD) return __real_fcntl(fd, command);
+    std::va_list arguments;
+    va_start(arguments, command);
+    const int argument = va_arg(arguments, int);
+    va_end(arguments);
+    return __real_fcntl(fd, command, argument);
+}
 
 int __wrap_epoll_wait(int fd, epoll_event* events, int size, int timeout) {
     ++count.epoll_wait;
@@ -52,11 +120,13 @@ int __wrap_epoll_wait(int fd, epoll_event* events, int size, int timeout) {
         errno = EINTR;
         return -1;
     }
+    if (system_call_fails("epoll_wait")) return -1;
     return __real_epoll_wait(fd, events, size, timeout);
 }
 
 int __wrap_epoll_ctl(int epoll, int operation, int fd, epoll_event* event) {
     ++count.epoll_ctl;
+    if (operation != EPOLL_CTL_DEL && system_call_fails("epoll_ctl")) return -1;
     return __real_epoll_ctl(epoll, operation, fd, event);
 }
 

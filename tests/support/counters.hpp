@@ -42,4 +42,24 @@ void interrupt_epoll_wait(int times) noexcept;
 // The next allocation of this thread that `skip` others precede throws std::bad_alloc.
 void fail_allocation(std::size_t skip) noexcept;
 
+// The same for the system calls that can fail (epoll_create1, eventfd, timerfd_create, fcntl,
+// epoll_ctl but for EPOLL_CTL_DEL, epoll_wait): it returns -1 with EIO.
+void fail_system_call(std::size_t skip) noexcept;
+
+// Takes back what was asked for by these two. Returns whether one of them did fail.
+bool stop_failing() noexcept;
+
+// The name of the system call that failed, "" if none did since fail_system_call().
+const char* failed_system_call() noexcept;
+
+// As long as one exists, nothing on this thread fails, or counts towards what is to fail: for a
+// test's own bookkeeping inside the code that it tests.
+class FailureShelter {
+public:
+    FailureShelter() noexcept;
+    FailureShelter(const FailureShelter&) = delete;
+    FailureShelter& operator=(const FailureShelter&) = delete;
+    ~FailureShelter();
+};
+
 } // namespace asyncverbs::support

@@ -5,9 +5,7 @@
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_session.hpp>
 
-int main(int argc, char** argv) {
-    return Catch::Session().run(argc, argv);
-}
+int main(int argc, char** argv) { return Catch::Session().run(argc, argv); }
 #else
 // GCC 12 with sanitizers takes the uninitialised half of a union in <regex> for a mistake.
 #if defined(__GNUC__) && !defined(__clang__)

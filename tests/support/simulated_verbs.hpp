@@ -34,7 +34,8 @@ struct Failure {
     ErrnoSign sign = ErrnoSign::usual;
 };
 
-// What a hook is told: the verb, its first argument, and after the call its error (0: none).
+// What a hook is told: the verb, its first argument, and after the call its error (0: none) and, if
+// there is none, what an int verb returned.
 struct Call {
     enum class Moment { before, after };
 
@@ -42,6 +43,7 @@ struct Call {
     const void* object = nullptr;
     Moment moment = Moment::before;
     int error = 0;
+    int value = 0;
 };
 
 struct CqCounters {
@@ -50,10 +52,10 @@ struct CqCounters {
     std::uint64_t arms = 0;
     std::uint64_t completions_pushed = 0;
     std::uint64_t completions_polled = 0;
-    std::uint64_t completions_lost = 0;  // to an overrun, or purged with their queue pair
+    std::uint64_t completions_lost = 0; // to an overrun, or purged with their queue pair
     std::uint64_t events_queued = 0;
     std::uint64_t events_dropped = 0;
-    std::uint64_t events_reported = 0;  // read by ibv_get_cq_event
+    std::uint64_t events_reported = 0; // read by ibv_get_cq_event
     std::uint64_t events_acked = 0;
 };
 
@@ -142,8 +144,8 @@ public:
 
     std::uint64_t calls(std::string_view verb) const;
     std::uint64_t calls() const;
-    CqCounters counters(const ibv_cq* cq) const;  // also of one that was destroyed
-    CqCounters counters() const;                  // the sum over all
+    CqCounters counters(const ibv_cq* cq) const; // also of one that was destroyed
+    CqCounters counters() const;                 // the sum over all
     bool armed(const ibv_cq* cq) const;
     int queued_completions(const ibv_cq* cq) const;
     int queued_events(const ibv_comp_channel* channel) const;
@@ -167,4 +169,4 @@ private:
     std::unique_ptr<Simulation> simulation_;
 };
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -42,41 +42,42 @@ EventAccount* account_of(Simulation& simulation, Verb verb, const ibv_async_even
     }
 }
 
-}  // namespace
+} // namespace
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
 using Lock = Simulation::Lock;
 
 extern "C" int ibv_get_async_event(ibv_context* context, ibv_async_event* event) {
-    return run_int(Verb::get_async_event, context, [&](Simulation& simulation,
-                                                       Lock& lock) -> Outcome {
-        while (true) {
-            Context* source = simulation.check<Context>(Verb::get_async_event, context);
-            if (source == nullptr) {
-                return {.error = EINVAL};
-            }
-            if (source->async_events.at_end()) {
-                return {.error = EIO};
-            }
-            const int fd = source->async_events.fd();
-            lock.unlock();
-            const int error = read_token(fd);
-            lock.lock();
-            if (error != 0) {
-                source->async_events.read_failed();
-                return {.error = error};
-            }
-            if (const auto read = source->async_events.pop()) {
-                *event = *read;
-                if (EventAccount* account = account_of(simulation, Verb::get_async_event, *read)) {
-                    ++account->reported;
+    return run_int(
+        Verb::get_async_event, context, [&](Simulation& simulation, Lock& lock) -> Outcome {
+            while (true) {
+                Context* source = simulation.check<Context>(Verb::get_async_event, context);
+                if (source == nullptr) {
+                    return {.error = EINVAL};
                 }
-                return {};
+                if (source->async_events.at_end()) {
+                    return {.error = EIO};
+                }
+                const int fd = source->async_events.fd();
+                lock.unlock();
+                const int error = read_token(fd);
+                lock.lock();
+                if (error != 0) {
+                    source->async_events.read_failed();
+                    return {.error = error};
+                }
+                if (const auto read = source->async_events.pop()) {
+                    *event = *read;
+                    if (EventAccount* account =
+                            account_of(simulation, Verb::get_async_event, *read)) {
+                        ++account->reported;
+                    }
+                    return {};
+                }
             }
-        }
-    });
+        });
 }
 
 extern "C" void ibv_ack_async_event(ibv_async_event* event) {

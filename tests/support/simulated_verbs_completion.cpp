@@ -91,7 +91,7 @@ void arm_flag(CompletionQueue& cq, Arm wanted) {
 
 void arm_index(Simulation& simulation, CompletionQueue& cq, Arm wanted) {
     if (cq.fired_sequence == cq.arm_sequence) {
-        return;  // the event of the last arm was not read yet, so this one is not new
+        return; // the event of the last arm was not read yet, so this one is not new
     }
     arm_flag(cq, wanted);
     const bool fires = std::ranges::any_of(cq.entries, [&](const CompletionQueue::Entry& entry) {
@@ -121,7 +121,7 @@ void free_slots(Simulation& simulation, const CompletionQueue::Entry& entry) {
     }
 }
 
-}  // namespace
+} // namespace
 
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
     return run_int(Verb::poll_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
@@ -150,7 +150,7 @@ int req_notify_cq(ibv_cq* cq, int solicited_only) {
         }
         ++armed->counters.arms;
         if (armed->broken) {
-            return {};  // accepted, and never answered
+            return {}; // accepted, and never answered
         }
         const Arm wanted = solicited_only != 0 ? Arm::solicited : Arm::any;
         if (armed->provider().arm_model == ArmModel::index) {
@@ -162,7 +162,7 @@ int req_notify_cq(ibv_cq* cq, int solicited_only) {
     });
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
 
@@ -305,7 +305,7 @@ extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** c
             }
             const auto event = source->events.pop();
             if (!event || *event == nullptr) {
-                continue;  // nothing behind the readiness: block again, or EAGAIN
+                continue; // nothing behind the readiness: block again, or EAGAIN
             }
             CompletionQueue& reported = **event;
             ++reported.completion_events.reported;
@@ -327,10 +327,10 @@ extern "C" void ibv_ack_cq_events(ibv_cq* cq, unsigned int nevents) {
         EventAccount& account = acked->completion_events;
         const std::uint32_t outstanding = account.reported - account.acked;
         if (nevents > outstanding) {
-            simulation.record(Verb::ack_cq_events,
-                              std::to_string(nevents) + " acknowledged, but of " +
-                                  describe(*acked) + " only " + std::to_string(outstanding) +
-                                  " were read and not yet acknowledged");
+            simulation.record(Verb::ack_cq_events, std::to_string(nevents) +
+                                                       " acknowledged, but of " + describe(*acked) +
+                                                       " only " + std::to_string(outstanding) +
+                                                       " were read and not yet acknowledged");
         }
         account.acked += nevents;
         acked->comp_events_completed += nevents;

@@ -28,7 +28,7 @@ ibv_wc success(std::uint64_t wr_id) {
     return wc;
 }
 
-}  // namespace
+} // namespace
 
 TEST_CASE("simulated poll: in order, no more than asked for", "[simulated]") {
     OpenCq f;
@@ -65,10 +65,10 @@ TEST_CASE("simulated error completion: garbage where nothing is valid", "[simula
 TEST_CASE("simulated arm, flag model: one event for the next completion", "[simulated]") {
     OpenCq f;
     f.sim.complete(f.cq, 1);
-    CHECK(f.sim.queued_events(f.channel) == 0);  // not armed
+    CHECK(f.sim.queued_events(f.channel) == 0); // not armed
     CHECK(ibv_req_notify_cq(f.cq, 0) == 0);
     CHECK(f.sim.armed(f.cq));
-    CHECK(f.sim.queued_events(f.channel) == 0);  // what is queued fires nothing
+    CHECK(f.sim.queued_events(f.channel) == 0); // what is queued fires nothing
     f.sim.complete(f.cq, 2);
     CHECK_FALSE(f.sim.armed(f.cq));
     f.sim.complete(f.cq, 3);
@@ -92,7 +92,7 @@ TEST_CASE("simulated arm, index model: fires at once for what was not polled", "
     CHECK(f.sim.queued_events(f.channel) == 1);
     CHECK(f.poll() == Ids{1});
     CHECK(f.get_and_ack() == 0);
-    CHECK(ibv_req_notify_cq(f.cq, 0) == 0);  // all was polled
+    CHECK(ibv_req_notify_cq(f.cq, 0) == 0); // all was polled
     CHECK(f.sim.armed(f.cq));
     CHECK(f.sim.queued_events(f.channel) == 0);
     f.sim.complete(f.cq, 2);
@@ -333,7 +333,7 @@ TEST_CASE("simulated completion queue: depth", "[simulated]") {
     f.sim.complete(cq, 3);
     CHECK(f.sim.counters(cq).events_queued == 0);
     CHECK(ibv_destroy_cq(cq) == 0);
-    CHECK(f.sim.counters(cq).arms == 1);  // counters outlive their queue
+    CHECK(f.sim.counters(cq).arms == 1); // counters outlive their queue
 }
 
 TEST_CASE("simulated completions from another thread", "[simulated]") {

@@ -93,9 +93,9 @@ ibv_gid_entry to_verbs(const GidEntry& entry, std::uint32_t port, std::uint32_t 
     return result;
 }
 
-}  // namespace
+} // namespace
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
 using Lock = Simulation::Lock;
@@ -143,13 +143,9 @@ extern "C" void ibv_free_device_list(ibv_device** list) {
     });
 }
 
-extern "C" const char* ibv_get_device_name(ibv_device* device) {
-    return device->name;
-}
+extern "C" const char* ibv_get_device_name(ibv_device* device) { return device->name; }
 
-extern "C" int ibv_get_device_index(ibv_device*) {
-    return -1;
-}
+extern "C" int ibv_get_device_index(ibv_device*) { return -1; }
 
 extern "C" __be64 ibv_get_device_guid(ibv_device* device) {
     return static_cast<const Device*>(device)->options.attr.node_guid;
@@ -235,7 +231,7 @@ extern "C" int ibv_query_gid(ibv_context* context, std::uint8_t port, int index,
         if (error != 0 && error != ENODATA) {
             return {.error = error};
         }
-        *gid = entry.gid;  // an empty entry reads as zeros
+        *gid = entry.gid; // an empty entry reads as zeros
         return {};
     });
 }
@@ -314,6 +310,4 @@ extern "C" int ibv_fork_init() {
     return run_int(Verb::fork_init, nullptr, [](Simulation&, Lock&) { return Outcome{}; });
 }
 
-extern "C" ibv_fork_status ibv_is_fork_initialized() {
-    return IBV_FORK_UNNEEDED;
-}
+extern "C" ibv_fork_status ibv_is_fork_initialized() { return IBV_FORK_UNNEEDED; }

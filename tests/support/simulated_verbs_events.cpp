@@ -21,7 +21,7 @@ bool take_token(int fd) {
     return ::recv(fd, &token, 1, MSG_DONTWAIT) == 1;
 }
 
-}  // namespace
+} // namespace
 
 EventDescriptor::EventDescriptor() {
     int pair[2] = {-1, -1};
@@ -32,14 +32,11 @@ EventDescriptor::EventDescriptor() {
     peer_ = pair[1];
 }
 
-EventDescriptor::~EventDescriptor() {
-    close();
-}
+EventDescriptor::~EventDescriptor() { close(); }
 
 void EventDescriptor::fill(std::size_t events) {
     const char token = 1;
-    while (tokens_ < events &&
-           ::send(peer_, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) {
+    while (tokens_ < events && ::send(peer_, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) {
         ++tokens_;
     }
 }
@@ -97,4 +94,4 @@ int read_token(int fd) {
     return count == 0 || errno == ECONNRESET ? EIO : errno;
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -103,4 +103,4 @@ private:
     bool finished_ = false;
 };
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -109,4 +109,4 @@ private:
     int epoll_;
 };
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -28,8 +28,8 @@ ibv_mr* register_region(ibv_pd* pd, void* address, std::size_t length, std::uint
         if (const int error = simulation.use<ProtectionDomain>(Verb::reg_mr, pd, domain)) {
             return error;
         }
-        const bool remote_only = (access & writes_locally_too) != 0 &&
-                                 (access & IBV_ACCESS_LOCAL_WRITE) == 0;
+        const bool remote_only =
+            (access & writes_locally_too) != 0 && (access & IBV_ACCESS_LOCAL_WRITE) == 0;
         if (remote_only || length == 0) {
             return EINVAL;
         }
@@ -80,9 +80,9 @@ void report_uses(Simulation& simulation, const MemoryRegion& region) {
     }
 }
 
-}  // namespace
+} // namespace
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 extern "C" ibv_pd* ibv_alloc_pd(ibv_context* context) {
     return run_create<ibv_pd>(
@@ -192,8 +192,7 @@ extern "C" int ibv_init_ah_from_wc(ibv_context* context, std::uint8_t port, ibv_
     return -1;
 }
 
-extern "C" ibv_ah* ibv_create_ah_from_wc(ibv_pd* pd, ibv_wc* wc, ibv_grh* grh,
-                                         std::uint8_t port) {
+extern "C" ibv_ah* ibv_create_ah_from_wc(ibv_pd* pd, ibv_wc* wc, ibv_grh* grh, std::uint8_t port) {
     ibv_ah_attr attr;
     return ibv_init_ah_from_wc(pd->context, port, wc, grh, &attr) == 0 ? ibv_create_ah(pd, &attr)
                                                                        : nullptr;

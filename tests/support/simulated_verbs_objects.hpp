@@ -7,9 +7,12 @@
 #include "support/simulated_verbs.hpp"
 #include "support/simulated_verbs_events.hpp"
 
+#include <rdma/rdma_cma.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -102,7 +105,7 @@ struct CompletionChannel : ibv_comp_channel, Tracked {
     }
     Context& owner() { return context_; }
 
-    EventQueue<CompletionQueue*> events;  // null: readiness without an event
+    EventQueue<CompletionQueue*> events; // null: readiness without an event
 
 private:
     Context& context_;
@@ -118,7 +121,7 @@ struct CompletionQueue : ibv_cq, Tracked {
         ibv_wc wc{};
         bool solicited = false;
         bool is_receive = false;
-        std::uint32_t slots = 0;  // of the work queue that polling it frees
+        std::uint32_t slots = 0; // of the work queue that polling it frees
     };
 
     CompletionQueue(Context& parent, CompletionChannel* events)
@@ -206,8 +209,42 @@ struct QueuePair : ibv_qp, Tracked {
     std::deque<ReceiveRequest> receives;
     std::uint32_t send_slots_used = 0;
     std::uint32_t receive_slots_used = 0;
-    std::uint32_t unsignaled_done = 0;  // completed since the last completion of the send queue
+    std::uint32_t unsignaled_done = 0; // completed since the last completion of the send queue
     EventAccount async_events;
 };
 
-}  // namespace asyncverbs::simulated
+// --- the connection manager ---
+
+struct CmId;
+
+struct CmEvent {
+    CmId* id = nullptr;      // whom it is about
+    CmId* request = nullptr; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier that comes with it
+    rdma_cm_event_type type{};
+    int status = 0;
+    std::string data{};
+};
+
+struct EventChannel : rdma_event_channel, Tracked {
+    using Native = rdma_event_channel;
+    static constexpr std::string_view kind = "event channel";
+
+    EventChannel() : rdma_event_channel{} { fd = events.fd(); }
+
+    EventQueue<CmEvent> events;
+};
+
+struct CmId : rdma_cm_id, Tracked {
+    using Native = rdma_cm_id;
+    static constexpr std::string_view kind = "identifier";
+
+    explicit CmId(EventChannel& reported_on) : rdma_cm_id{} { channel = &reported_on; }
+
+    EventAccount events;
+    CmId* peer = nullptr;
+    bool listening = false;
+    bool left = false; // rdma_disconnect was called
+    rdma_conn_param parameters{};
+};
+
+} // namespace asyncverbs::simulated

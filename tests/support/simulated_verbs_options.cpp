@@ -60,4 +60,4 @@ ibv_device_attr default_device_attr() {
     return attr;
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -35,7 +35,7 @@ inline constexpr ProviderModel mlx5{
     .arm_model = ArmModel::index, .purges_on_destroy_qp = true, .slots_freed_by_poll = true};
 
 struct GidEntry {
-    ibv_gid gid{};  // all zero: the entry is empty
+    ibv_gid gid{}; // all zero: the entry is empty
     ibv_gid_type type = IBV_GID_TYPE_ROCE_V2;
 };
 
@@ -61,4 +61,4 @@ struct DeviceOptions {
     std::vector<PortOptions> ports = {PortOptions{}};
 };
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

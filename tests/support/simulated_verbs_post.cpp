@@ -50,8 +50,7 @@ int post_one_send(Simulation& simulation, QueuePair& qp, const ibv_send_wr& wr) 
     request.wr.next = nullptr;
     request.wr.sg_list = nullptr;
     request.sges = copy_sges(wr.sg_list, wr.num_sge);
-    request.signaled =
-        qp.init_attr.sq_sig_all != 0 || (wr.send_flags & IBV_SEND_SIGNALED) != 0;
+    request.signaled = qp.init_attr.sq_sig_all != 0 || (wr.send_flags & IBV_SEND_SIGNALED) != 0;
     if ((wr.send_flags & IBV_SEND_INLINE) != 0) {
         for (const ibv_sge& sge : request.sges) {
             const auto* data = reinterpret_cast<const std::byte*>(sge.addr);
@@ -95,10 +94,10 @@ int post_list(WorkRequest* wr, WorkRequest** bad_wr, Post post) {
     return 0;
 }
 
-}  // namespace
+} // namespace
 
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
-    *bad_wr = wr;  // also for a failure that is injected
+    *bad_wr = wr; // also for a failure that is injected
     return run_int(Verb::post_send, qp, [&](Simulation& simulation, Lock&) -> Outcome {
         QueuePair* poster = nullptr;
         if (const int error = simulation.use<QueuePair>(Verb::post_send, qp, poster)) {
@@ -151,8 +150,7 @@ int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
             if (queue->receives.size() >= queue->attr.max_wr) {
                 return ENOMEM;
             }
-            queue->receives.push_back(
-                {request.wr_id, copy_sges(request.sg_list, request.num_sge)});
+            queue->receives.push_back({request.wr_id, copy_sges(request.sg_list, request.num_sge)});
             return 0;
         });
         simulation.progress_all();
@@ -160,7 +158,7 @@ int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
     });
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
 
@@ -228,9 +226,8 @@ extern "C" int ibv_destroy_srq(ibv_srq* srq) {
         if (const int error = simulation.release(Verb::destroy_srq, *destroyed)) {
             return {.error = error};
         }
-        destroyed->owner().async_events.remove_if([&](const ibv_async_event& event) {
-            return event.element.srq == destroyed;
-        });
+        destroyed->owner().async_events.remove_if(
+            [&](const ibv_async_event& event) { return event.element.srq == destroyed; });
         simulation.check_account(Verb::destroy_srq, *destroyed, destroyed->async_events,
                                  "asynchronous events");
         destroyed->receives.clear();

@@ -38,8 +38,8 @@ constexpr int init_rc = IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
 constexpr int init_ud = IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY;
 constexpr int rtr_rc = IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
                        IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-constexpr int rts_rc = IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-                       IBV_QP_MAX_QP_RD_ATOMIC;
+constexpr int rts_rc =
+    IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC;
 constexpr int alter_rc = IBV_QP_CUR_STATE | IBV_QP_ACCESS_FLAGS | IBV_QP_ALT_PATH |
                          IBV_QP_PATH_MIG_STATE | IBV_QP_MIN_RNR_TIMER;
 constexpr int alter_ud = IBV_QP_CUR_STATE | IBV_QP_QKEY;
@@ -66,8 +66,7 @@ bool allowed(const QueuePair& qp, ibv_qp_state from, ibv_qp_state to, int mask) 
     }
     for (const Transition& transition : transitions) {
         if (transition.from == from && transition.to == to) {
-            const Attributes& attributes =
-                qp.qp_type == IBV_QPT_UD ? transition.ud : transition.rc;
+            const Attributes& attributes = qp.qp_type == IBV_QPT_UD ? transition.ud : transition.rc;
             return (asked & attributes.required) == attributes.required &&
                    (asked & ~(attributes.required | attributes.optional)) == 0;
         }
@@ -83,22 +82,22 @@ bool valid_values(QueuePair& qp, const ibv_qp_attr& attr, int mask) {
     const auto bad = [&](int attribute, bool condition) {
         return (mask & attribute) != 0 && condition;
     };
-    return !(bad(IBV_QP_PORT, port == nullptr) ||
-             bad(IBV_QP_PKEY_INDEX,
-                 port == nullptr || attr.pkey_index >= port->attr.pkey_tbl_len) ||
-             bad(IBV_QP_AV, !valid_address(context, attr.ah_attr)) ||
-             bad(IBV_QP_PATH_MTU, port == nullptr || attr.path_mtu < IBV_MTU_256 ||
-                                      attr.path_mtu > port->attr.active_mtu) ||
-             bad(IBV_QP_MAX_DEST_RD_ATOMIC, attr.max_dest_rd_atomic > limits.max_qp_rd_atom) ||
-             bad(IBV_QP_MAX_QP_RD_ATOMIC, attr.max_rd_atomic > limits.max_qp_init_rd_atom) ||
-             bad(IBV_QP_TIMEOUT, attr.timeout > 31) || bad(IBV_QP_RETRY_CNT, attr.retry_cnt > 7) ||
-             bad(IBV_QP_RNR_RETRY, attr.rnr_retry > 7) ||
-             bad(IBV_QP_MIN_RNR_TIMER, attr.min_rnr_timer > 31) ||
-             bad(IBV_QP_CUR_STATE, attr.cur_qp_state != qp.attr.qp_state));
+    return !(
+        bad(IBV_QP_PORT, port == nullptr) ||
+        bad(IBV_QP_PKEY_INDEX, port == nullptr || attr.pkey_index >= port->attr.pkey_tbl_len) ||
+        bad(IBV_QP_AV, !valid_address(context, attr.ah_attr)) ||
+        bad(IBV_QP_PATH_MTU, port == nullptr || attr.path_mtu < IBV_MTU_256 ||
+                                 attr.path_mtu > port->attr.active_mtu) ||
+        bad(IBV_QP_MAX_DEST_RD_ATOMIC, attr.max_dest_rd_atomic > limits.max_qp_rd_atom) ||
+        bad(IBV_QP_MAX_QP_RD_ATOMIC, attr.max_rd_atomic > limits.max_qp_init_rd_atom) ||
+        bad(IBV_QP_TIMEOUT, attr.timeout > 31) || bad(IBV_QP_RETRY_CNT, attr.retry_cnt > 7) ||
+        bad(IBV_QP_RNR_RETRY, attr.rnr_retry > 7) ||
+        bad(IBV_QP_MIN_RNR_TIMER, attr.min_rnr_timer > 31) ||
+        bad(IBV_QP_CUR_STATE, attr.cur_qp_state != qp.attr.qp_state));
 }
 
 void store(ibv_qp_attr& to, const ibv_qp_attr& from, int mask) {
-    const auto take = [&](int attribute, auto ibv_qp_attr::*member) {
+    const auto take = [&](int attribute, auto ibv_qp_attr::* member) {
         if ((mask & attribute) != 0) {
             to.*member = from.*member;
         }
@@ -132,13 +131,12 @@ void reset(QueuePair& qp) {
 
 void purge(CompletionQueue& cq, std::uint32_t qp_num) {
     cq.counters.completions_lost += std::erase_if(
-        cq.entries,
-        [&](const CompletionQueue::Entry& entry) { return entry.wc.qp_num == qp_num; });
+        cq.entries, [&](const CompletionQueue::Entry& entry) { return entry.wc.qp_num == qp_num; });
 }
 
-}  // namespace
+} // namespace
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
 using Lock = Simulation::Lock;
@@ -241,9 +239,8 @@ extern "C" int ibv_destroy_qp(ibv_qp* qp) {
         if (const int error = simulation.release(Verb::destroy_qp, *destroyed)) {
             return {.error = error};
         }
-        destroyed->owner().async_events.remove_if([&](const ibv_async_event& event) {
-            return event.element.qp == destroyed;
-        });
+        destroyed->owner().async_events.remove_if(
+            [&](const ibv_async_event& event) { return event.element.qp == destroyed; });
         simulation.check_account(Verb::destroy_qp, *destroyed, destroyed->async_events,
                                  "asynchronous events");
         if (destroyed->provider().purges_on_destroy_qp) {

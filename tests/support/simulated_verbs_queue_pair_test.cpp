@@ -39,10 +39,10 @@ TEST_CASE("simulated queue pair: the states, in order, with their attributes", "
     Domain domain;
     End end(domain.pd);
     ibv_qp_attr rtr = rtr_attr(99);
-    CHECK(ibv_modify_qp(end.qp, &rtr, rtr_mask) == EINVAL);  // not from RESET
+    CHECK(ibv_modify_qp(end.qp, &rtr, rtr_mask) == EINVAL); // not from RESET
     ibv_qp_attr error{};
     error.qp_state = IBV_QPS_ERR;
-    CHECK(ibv_modify_qp(end.qp, &error, IBV_QP_STATE) == EINVAL);  // nor that
+    CHECK(ibv_modify_qp(end.qp, &error, IBV_QP_STATE) == EINVAL); // nor that
     ibv_qp_attr init = init_attr();
     CHECK(ibv_modify_qp(end.qp, &init, init_mask & ~IBV_QP_PORT) == EINVAL);
     CHECK(ibv_modify_qp(end.qp, &init, init_mask | IBV_QP_QKEY) == EINVAL);
@@ -54,7 +54,7 @@ TEST_CASE("simulated queue pair: the states, in order, with their attributes", "
     rtr.path_mtu = static_cast<ibv_mtu>(6);
     CHECK(ibv_modify_qp(end.qp, &rtr, rtr_mask) == EINVAL);
     rtr = rtr_attr(99);
-    rtr.ah_attr.grh.sgid_index = 2;  // an empty entry
+    rtr.ah_attr.grh.sgid_index = 2; // an empty entry
     CHECK(ibv_modify_qp(end.qp, &rtr, rtr_mask) == EINVAL);
     rtr = rtr_attr(99);
     rtr.ah_attr.is_global = 0;
@@ -68,8 +68,8 @@ TEST_CASE("simulated queue pair: the states, in order, with their attributes", "
         CHECK(ibv_modify_qp(end.qp, &rtr, rtr_mask & ~attribute) == EINVAL);
     }
     end.ready_to_receive(99);
-    for (const int attribute : {IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT, IBV_QP_RNR_RETRY,
-                                IBV_QP_SQ_PSN, IBV_QP_MAX_QP_RD_ATOMIC}) {
+    for (const int attribute : {IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT, IBV_QP_RNR_RETRY, IBV_QP_SQ_PSN,
+                                IBV_QP_MAX_QP_RD_ATOMIC}) {
         ibv_qp_attr rts = rts_attr(7);
         CHECK(ibv_modify_qp(end.qp, &rts, rts_mask & ~attribute) == EINVAL);
     }
@@ -195,7 +195,7 @@ TEST_CASE("simulated destroy: completions stay on rxe and go on mlx5", "[simulat
 
 TEST_CASE("simulated shared receive queue", "[simulated]") {
     Domain domain;
-    domain.sim.allow_dereg_in_use();  // the shared queue outlives the ends and their memory
+    domain.sim.allow_dereg_in_use(); // the shared queue outlives the ends and their memory
     ibv_srq_init_attr attr{};
     attr.attr = {2, 1, 0};
     ibv_srq* srq = ibv_create_srq(domain.pd, &attr);
@@ -242,7 +242,7 @@ TEST_CASE("simulated shared receive queue", "[simulated]") {
         REQUIRE(ibv_get_async_event(domain.context, &event) == 0);
         CHECK(event.event_type == IBV_EVENT_QP_LAST_WQE_REACHED);
         ibv_ack_async_event(&event);
-        CHECK(b.nothing());  // its requests belong to no queue pair
+        CHECK(b.nothing()); // its requests belong to no queue pair
     }
     CHECK(ibv_destroy_srq(srq) == 0);
 }

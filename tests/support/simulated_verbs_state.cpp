@@ -53,6 +53,23 @@ constexpr std::array<VerbInfo, verb_count> verb_table{{
     {Verb::create_ah, "ibv_create_ah", Convention::null},
     {Verb::destroy_ah, "ibv_destroy_ah", Convention::positive, true},
     {Verb::fork_init, "ibv_fork_init", Convention::positive},
+    {Verb::create_event_channel, "rdma_create_event_channel", Convention::null},
+    {Verb::destroy_event_channel, "rdma_destroy_event_channel", Convention::never, true},
+    {Verb::create_id, "rdma_create_id", Convention::minus_one},
+    {Verb::destroy_id, "rdma_destroy_id", Convention::minus_one, true},
+    {Verb::bind_addr, "rdma_bind_addr", Convention::minus_one},
+    {Verb::listen, "rdma_listen", Convention::minus_one},
+    {Verb::resolve_addr, "rdma_resolve_addr", Convention::minus_one},
+    {Verb::resolve_route, "rdma_resolve_route", Convention::minus_one},
+    {Verb::connect, "rdma_connect", Convention::minus_one},
+    {Verb::accept, "rdma_accept", Convention::minus_one},
+    {Verb::reject, "rdma_reject", Convention::minus_one},
+    {Verb::establish, "rdma_establish", Convention::minus_one},
+    {Verb::disconnect, "rdma_disconnect", Convention::minus_one},
+    {Verb::get_cm_event, "rdma_get_cm_event", Convention::minus_one},
+    {Verb::ack_cm_event, "rdma_ack_cm_event", Convention::never, true},
+    {Verb::migrate_id, "rdma_migrate_id", Convention::minus_one},
+    {Verb::init_qp_attr, "rdma_init_qp_attr", Convention::minus_one},
 }};
 
 constexpr bool table_is_in_order() {
@@ -67,11 +84,9 @@ static_assert(table_is_in_order());
 
 std::atomic<Simulation*> active_simulation = nullptr;
 
-}  // namespace
+} // namespace
 
-const VerbInfo& info(Verb verb) {
-    return verb_table[static_cast<std::size_t>(verb)];
-}
+const VerbInfo& info(Verb verb) { return verb_table[static_cast<std::size_t>(verb)]; }
 
 const VerbInfo& info(std::string_view name) {
     const auto found = std::ranges::find(verb_table, name, &VerbInfo::name);
@@ -81,9 +96,7 @@ const VerbInfo& info(std::string_view name) {
     return *found;
 }
 
-Simulation* active() {
-    return active_simulation.load(std::memory_order_acquire);
-}
+Simulation* active() { return active_simulation.load(std::memory_order_acquire); }
 
 void set_active(Simulation* simulation) {
     active_simulation.store(simulation, std::memory_order_release);
@@ -107,7 +120,7 @@ int report(Verb verb, const Outcome& outcome) {
                                                     : ErrnoSign::positive;
     }
     if (verb == Verb::poll_cq && sign == ErrnoSign::positive) {
-        sign = ErrnoSign::negative;  // a positive result would be a number of completions
+        sign = ErrnoSign::negative; // a positive result would be a number of completions
     }
     errno = sign == ErrnoSign::minus_one && verb != Verb::poll_cq ? outcome.error : meaningless;
     switch (sign) {
@@ -184,7 +197,8 @@ static int count_live(const Registry<Object>& registry) {
 }
 
 int Simulation::live_objects() const {
-    return count_live(registry<QueuePair>()) + count_live(registry<SharedReceiveQueue>()) +
+    return count_live(registry<CmId>()) + count_live(registry<EventChannel>()) +
+           count_live(registry<QueuePair>()) + count_live(registry<SharedReceiveQueue>()) +
            count_live(registry<CompletionQueue>()) + count_live(registry<CompletionChannel>()) +
            count_live(registry<AddressHandle>()) + count_live(registry<MemoryRegion>()) +
            count_live(registry<ProtectionDomain>()) + count_live(registry<Context>()) +
@@ -192,6 +206,8 @@ int Simulation::live_objects() const {
 }
 
 void Simulation::audit() {
+    audit_kind<CmId>();
+    audit_kind<EventChannel>();
     audit_kind<QueuePair>();
     audit_kind<SharedReceiveQueue>();
     audit_kind<CompletionQueue>();
@@ -205,4 +221,4 @@ void Simulation::audit() {
     }
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

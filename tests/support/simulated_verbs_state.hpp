@@ -67,8 +67,25 @@ enum class Verb : std::size_t {
     create_ah,
     destroy_ah,
     fork_init,
+    create_event_channel,
+    destroy_event_channel,
+    create_id,
+    destroy_id,
+    bind_addr,
+    listen,
+    resolve_addr,
+    resolve_route,
+    connect,
+    accept,
+    reject,
+    establish,
+    disconnect,
+    get_cm_event,
+    ack_cm_event,
+    migrate_id,
+    init_qp_attr,
 };
-inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::fork_init) + 1;
+inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::init_qp_attr) + 1;
 
 // How a verb reports an error when it behaves as documented; `never`: it cannot.
 enum class Convention { positive, negative, minus_one, null, never };
@@ -86,7 +103,7 @@ const VerbInfo& info(std::string_view name);
 
 struct Outcome {
     int error = 0;
-    int value = 0;  // what an int verb returns when there is no error
+    int value = 0; // what an int verb returns when there is no error
     ErrnoSign sign = ErrnoSign::usual;
 };
 
@@ -190,7 +207,7 @@ public:
     int failures_injected = 0;
     bool held = false;
     bool dereg_in_use_allowed = false;
-    bool peers_to_tell = false;  // a queue pair failed: what its peers sent to it must not wait
+    bool peers_to_tell = false; // a queue pair failed: what its peers sent to it must not wait
     std::uint32_t next_qp_num = 17;
     std::map<std::uint32_t, QueuePair*> qps_by_number;
     std::unordered_map<std::uint32_t, MemoryRegion*> regions_by_key;
@@ -198,7 +215,7 @@ public:
     std::shared_ptr<const std::function<void(const Call&)>> hook;
 
     struct PendingFailure {
-        std::optional<Verb> verb;  // none: any verb that can fail and releases nothing
+        std::optional<Verb> verb; // none: any verb that can fail and releases nothing
         Failure failure;
     };
     std::vector<PendingFailure> pending_failures;
@@ -209,7 +226,8 @@ private:
 
     std::tuple<Registry<Device>, Registry<Context>, Registry<ProtectionDomain>,
                Registry<MemoryRegion>, Registry<AddressHandle>, Registry<CompletionChannel>,
-               Registry<CompletionQueue>, Registry<SharedReceiveQueue>, Registry<QueuePair>>
+               Registry<CompletionQueue>, Registry<SharedReceiveQueue>, Registry<QueuePair>,
+               Registry<EventChannel>, Registry<CmId>>
         registries_;
 };
 
@@ -234,6 +252,9 @@ int req_notify_cq(ibv_cq* cq, int solicited_only);
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
 int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
+
+// Told of each problem that is left when a simulation ends.
+void report_problem(const std::string& problem);
 
 // The simulation that the verbs act on; null when no SimulatedVerbs exists.
 Simulation* active();
@@ -294,7 +315,7 @@ Outcome run(Verb verb, const void* object, Body body) noexcept {
     if (simulation == nullptr) {
         return {.error = ENODEV};
     }
-    simulation->call_hook({info(verb).name, object, Call::Moment::before, 0});
+    simulation->call_hook({info(verb).name, object, Call::Moment::before});
     Outcome outcome;
     {
         Simulation::Lock lock(simulation->mutex);
@@ -303,7 +324,8 @@ Outcome run(Verb verb, const void* object, Body body) noexcept {
             outcome = body(*simulation, lock);
         }
     }
-    simulation->call_hook({info(verb).name, object, Call::Moment::after, outcome.error});
+    simulation->call_hook(
+        {info(verb).name, object, Call::Moment::after, outcome.error, outcome.value});
     return outcome;
 }
 
@@ -323,4 +345,4 @@ Native* run_create(Verb verb, const void* parent, Body body) noexcept {
     return outcome.error == 0 ? created : nullptr;
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -84,7 +84,7 @@ constexpr Rate rates[] = {
     {IBV_RATE_200_GBPS, 206250}, {IBV_RATE_400_GBPS, 425000},
 };
 
-}  // namespace
+} // namespace
 
 extern "C" const char* ibv_wc_status_str(ibv_wc_status status) {
     return name_at(wc_status_names, static_cast<int>(status));
@@ -118,7 +118,7 @@ extern "C" int ibv_rate_to_mult(ibv_rate rate) {
 }
 
 extern "C" ibv_rate mult_to_ibv_rate(int mult) {
-    const auto* found = std::ranges::find_if(
-        rates, [&](const Rate& rate) { return rate.mbps / 2500 == mult; });
+    const auto* found =
+        std::ranges::find_if(rates, [&](const Rate& rate) { return rate.mbps / 2500 == mult; });
     return found == std::end(rates) ? IBV_RATE_MAX : found->rate;
 }

@@ -34,7 +34,7 @@ ibv_port_attr query_port(ibv_context* context) {
     return attr;
 }
 
-}  // namespace
+} // namespace
 
 TEST_CASE("simulated device list: what there is, in order", "[simulated]") {
     SimulatedVerbs sim({DeviceOptions{.name = "first"}, DeviceOptions{.name = "second"}});
@@ -173,7 +173,7 @@ TEST_CASE("simulated disassociation: fatal event, then an error without data", "
     f.sim.push_events(f.cq);
     f.sim.remove_device("sim0");
 
-    CHECK(channel.events() == EPOLLIN);  // what was queued is still read
+    CHECK(channel.events() == EPOLLIN); // what was queued is still read
     CHECK(f.get_and_ack() == 0);
     CHECK(channel.events() == EPOLLERR);
     CHECK(f.get_event() == EIO);
@@ -341,12 +341,8 @@ TEST_CASE("simulated audit: a descriptor is read by its verb alone", "[simulated
     ibv_cq* cq = ibv_create_cq(context, 1, nullptr, channel, 0);
     sim.push_events(cq);
     std::uint64_t event = 0;
-    SECTION("raw read") {
-        CHECK(::read(channel->fd, &event, sizeof event) > 0);
-    }
-    SECTION("closed by its user") {
-        ::close(channel->fd);
-    }
+    SECTION("raw read") { CHECK(::read(channel->fd, &event, sizeof event) > 0); }
+    SECTION("closed by its user") { ::close(channel->fd); }
     ibv_destroy_cq(cq);
     ibv_destroy_comp_channel(channel);
     CHECK_THAT(taken(sim), contains("was read or closed by somebody else"));
@@ -372,9 +368,7 @@ TEST_CASE("simulated asynchronous events: read, acknowledged, audited", "[simula
     REQUIRE(ibv_get_async_event(f.context, &event) == 0);
     CHECK(event.event_type == IBV_EVENT_CQ_ERR);
     CHECK(event.element.cq == f.cq);
-    SECTION("acknowledged") {
-        ibv_ack_async_event(&event);
-    }
+    SECTION("acknowledged") { ibv_ack_async_event(&event); }
     SECTION("acknowledged twice") {
         ibv_ack_async_event(&event);
         ibv_ack_async_event(&event);

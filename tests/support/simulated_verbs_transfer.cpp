@@ -47,7 +47,7 @@ ibv_wc_opcode completed_opcode(ibv_wr_opcode opcode) {
     }
 }
 
-}  // namespace
+} // namespace
 
 std::byte* remote_bytes(const Simulation& simulation, const QueuePair& responder,
                         std::uint64_t address, std::uint32_t rkey, std::uint64_t length,
@@ -159,4 +159,4 @@ ReceiveRequest take_receive(Simulation& simulation, QueuePair& qp) {
     return request;
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

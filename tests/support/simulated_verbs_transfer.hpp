@@ -36,4 +36,4 @@ void complete_send(Simulation& simulation, QueuePair& qp, ibv_wc_status status,
 ReceiveRequest take_receive(Simulation& simulation, QueuePair& qp);
 void complete_receive(Simulation& simulation, QueuePair& qp, CompletionQueue::Entry entry);
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

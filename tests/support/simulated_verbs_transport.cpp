@@ -89,9 +89,8 @@ void refuse_access(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
 void rdma_write(Simulation& simulation, QueuePair& qp, QueuePair& peer, const Bytes& data) {
     const SendRequest& request = qp.sends.front();
     if (!data.empty()) {
-        std::byte* to =
-            remote_bytes(simulation, peer, request.wr.wr.rdma.remote_addr,
-                         request.wr.wr.rdma.rkey, data.size(), IBV_ACCESS_REMOTE_WRITE);
+        std::byte* to = remote_bytes(simulation, peer, request.wr.wr.rdma.remote_addr,
+                                     request.wr.wr.rdma.rkey, data.size(), IBV_ACCESS_REMOTE_WRITE);
         if (to == nullptr) {
             refuse_access(simulation, qp, peer);
             return;
@@ -184,7 +183,7 @@ bool move_reliable(Simulation& simulation, QueuePair& qp) {
     }
     if (needs_receive(opcode) && peer->receive_queue().empty()) {
         if (qp.attr.rnr_retry == 7) {
-            return false;  // retries for ever
+            return false; // retries for ever
         }
         fail_send(simulation, qp, IBV_WC_RNR_RETRY_EXC_ERR);
         return true;
@@ -257,7 +256,7 @@ void move_datagram(Simulation& simulation, QueuePair& qp) {
     complete_send(simulation, qp, IBV_WC_SUCCESS, data.size());
 }
 
-}  // namespace
+} // namespace
 
 void Simulation::flush(QueuePair& qp) {
     while (!qp.sends.empty()) {
@@ -327,4 +326,4 @@ void Simulation::expire_retries() {
     progress_all();
 }
 
-}  // namespace asyncverbs::simulated
+} // namespace asyncverbs::simulated

@@ -66,7 +66,7 @@ TEST_CASE("simulated RC: an unsignaled send completes in silence", "[simulated]"
     }
     CHECK(p.sim.queued_completions(p.a.send_cq) == 0);
     CHECK(p.sim.queued_completions(p.b.recv_cq) == 4);
-    CHECK(p.a.post_send(2, p.a.sge(8)) == 0);  // the queue is free again
+    CHECK(p.a.post_send(2, p.a.sge(8)) == 0); // the queue is free again
 }
 
 TEST_CASE("simulated RC: slots that a poll frees", "[simulated]") {
@@ -82,7 +82,7 @@ TEST_CASE("simulated RC: slots that a poll frees", "[simulated]") {
     REQUIRE(p.a.post_send(2, p.a.sge(8)) == 0);
     CHECK(p.a.post(wr, p.a.sge(8)) == ENOMEM);
     CHECK(p.b.post_recv(9, p.b.sge(8)) == ENOMEM);
-    CHECK(p.a.sent().wr_id == 2);  // and the three before it
+    CHECK(p.a.sent().wr_id == 2); // and the three before it
     ibv_wc wc;
     REQUIRE(ibv_poll_cq(p.b.recv_cq, 1, &wc) == 1);
     CHECK(p.b.post_recv(9, p.b.sge(8)) == 0);
@@ -121,7 +121,7 @@ TEST_CASE("simulated RC: RDMA write, with and without immediate data", "[simulat
     wr.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
     wr.imm_data = 7;
     REQUIRE(p.a.post(wr, p.a.sge(4)) == 0);
-    CHECK(p.a.nothing());  // waits for a receive
+    CHECK(p.a.nothing()); // waits for a receive
     REQUIRE(p.b.post_recv(5, p.b.sge(0)) == 0);
     CHECK(p.a.sent().status == IBV_WC_SUCCESS);
     const ibv_wc received = p.b.received();
@@ -173,15 +173,9 @@ TEST_CASE("simulated RC: what the responder does not allow", "[simulated]") {
     wr.wr.rdma.remote_addr = p.b.sge(0).addr;
     wr.wr.rdma.rkey = p.b.mr->rkey;
     REQUIRE(p.b.post_recv(3, p.b.sge(8)) == 0);
-    SECTION("a key that is none") {
-        wr.wr.rdma.rkey = p.b.mr->lkey;
-    }
-    SECTION("beyond the region") {
-        wr.wr.rdma.remote_addr += 253;
-    }
-    SECTION("before the region") {
-        wr.wr.rdma.remote_addr -= 1;
-    }
+    SECTION("a key that is none") { wr.wr.rdma.rkey = p.b.mr->lkey; }
+    SECTION("beyond the region") { wr.wr.rdma.remote_addr += 253; }
+    SECTION("before the region") { wr.wr.rdma.remote_addr -= 1; }
     SECTION("access that the queue pair does not grant") {
         ibv_qp_attr attr{};
         attr.qp_access_flags = IBV_ACCESS_REMOTE_READ;
@@ -436,13 +430,13 @@ TEST_CASE("simulated UD: datagrams arrive behind a header, or not at all", "[sim
     wr.wr.ud.ah = ah;
     wr.wr.ud.remote_qpn = b.qp->qp_num;
     wr.wr.ud.remote_qkey = 0x11111111;
-    REQUIRE(a.post(wr, a.sge(4)) == 0);  // lost: nobody receives
+    REQUIRE(a.post(wr, a.sge(4)) == 0); // lost: nobody receives
     CHECK(a.sent().status == IBV_WC_SUCCESS);
     CHECK(b.nothing());
 
     REQUIRE(b.post_recv(2, b.sge(44)) == 0);
     wr.wr.ud.remote_qkey = 1;
-    REQUIRE(a.post(wr, a.sge(4)) == 0);  // lost: wrong key
+    REQUIRE(a.post(wr, a.sge(4)) == 0); // lost: wrong key
     CHECK(a.sent().status == IBV_WC_SUCCESS);
     CHECK(b.nothing());
 

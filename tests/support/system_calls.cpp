@@ -62,15 +62,16 @@ SystemCalls count_system_calls(const std::function<void()>& code) {
         ::ptrace(PTRACE_SYSCALL, child, nullptr, signal);
         const int status = wait_for(child);
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return calls;
-        if (WIFEXITED(status) || WIFSIGNALED(status)) throw std::runtime_error("traced code failed");
+        if (WIFEXITED(status) || WIFSIGNALED(status))
+            throw std::runtime_error("traced code failed");
         if (WSTOPSIG(status) != (SIGTRAP | 0x80)) {
             signal = WSTOPSIG(status);
             continue;
         }
         signal = 0;
         if (entering) {
-            const long number = ::ptrace(PTRACE_PEEKUSER, child,
-                                         offsetof(user_regs_struct, orig_rax), nullptr);
+            const long number =
+                ::ptrace(PTRACE_PEEKUSER, child, offsetof(user_regs_struct, orig_rax), nullptr);
             if (number == end_marker) counting = false;
             if (counting) ++calls[number];
             if (number == begin_marker) counting = true;

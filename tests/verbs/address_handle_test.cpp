@@ -73,7 +73,9 @@ TEST_CASE("an address handle keeps its domain", "[verbs][address_handle]") {
     {
         AddressHandle handle(ends->domain, qp, qp.local_address());
         ends.reset();
-        { const QueuePair taken(std::move(qp)); }
+        {
+            const QueuePair taken(std::move(qp));
+        }
         CHECK(verbs.calls("ibv_destroy_qp") == 1);
         CHECK(verbs.calls("ibv_dealloc_pd") == 0);
         CHECK(handle.native_handle() != nullptr);
@@ -96,9 +98,9 @@ TEST_CASE("an address handle that cannot be had says why", "[verbs][address_hand
     qp.init();
     CHECK_THAT(text(std::errc::invalid_argument, {.lid = 1}), contains("GID is empty"));
     const ProtectionDomain other(ends.domain.context());
-    CHECK_THAT(failure_text(std::errc::invalid_argument,
-                            [&] { AddressHandle handle(other, qp, remote); }),
-               contains("belongs to another ProtectionDomain"));
+    CHECK_THAT(
+        failure_text(std::errc::invalid_argument, [&] { AddressHandle handle(other, qp, remote); }),
+        contains("belongs to another ProtectionDomain"));
     verbs.fail("ibv_create_ah", {.error = ENOMEM});
     CHECK(text(std::errc::not_enough_memory, remote) == "ibv_create_ah: Cannot allocate memory");
     CHECK(verbs.calls("ibv_create_ah") == 1);

@@ -69,8 +69,7 @@ TEST_CASE("no active port: the error says what there is", "[verbs][context]") {
         {{.name = "mlx5_0", .ports = {port_in(IBV_PORT_DOWN), port_in(IBV_PORT_INIT)}},
          {.name = "rxe0", .ports = {port_in(IBV_PORT_DOWN)}},
          {.name = "bare", .ports = {}}});
-    const std::string text =
-        failure_text(std::errc::no_such_device, [] { (void)Context::open(); });
+    const std::string text = failure_text(std::errc::no_such_device, [] { (void)Context::open(); });
     CHECK_THAT(text, contains("no RDMA device with an active port"));
     CHECK_THAT(text, contains(std::string("mlx5_0 (port 1 ") + ibv_port_state_str(IBV_PORT_DOWN) +
                               ", port 2 " + ibv_port_state_str(IBV_PORT_INIT) + ")"));
@@ -99,8 +98,7 @@ TEST_CASE("a device that cannot be opened does not hide the next", "[verbs][cont
     verbs.fail(verb, {.error = EACCES});
     CHECK(Context::open().name() == "rxe0");
     verbs.fail("ibv_open_device", {.error = EACCES, .times = 2});
-    const std::string text =
-        failure_text(std::errc::no_such_device, [] { (void)Context::open(); });
+    const std::string text = failure_text(std::errc::no_such_device, [] { (void)Context::open(); });
     CHECK_THAT(text, contains("mlx5_0 (ibv_open_device: Permission denied)"));
     CHECK_THAT(text, contains("rxe0 (ibv_open_device: Permission denied)"));
 }
@@ -166,8 +164,8 @@ TEST_CASE("the device's limits can be asked for", "[verbs][context]") {
 TEST_CASE("a query that fails names the verb, whatever the sign", "[verbs][context]") {
     SimulatedVerbs verbs;
     const Context context = Context::open("sim0");
-    const auto sign = GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative,
-                               ErrnoSign::minus_one);
+    const auto sign =
+        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
     verbs.fail("ibv_query_device", {.error = ENODEV, .sign = sign});
     CHECK(failure_text(std::errc::no_such_device, [&] { (void)context.query_device(); }) ==
           "ibv_query_device: No such device");
@@ -184,10 +182,10 @@ TEST_CASE("a port out of range is reported with those there are", "[verbs][conte
     const Context context = Context::open("dual");
     CHECK(context.query_port(2).active_mtu == IBV_MTU_4096);
     for (int port : {0, 3, -1, 257}) {
-        CHECK_THAT(failure_text(std::errc::invalid_argument,
-                                [&] { (void)context.query_port(port); }),
-                   contains("port number " + std::to_string(port) +
-                            " is out of range for dual: valid are 1 to 2"));
+        CHECK_THAT(
+            failure_text(std::errc::invalid_argument, [&] { (void)context.query_port(port); }),
+            contains("port number " + std::to_string(port) +
+                     " is out of range for dual: valid are 1 to 2"));
     }
 }
 
@@ -215,10 +213,10 @@ TEST_CASE("a GID index out of range is reported with the range", "[verbs][contex
     SimulatedVerbs verbs;
     const Context context = Context::open("sim0");
     for (int index : {-1, 1024, 70000}) {
-        CHECK_THAT(failure_text(std::errc::invalid_argument,
-                                [&] { (void)context.query_gid(1, index); }),
-                   contains("GID index " + std::to_string(index) +
-                            " is out of range for port 1 of sim0: valid are 0 to 1023"));
+        CHECK_THAT(
+            failure_text(std::errc::invalid_argument, [&] { (void)context.query_gid(1, index); }),
+            contains("GID index " + std::to_string(index) +
+                     " is out of range for port 1 of sim0: valid are 0 to 1023"));
     }
     CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)context.query_gid(2, 0); }),
                contains("port number 2"));

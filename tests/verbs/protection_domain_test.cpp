@@ -30,8 +30,7 @@ TEST_CASE("a protection domain keeps its device open", "[verbs][protection_domai
     CHECK(verbs.calls("ibv_dealloc_pd") == 1);
     CHECK(verbs.calls("ibv_close_device") == 1);
 
-    std::shared_ptr<ibv_pd> handle =
-        ProtectionDomain(Context::open("sim0")).shared_handle();
+    std::shared_ptr<ibv_pd> handle = ProtectionDomain(Context::open("sim0")).shared_handle();
     CHECK(verbs.calls("ibv_dealloc_pd") == 1);
     CHECK(verbs.calls("ibv_close_device") == 1);
     handle.reset();

@@ -140,7 +140,9 @@ TEST_CASE("a queue pair keeps its parents", "[verbs][queue_pair]") {
         CHECK(verbs.calls("ibv_dealloc_pd") == 0);
         qp.init();
         CHECK(qp.state() == IBV_QPS_INIT);
-        { const QueuePair taken(std::move(qp)); }
+        {
+            const QueuePair taken(std::move(qp));
+        }
         // A weak pointer that is left must not delay the parents.
         CHECK(verbs.live_objects() == 0);
     }
@@ -206,7 +208,7 @@ TEST_CASE("a queue pair that cannot be had names the verb", "[verbs][queue_pair]
     }
 }
 
-TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][queue_pair]") {
+TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][queue_pair][I5]") {
     SimulatedVerbs verbs;
     std::array<std::byte, 64> memory{};
     const auto build = [&] {
@@ -250,7 +252,7 @@ TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][que
 
 // --- capacity ---
 
-TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_pair]") {
+TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_pair][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(32);
     std::optional<QueuePair> first = parents.queue_pair({.max_send_wr = 10, .max_recv_wr = 6});
@@ -259,12 +261,11 @@ TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_p
         const QueuePair second = parents.queue_pair({.max_send_wr = 8, .max_recv_wr = 8});
         CHECK(parents.cq.reserved() == 32);
         const auto created = verbs.calls("ibv_create_qp");
-        CHECK_THAT(failure_text(std::errc::no_buffer_space,
-                                [&] {
-                                    (void)parents.queue_pair({.max_send_wr = 1, .max_recv_wr = 0});
-                                }),
-                   contains("1 send and 0 receive work requests need 1 entries of their completion "
-                            "queue, which has 32, 32 of them reserved by other queue pairs"));
+        CHECK_THAT(
+            failure_text(std::errc::no_buffer_space,
+                         [&] { (void)parents.queue_pair({.max_send_wr = 1, .max_recv_wr = 0}); }),
+            contains("1 send and 0 receive work requests need 1 entries of their completion "
+                     "queue, which has 32, 32 of them reserved by other queue pairs"));
         CHECK(verbs.calls("ibv_create_qp") == created);
         CHECK(parents.queue_pair({.max_send_wr = 0, .max_recv_wr = 0}).qp_num() != 0);
     }
@@ -273,7 +274,7 @@ TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_p
     CHECK(parents.cq.reserved() == 0);
 }
 
-TEST_CASE("send and receive queues are counted apart (I10)", "[verbs][queue_pair]") {
+TEST_CASE("send and receive queues are counted apart (I10)", "[verbs][queue_pair][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(16);
     const CompletionQueue recv_cq(parents.context, 8);
@@ -284,9 +285,8 @@ TEST_CASE("send and receive queues are counted apart (I10)", "[verbs][queue_pair
         CHECK(recv_cq.reserved() == 8);
     }
     const auto text = [&](const QueuePairOptions& options) {
-        return failure_text(std::errc::no_buffer_space, [&] {
-            QueuePair qp(parents.domain, parents.cq, recv_cq, options);
-        });
+        return failure_text(std::errc::no_buffer_space,
+                            [&] { QueuePair qp(parents.domain, parents.cq, recv_cq, options); });
     };
     CHECK_THAT(text({.max_send_wr = 17, .max_recv_wr = 8}), contains("17 send work requests"));
     CHECK_THAT(text({.max_send_wr = 16, .max_recv_wr = 9}), contains("9 receive work requests"));
@@ -343,6 +343,22 @@ TEST_CASE("two queue pairs connect and exchange a message", "[verbs][queue_pair]
     CHECK(wcs[0].status == IBV_WC_SUCCESS);
     CHECK(wcs[1].status == IBV_WC_SUCCESS);
     CHECK(memory[8] == std::byte{42});
+}
+
+TEST_CASE("requests may be written where they are posted", "[verbs][queue_pair]") {
+    SimulatedVerbs verbs;
+    const Parents parents;
+    std::array<std::byte, 16> memory{};
+    const MemoryRegion region(parents.domain, memory);
+    QueuePair qp = parents.queue_pair();
+    qp.connect(qp.local_address());
+    ibv_sge sge = region.slice().sge();
+    verbs.hold_delivery();
+    qp.post_recv(recv_request(sge));
+    qp.post_send(send_request(sge));
+    CHECK(verbs.posted_receives(qp.native_handle()) == 1);
+    CHECK(verbs.posted_sends(qp.native_handle()) == 1);
+    qp.to_error();
 }
 
 TEST_CASE("bringing up sets what the defaults promise", "[verbs][queue_pair]") {
@@ -434,8 +450,7 @@ TEST_CASE("bringing up takes what is given", "[verbs][queue_pair]") {
 }
 
 TEST_CASE("without a port the first active one is used", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs(
-        {{.name = "sim0", .ports = {port_in(IBV_PORT_DOWN), PortOptions{}}}});
+    SimulatedVerbs verbs({{.name = "sim0", .ports = {port_in(IBV_PORT_DOWN), PortOptions{}}}});
     const Parents parents;
     QueuePair qp = parents.queue_pair();
     qp.init();
@@ -494,9 +509,9 @@ TEST_CASE("InfiniBand is reached by GID where the peer has one", "[verbs][queue_
     CHECK(attributes(qp).ah_attr.dlid == 17);
 
     QueuePair other = parents.queue_pair();
-    CHECK_THAT(failure_text(std::errc::invalid_argument,
-                            [&] { other.connect({.lid = 0, .qp_num = 1}); }),
-               contains("neither a LID nor a GID"));
+    CHECK_THAT(
+        failure_text(std::errc::invalid_argument, [&] { other.connect({.lid = 0, .qp_num = 1}); }),
+        contains("neither a LID nor a GID"));
 }
 
 TEST_CASE("a UD queue pair is activated", "[verbs][queue_pair]") {
@@ -550,8 +565,8 @@ TEST_CASE("a step that fails names verb and state, whatever the sign", "[verbs][
     const Parents parents;
     QueuePair qp = parents.queue_pair();
     const QueuePairAddress remote = qp.local_address();
-    const auto sign = GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative,
-                               ErrnoSign::minus_one);
+    const auto sign =
+        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
     const auto text = [&](auto step) {
         verbs.fail("ibv_modify_qp", {.error = ENOMEM, .sign = sign});
         return failure_text(std::errc::not_enough_memory, step);
@@ -662,8 +677,8 @@ TEST_CASE("posting that fails names the verb, whatever the sign", "[verbs][queue
     ibv_sge sge = region.slice().sge();
     ibv_send_wr send = send_request(sge);
     ibv_recv_wr recv = recv_request(sge);
-    const auto sign = GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative,
-                               ErrnoSign::minus_one);
+    const auto sign =
+        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
     verbs.fail("ibv_post_send", {.error = ENOMEM, .sign = sign});
     CHECK(failure_text(std::errc::not_enough_memory, [&] { qp.post_send(send); }) ==
           "ibv_post_send: Cannot allocate memory");
@@ -712,7 +727,7 @@ TEST_CASE("a full queue is reported with the first request left over", "[verbs][
     CHECK_FALSE(error);
 }
 
-TEST_CASE("in the error state outstanding requests are flushed", "[verbs][queue_pair]") {
+TEST_CASE("in the error state outstanding requests are flushed", "[verbs][queue_pair][I12]") {
     SimulatedVerbs verbs;
     const Parents parents;
     std::array<std::byte, 16> memory{};

@@ -18,11 +18,16 @@
 #include <asyncverbs/core/cq_statistics.hpp>
 #include <asyncverbs/core/detail/cq_pump.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
+#include <asyncverbs/core/detail/cq_registry.hpp>
 #include <asyncverbs/core/poll_operation.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
 
 namespace asyncverbs {
+
+namespace detail {
+class RouterState;
+}
 
 /// A completion queue whose completions are awaited.
 ///
@@ -38,8 +43,10 @@ namespace asyncverbs {
 /// the loop, except that with a TimedCqNotifier every 1,024th ready poll in a row takes a turn.
 ///
 /// Errors: a failing verb or a failing notifier is final. It is thrown as a std::system_error that
-/// names the verb, to all who wait and all who come later; try_poll() still takes what is there. An error *completion* is not an error here: look at
-/// `wc.status`; then only wr_id, status, qp_num and vendor_err are valid.
+/// names the verb, to all who wait and all who come later; try_poll() still takes what is there. So
+/// is an overrun of the CQ or the loss of its device, if somebody reads DeviceEvents.
+/// An error *completion* is not an error here: look at `wc.status`; then only wr_id, status, qp_num
+/// and vendor_err are valid.
 ///
 /// Thread safety: none, but for stop tokens. Everything happens on the thread that runs the
 /// notifier's loop, and a waiting coroutine resumes there.
@@ -57,8 +64,9 @@ public:
     AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {});
 
     /// Creates a CQ of at least `depth` entries whose channel `loop` waits for. Loop is an
-    /// EpollExecutor or whatever else has `notifier(int fd)` that returns a CqNotifier; it must
-    /// outlive the AsyncCq unless its notifiers say otherwise.
+    /// EpollExecutor or whatever else has `notifier(const CompletionChannel&)` or
+    /// `notifier(int fd)` that returns a CqNotifier; it must outlive the AsyncCq unless its
+    /// notifiers say otherwise.
     /// Throws std::system_error as CompletionQueue and the notifier do.
     template <class Loop>
     static AsyncCq create(const Context& context, int depth, Loop& loop,
@@ -70,7 +78,9 @@ public:
         return *this;
     }
     ~AsyncCq() {
-        if (reaper_) reaper_->close();
+        if (!reaper_) return;
+        detail::CqRegistry::instance().remove(*reaper_);
+        reaper_->close();
     }
 
     /// Awaits at least one completion; gives the front part of `wcs` that was filled. `wcs` and
@@ -113,6 +123,8 @@ public:
     ibv_cq* native_handle() const noexcept { return completion_queue().native_handle(); }
 
 private:
+    friend class detail::RouterState;
+
     std::shared_ptr<detail::CqReaper> reaper_;
 };
 
@@ -129,6 +141,7 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
     }
     if constexpr (CqNotifier<N>) { // else the error above is the only one
         reaper_ = detail::start_reaper(std::move(cq), std::move(notifier), options);
+        detail::CqRegistry::instance().add(*reaper_);
     }
 }
 
@@ -136,7 +149,13 @@ template <class Loop>
 AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
                         const AsyncCqOptions& options) {
     CompletionQueue cq(context, depth);
-    auto notifier = loop.notifier(cq.channel().fd());
+    auto notifier = [&] {
+        if constexpr (requires { loop.notifier(cq.channel()); }) {
+            return loop.notifier(cq.channel());
+        } else {
+            return loop.notifier(cq.channel().fd());
+        }
+    }();
     return AsyncCq(std::move(cq), std::move(notifier), options);
 }
 

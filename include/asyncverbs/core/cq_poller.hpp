@@ -4,7 +4,6 @@
 // protocol is an object that the caller owns.
 #pragma once
 
-#include <fcntl.h>
 #include <infiniband/verbs.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 
 #include <asyncverbs/core/cq_statistics.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/detail/non_blocking.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -80,6 +80,7 @@ public:
     const CqStatistics& statistics() const noexcept { return statistics_; }
 
 private:
+    std::size_t arm_and_poll(std::span<ibv_wc> wcs);
     void arm();
     void flush_acks() noexcept;
 
@@ -100,11 +101,7 @@ inline CqPoller::CqPoller(CompletionQueue cq, unsigned ack_batch)
         detail::throw_error(std::errc::invalid_argument,
                             "an ack batch of 0 events: at least 1 is needed");
     }
-    const int flags = fcntl(channel_->fd, F_GETFL);
-    // consume() looks for an event that may not be there: on a blocking channel it would hang.
-    if (flags < 0 || fcntl(channel_->fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        throw_verb_error("fcntl", errno);
-    }
+    detail::set_non_blocking(channel_->fd); // somebody may have made it blocking
 }
 
 inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs) {
@@ -122,6 +119,11 @@ inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs) {
 
 inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {
     if (const std::size_t polled = poll(wcs)) return polled;
+    return arm_and_poll(wcs);
+}
+
+// Apart from the step before it, which is small enough to be inlined.
+inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs) {
     if (!armed_) {
         arm();
         // A completion may have landed between the poll and the arm (I1).
@@ -137,10 +139,12 @@ inline bool CqPoller::consume() {
     for (;;) {
         ibv_cq* source = nullptr;
         void* context = nullptr;
-        if (ibv_get_cq_event(channel_, &source, &context) != 0) {
-            if (errno == EINTR) continue;
-            if (errno == EAGAIN) return false;
-            throw_verb_error("ibv_get_cq_event", errno);
+        errno = 0;
+        if (const int result = ibv_get_cq_event(channel_, &source, &context)) {
+            const int error = detail::verb_errno(result);
+            if (error == EINTR) continue;
+            if (error == EAGAIN) return false;
+            throw_verb_error("ibv_get_cq_event", error);
         }
         if (source == native_) break;
         // Credit the event to its own CQ (I4), and read on: behind it may be one of ours, for

@@ -100,6 +100,11 @@ public:
     /// Registers a file descriptor to wait for. Errors as in EpollNotifier's constructor.
     [[nodiscard]] EpollNotifier notifier(int fd) { return EpollNotifier(*this, fd); }
 
+    /// The same for a completion channel, which is cheaper than for its fd.
+    [[nodiscard]] EpollNotifier notifier(const CompletionChannel& channel) {
+        return EpollNotifier(*this, channel);
+    }
+
     /// The epoll file descriptor. While the executor does not run, it is readable whenever
     /// run_once() would find something to do: wait for it in another loop, level-triggered. To be
     /// waited for only; owned by the executor.
@@ -170,8 +175,8 @@ void EpollExecutor::post(Function&& function) {
     alive->post(*node.release());
 }
 
-inline EpollNotifier::EpollNotifier(EpollExecutor& executor, int fd)
-    : registration_(std::make_unique<detail::EpollRegistration>(executor.loop_, fd)) {
+inline EpollNotifier::EpollNotifier(EpollExecutor& executor, int fd, Trigger trigger)
+    : registration_(std::make_unique<detail::EpollRegistration>(executor.loop_, fd, trigger)) {
     executor.loop_->assert_thread();
 }
 

@@ -12,6 +12,7 @@
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/epoll_readable.hpp>
 #include <asyncverbs/core/detail/epoll_registration.hpp>
+#include <asyncverbs/verbs/completion_channel.hpp>
 
 namespace asyncverbs {
 
@@ -32,12 +33,19 @@ public:
     /// Registers `fd`. Throws std::system_error, "epoll_ctl(EPOLL_CTL_ADD)": bad_file_descriptor;
     /// operation_not_permitted for a file that cannot be waited for, such as a regular one;
     /// file_exists for an fd that is registered already.
-    EpollNotifier(EpollExecutor& executor, int fd);
+    EpollNotifier(EpollExecutor& executor, int fd) : EpollNotifier(executor, fd, Trigger::level) {}
+
+    /// Registers the fd of `channel`, edge-triggered: each event wakes once, read or not. For
+    /// whoever reads at least one event per wake, as AsyncCq does, this is the cheaper one, for the
+    /// kernel does not look whether there are more. Errors as above.
+    EpollNotifier(EpollExecutor& executor, const CompletionChannel& channel)
+        : EpollNotifier(executor, channel.fd(), Trigger::edge) {}
 
     /// An awaitable of std::error_code: {} when the fd is readable, has an error or was hung up;
     /// errc::operation_canceled when `stop` was requested first, from any thread, or the notifier
     /// was destroyed; errc::device_or_resource_busy when another readable() is outstanding; else
-    /// the error of epoll_ctl. A wake may be spurious. What is not read wakes again.
+    /// the error of epoll_ctl. A wake may be spurious. What is not read wakes again, except where
+    /// it is a channel that was registered.
     ///
     /// Destroying the suspended coroutine cancels the wait. No allocation; no system call but the
     /// executor's epoll_wait, unless the fd became readable while nobody waited.
@@ -58,6 +66,9 @@ public:
     int native_handle() const noexcept { return registration_->fd(); }
 
 private:
+    using Trigger = detail::EpollTrigger;
+    EpollNotifier(EpollExecutor& executor, int fd, Trigger trigger);
+
     // On the heap: epoll refers to it by address.
     std::unique_ptr<detail::EpollRegistration> registration_;
 };

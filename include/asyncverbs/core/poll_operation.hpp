@@ -23,9 +23,9 @@ namespace detail {
 /// What both operations have in common.
 class CqOperation {
 public:
-    CqOperation(CqReaper& reaper, const CqRequest& request, std::error_code* error,
-                std::stop_token stop) noexcept
-        : reaper_(reaper), request_(request), error_(error), stop_(std::move(stop)) {}
+    CqOperation(CqReaper& reaper, std::span<ibv_wc> completions, std::optional<std::uint64_t> wr_id,
+                std::error_code* error, std::stop_token stop) noexcept
+        : reaper_(reaper), request_{completions, wr_id}, error_(error), stop_(std::move(stop)) {}
     CqOperation(CqOperation&& other) noexcept // nobody waits yet
         : reaper_(other.reaper_), request_(other.request_), error_(other.error_),
           stop_(std::move(other.stop_)) {}
@@ -127,7 +127,7 @@ private:
     friend class AsyncCq;
     PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::error_code* error,
                   std::stop_token stop) noexcept
-        : operation_(reaper, {wcs, std::nullopt}, error, std::move(stop)) {}
+        : operation_(reaper, wcs, std::nullopt, error, std::move(stop)) {}
 
     detail::CqOperation operation_;
 };
@@ -145,7 +145,7 @@ private:
     friend class AsyncCq;
     PollWrIdOperation(detail::CqReaper& reaper, std::uint64_t wr_id, std::error_code* error,
                       std::stop_token stop) noexcept
-        : operation_(reaper, {{}, wr_id}, error, std::move(stop)) {}
+        : operation_(reaper, {}, wr_id, error, std::move(stop)) {}
 
     detail::CqOperation operation_;
     ibv_wc completion_{};

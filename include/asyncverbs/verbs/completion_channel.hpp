@@ -7,10 +7,9 @@
 #include <memory>
 #include <utility>
 
-#include <fcntl.h>
-
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/non_blocking.hpp>
 
 namespace asyncverbs {
 
@@ -29,10 +28,7 @@ public:
             throw_verb_error("ibv_create_comp_channel", detail::verb_errno());
         }
         channel_ = detail::own(native, ibv_destroy_comp_channel, device);
-        const int flags = fcntl(fd(), F_GETFL);
-        if (flags < 0 || fcntl(fd(), F_SETFL, flags | O_NONBLOCK) < 0) {
-            throw_verb_error("fcntl", errno);
-        }
+        detail::set_non_blocking(fd());
     }
 
     CompletionChannel(CompletionChannel&&) noexcept = default;

@@ -57,8 +57,8 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_cq", detail::verb_errno());
         }
-        cq_ = detail::own(native, ibv_destroy_cq, channel_.shared_handle(),
-                          context_.shared_handle());
+        cq_ =
+            detail::own(native, ibv_destroy_cq, channel_.shared_handle(), context_.shared_handle());
         capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
     }
 

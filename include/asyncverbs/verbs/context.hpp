@@ -10,9 +10,9 @@
 #include <string_view>
 #include <utility>
 
+#include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/device_list.hpp>
 #include <asyncverbs/verbs/gid_text.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
 

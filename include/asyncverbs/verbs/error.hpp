@@ -56,9 +56,7 @@ namespace detail {
 
 // The errno, positive, of a verb that returned NULL. Callers set errno to 0 before the call, so
 // that a provider that forgets to set it is not credited with an older error.
-[[nodiscard]] inline int verb_errno() noexcept {
-    return errno < 0 ? -errno : errno;
-}
+[[nodiscard]] inline int verb_errno() noexcept { return errno < 0 ? -errno : errno; }
 
 // The errno, positive, of a verb that returned `result`, which is not 0. Verbs report in three
 // ways: errno, -errno, and -1 with errno set. -1 alone is ambiguous: callers set errno to 0 before

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Memory that the device may read and write.
-// Owns the registration, not the bytes: those stay the caller's.
+// Owns the registration, and the bytes where it has allocated them.
 #pragma once
 
 #include <cerrno>
@@ -8,15 +8,18 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/pages.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 
 namespace asyncverbs {
 
 /// Owns the registration of a range of memory (ibv_mr); keeps its protection domain alive.
-/// The memory must outlive the region, and the region every work request that names it.
+/// The caller's memory must outlive the region, its slices, and every work request that names it.
+/// Memory of its own, see allocate(), it frees after the registration.
 /// Move-only. A moved-from MemoryRegion owns nothing: native_handle() is nullptr, bytes() is empty,
 /// anything else throws invalid_argument. See ibv_reg_mr(3).
 class MemoryRegion {
@@ -26,20 +29,16 @@ public:
     /// std::system_error: invalid_argument where `bytes` is empty, else naming ibv_reg_mr (often
     /// the limit on locked memory, `ulimit -l`).
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes,
-                 int access = IBV_ACCESS_LOCAL_WRITE) {
-        const std::shared_ptr<ibv_pd>& pd =
-            detail::alive(domain.shared_handle(), "ProtectionDomain");
-        if (bytes.empty()) {
-            detail::throw_error(std::errc::invalid_argument,
-                                "cannot register an empty span as a memory region");
-        }
-        errno = 0;
-        ibv_mr* native =
-            ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
-        if (native == nullptr) {
-            throw_verb_error("ibv_reg_mr", detail::verb_errno());
-        }
-        mr_ = detail::own(native, ibv_dereg_mr, pd);
+                 int access = IBV_ACCESS_LOCAL_WRITE)
+        : MemoryRegion(domain, bytes, access, nullptr) {}
+
+    /// A region over `size` bytes of its own, zeroed and at the start of a page. Throws
+    /// std::system_error: naming mmap (invalid_argument where `size` is 0), else as above.
+    [[nodiscard]] static MemoryRegion allocate(const ProtectionDomain& domain, std::size_t size,
+                                               int access = IBV_ACCESS_LOCAL_WRITE) {
+        std::shared_ptr<std::byte> pages = detail::allocate_pages(size);
+        const std::span<std::byte> bytes(pages.get(), size);
+        return MemoryRegion(domain, bytes, access, std::move(pages));
     }
 
     MemoryRegion(MemoryRegion&&) noexcept = default;
@@ -58,7 +57,7 @@ public:
 
     /// The whole region.
     [[nodiscard]] Slice slice() const {
-        return {static_cast<std::byte*>(get()->addr), mr_->length, mr_->lkey};
+        return {static_cast<std::byte*>(get()->addr), mr_->length, mr_->lkey, mr_};
     }
 
     /// The region's bytes from `offset` on; throws where that is outside, as Slice::slice() does.
@@ -71,10 +70,28 @@ public:
 
     [[nodiscard]] ibv_mr* native_handle() const noexcept { return mr_.get(); }
 
-    /// Shares ownership: the region and its parents live as long as the pointer, or a copy, exists.
+    /// Shares ownership: the region, its parents and the memory that it has allocated live as long
+    /// as the pointer, or a copy, exists.
     [[nodiscard]] const std::shared_ptr<ibv_mr>& shared_handle() const noexcept { return mr_; }
 
 private:
+    MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes, int access,
+                 std::shared_ptr<std::byte> memory) {
+        const std::shared_ptr<ibv_pd>& pd =
+            detail::alive(domain.shared_handle(), "ProtectionDomain");
+        if (bytes.empty()) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "cannot register an empty span as a memory region");
+        }
+        errno = 0;
+        ibv_mr* native =
+            ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
+        if (native == nullptr) {
+            throw_verb_error("ibv_reg_mr", detail::verb_errno());
+        }
+        mr_ = detail::own(native, ibv_dereg_mr, std::move(memory), pd);
+    }
+
     [[nodiscard]] ibv_mr* get() const { return detail::alive(mr_, "MemoryRegion").get(); }
 
     std::shared_ptr<ibv_mr> mr_;

@@ -16,14 +16,16 @@
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/path.hpp>
+#include <asyncverbs/verbs/detail/post.hpp>
+#include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
-#include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs {
 
-/// Owns a queue pair (ibv_qp); keeps its protection domain and completion queues alive.
+/// Owns a queue pair (ibv_qp); keeps its protection domain and its other queues alive.
 ///
 /// RC: `init()`, post receives, exchange local_address() with the peer, `connect(remote)`; both
 /// ends do so. UD: `init()`, post receives, `activate()`; each send names its peer, see
@@ -31,11 +33,12 @@ namespace asyncverbs {
 ///
 /// Capacity (invariant I10): max_send_wr entries of `send_cq` and max_recv_wr entries of `recv_cq`
 /// are reserved until the queue pair is destroyed; unsignaled sends count, for they complete when
-/// they fail. What was asked for is counted, not what the device rounds it up to, which not every
-/// device tells: so a depth equal to the sum of the work requests suffices everywhere. The
-/// application's part is to have no more outstanding than it asked for (a device may take more, so
-/// posting until ENOMEM is no way to find out), and to drain the queue pair before it destroys it:
-/// completions still queued keep entries that are no longer counted.
+/// they fail. Shared receives are counted by their queue. What was asked for is counted, not what
+/// the device rounds it up to, which not every device tells: so a depth equal to the sum of the
+/// work requests suffices everywhere. The application's part is to have no more outstanding than it
+/// asked for (a device may take more, so posting until ENOMEM is no way to find out), and to drain
+/// the queue pair before it destroys it: completions still queued keep entries that are no longer
+/// counted.
 ///
 /// Move-only. A moved-from QueuePair owns nothing: native_handle() is nullptr, whatever needs the
 /// native object fails with invalid_argument. See ibv_create_qp(3).
@@ -47,11 +50,15 @@ public:
     /// queue has too few free entries; else naming ibv_create_qp.
     QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const QueuePairOptions& options = {})
-        : context_(detail::alive(domain.context().shared_handle(), "ProtectionDomain")),
-          options_(options) {
-        qp_ = detail::create_queue_pair(domain, send_cq, recv_cq, options, granted_);
-        psn_ = detail::arbitrary_psn(qp_->qp_num);
-    }
+        : QueuePair(domain, send_cq, recv_cq, nullptr, options) {}
+
+    /// A queue pair that takes its receives from `receives`, which is of the same domain and stays
+    /// alive with it. It has none of its own: max_recv_wr and max_recv_sge do not count, options()
+    /// says 0, and devices refuse post_recv(). Throws as the first form.
+    QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const SharedReceiveQueue& receives,
+              const QueuePairOptions& options = {})
+        : QueuePair(domain, send_cq, recv_cq, &receives, detail::without_receives(options)) {}
 
     QueuePair(QueuePair&&) noexcept = default;
     QueuePair& operator=(QueuePair&&) noexcept = default;
@@ -150,7 +157,7 @@ public:
     /// where the send queue is full. Those before the failing one are posted all the same. Memory
     /// and keys in it stay valid until the completion. See ibv_post_send(3).
     void post_send(ibv_send_wr& requests) {
-        post(ibv_post_send, "ibv_post_send", requests);
+        detail::post(ibv_post_send, "ibv_post_send", get(), requests);
     }
 
     /// The same for a request that is written where it is posted: post_send({.wr_id = 1, …}).
@@ -158,13 +165,13 @@ public:
 
     /// The form that does not throw: the first request that was not posted, nullptr on success.
     ibv_send_wr* post_send(ibv_send_wr& requests, std::error_code& error) noexcept {
-        return post(ibv_post_send, requests, error);
+        return detail::post(ibv_post_send, qp_.get(), requests, error);
     }
 
     /// Posts receives, a chain by `next`; in INIT or later. As post_send(), naming ibv_post_recv.
     /// On UD the first 40 bytes of each receive take the sender's GRH. See ibv_post_recv(3).
     void post_recv(ibv_recv_wr& requests) {
-        post(ibv_post_recv, "ibv_post_recv", requests);
+        detail::post(ibv_post_recv, "ibv_post_recv", get(), requests);
     }
 
     /// The same for a request that is written where it is posted: post_recv({.wr_id = 1, …}).
@@ -172,7 +179,7 @@ public:
 
     /// The form that does not throw: the first request that was not posted, nullptr on success.
     ibv_recv_wr* post_recv(ibv_recv_wr& requests, std::error_code& error) noexcept {
-        return post(ibv_post_recv, requests, error);
+        return detail::post(ibv_post_recv, qp_.get(), requests, error);
     }
 
     [[nodiscard]] std::uint32_t qp_num() const { return get()->qp_num; }
@@ -189,6 +196,15 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_qp>& shared_handle() const noexcept { return qp_; }
 
 private:
+    QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
+              const QueuePairOptions& options)
+        : context_(detail::alive(domain.context().shared_handle(), "ProtectionDomain")),
+          options_(options) {
+        qp_ = detail::create_queue_pair(domain, send_cq, recv_cq, receives, options, granted_);
+        psn_ = detail::arbitrary_psn(qp_->qp_num);
+    }
+
     [[nodiscard]] ibv_qp* get() const { return detail::alive(qp_, "QueuePair").get(); }
 
     [[nodiscard]] const detail::Endpoint& endpoint() const {
@@ -203,29 +219,6 @@ private:
         if (options_.type != type) {
             detail::throw_error(std::errc::invalid_argument, text);
         }
-    }
-
-    template <class Request>
-    void post(int (*verb)(ibv_qp*, Request*, Request**), const char* name, Request& requests) {
-        Request* bad = nullptr;
-        errno = 0;
-        if (const int result = verb(get(), &requests, &bad)) {
-            throw_verb_error(name, detail::verb_errno(result));
-        }
-    }
-
-    template <class Request>
-    Request* post(int (*verb)(ibv_qp*, Request*, Request**), Request& requests,
-                  std::error_code& error) noexcept {
-        error.clear();
-        Request* bad = nullptr;
-        errno = 0;
-        const int result = qp_ ? verb(qp_.get(), &requests, &bad) : EINVAL;
-        if (result == 0) {
-            return nullptr;
-        }
-        error.assign(detail::verb_errno(result), std::system_category());
-        return bad != nullptr ? bad : &requests;
     }
 
     Context context_;

@@ -13,10 +13,10 @@ namespace asyncverbs {
 
 /// What a queue pair is made with. Beyond the device's limits creation fails and says the limit.
 struct QueuePairOptions {
-    ibv_qp_type type = IBV_QPT_RC;     // or IBV_QPT_UD
-    std::uint32_t max_send_wr = 16;    // work requests that may be outstanding, of each kind
+    ibv_qp_type type = IBV_QPT_RC;  // or IBV_QPT_UD
+    std::uint32_t max_send_wr = 16; // work requests that may be outstanding, of each kind
     std::uint32_t max_recv_wr = 16;
-    std::uint32_t max_send_sge = 1;    // scatter/gather elements of one work request
+    std::uint32_t max_send_sge = 1; // scatter/gather elements of one work request
     std::uint32_t max_recv_sge = 1;
     std::uint32_t max_inline_data = 0; // bytes
     bool sq_sig_all = false;           // every send completes, with IBV_SEND_SIGNALED or without
@@ -41,13 +41,15 @@ struct RtrOptions {
     std::uint8_t service_level = 0;      // 0 to 15
     std::uint8_t hop_limit = 64;         // routers on the way, on RoCE v2 and global routes
     std::uint8_t traffic_class = 0;
-    std::uint32_t flow_label = 0;        // 20 bits
+    std::uint32_t flow_label = 0; // 20 bits
 };
 
 /// RTR to RTS, ready to send (RC): how hard to try.
 struct RtsOptions {
     std::uint8_t timeout = 14;      // 0 to 31: 4.096 us * 2^timeout; 14 is 67 ms, 0 is for ever
-    std::uint8_t retry_cnt = 7;     // 0 to 7: repeats where the peer does not answer
+    std::uint8_t retry_cnt = 7;     // 0 to 7: repeats where the peer does not answer; soft-RoCE
+                                    // takes 7 for no limit, and never reports a dead peer; with
+                                    // less it counts the waits for a receive, too
     std::uint8_t rnr_retry = 7;     // 0 to 7: repeats where the peer has no receive; 7: no limit
     std::uint8_t max_rd_atomic = 1; // own RDMA reads and atomics at a time, at most the peer's
                                     // max_dest_rd_atomic

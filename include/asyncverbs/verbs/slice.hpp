@@ -7,19 +7,29 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
 
-/// `length` bytes at `address` in the memory region of `lkey`. A plain value that owns nothing: the
-/// region and its memory must exist for as long as a work request uses the slice.
+/// `length` bytes at `address` in the memory region of `lkey`. Keeps the region registered for as
+/// long as it, or a copy, exists; whether it keeps the memory as well depends on the region.
+/// A slice that was made of an address and a key by hand keeps nothing.
 struct Slice {
+    Slice() noexcept = default;
+    // A constructor: GCC 12 destroys aggregates twice in expressions that await.
+    Slice(std::byte* bytes, std::size_t count, std::uint32_t key,
+          std::shared_ptr<ibv_mr> owner = nullptr) noexcept
+        : address(bytes), length(count), lkey(key), region(std::move(owner)) {}
+
     std::byte* address = nullptr;
     std::size_t length = 0; // in bytes
     std::uint32_t lkey = 0;
+    std::shared_ptr<ibv_mr> region;
 
     /// The slice's bytes from `offset` on. Throws as slice(offset, length) does.
     [[nodiscard]] Slice slice(std::size_t offset) const {
@@ -35,7 +45,7 @@ struct Slice {
                                     std::to_string(offset) + " is outside its region of size " +
                                     std::to_string(length));
         }
-        return {address + offset, count, lkey};
+        return {address + offset, count, lkey, region};
     }
 
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {address, length}; }

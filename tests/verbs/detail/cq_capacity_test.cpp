@@ -17,7 +17,7 @@ using asyncverbs::detail::CqReservation;
 using asyncverbs::support::contains;
 using asyncverbs::support::failure_text;
 
-TEST_CASE("capacity is taken whole or not at all (I10)", "[verbs][cq_capacity]") {
+TEST_CASE("capacity is taken whole or not at all (I10)", "[verbs][cq_capacity][I10]") {
     CqCapacity capacity(10);
     CHECK(capacity.try_reserve(4));
     CHECK_FALSE(capacity.try_reserve(7));
@@ -75,7 +75,7 @@ TEST_CASE("slots can be kept for good", "[verbs][cq_capacity]") {
     CHECK(recv->reserved() == 4);
 }
 
-TEST_CASE("threads that share a queue never overbook it", "[verbs][cq_capacity]") {
+TEST_CASE("threads that share a queue never overbook it", "[verbs][cq_capacity][I10]") {
     CqCapacity capacity(3);
     std::atomic<int> holders = 0;
     std::atomic<bool> overbooked = false;

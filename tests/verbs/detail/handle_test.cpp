@@ -21,13 +21,11 @@ struct Noted {
     std::vector<std::string>* log;
 };
 
-void destroy(Noted* object) {
-    object->log->push_back(object->name);
-}
+void destroy(Noted* object) { object->log->push_back(object->name); }
 
 } // namespace
 
-TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs][handle]") {
+TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs][handle][I12]") {
     std::vector<std::string> log;
     Noted parent{"parent", &log};
     Noted child{"child", &log};

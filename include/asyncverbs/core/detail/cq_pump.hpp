@@ -6,12 +6,14 @@
 #include <cassert>
 #include <chrono>
 #include <coroutine>
+#include <exception>
 #include <memory>
 #include <system_error>
 #include <utility>
 
 #include <asyncverbs/core/cq_notifier.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
+#include <asyncverbs/core/detail/unique_coroutine.hpp>
 
 namespace asyncverbs::detail {
 
@@ -43,6 +45,24 @@ struct CqPump {
         void await_suspend(std::coroutine_handle<>) const noexcept { reaper.pump.idle = true; }
         void await_resume() const noexcept { reaper.pump.idle = false; }
     };
+
+    // Suspends and goes on at once. A coroutine that ends with an exception has to be destroyed;
+    // clang 19 then also destroys what was alive where it was last suspended, once more.
+    struct Here {
+        bool await_ready() const noexcept { return false; }
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<> pump) const noexcept {
+            return pump;
+        }
+        void await_resume() const noexcept {}
+    };
+
+    // A frame that an exception leaves cannot destroy itself, and its AsyncCq has gone before. It
+    // is empty; the next one on this thread takes its place, or the thread ends.
+    static void bury(std::coroutine_handle<> frame) {
+        thread_local UniqueCoroutine<promise_type> last;
+        const auto pump = std::coroutine_handle<promise_type>::from_address(frame.address());
+        last = UniqueCoroutine<promise_type>(pump.promise());
+    }
 
     template <class N>
     static CqPump run(Parts<N> parts);
@@ -80,12 +100,21 @@ CqPump CqPump::run(Parts<N> parts) {
             reaper.turn(result, yielding);
         } catch (...) {
             // What a resumed coroutine let escape belongs to whoever runs the loop. It ends the
-            // pump; who polls later learns of it.
+            // pump; who waits or polls later learns of it.
+            reaper.pump.escaped = std::current_exception();
             reaper.fail();
-            reaper.pump.running = false;
-            throw;
+            reaper.dismiss_all();
         }
         reaper.pump.running = false;
+        if (reaper.pump.escaped) {
+            co_await Here{}; // where nothing is alive that has a destructor
+            std::exception_ptr escaped = std::exchange(reaper.pump.escaped, nullptr);
+            if (reaper.closed()) {
+                bury(reaper.pump.handle);
+                const Parts<N> gone(std::move(parts)); // the last that refers to the reaper
+            }
+            std::rethrow_exception(std::move(escaped));
+        }
     }
     reaper.pump.handle = nullptr;
 }

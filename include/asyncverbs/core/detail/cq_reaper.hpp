@@ -12,14 +12,20 @@
 //     pump:               wait ──► turn: consume ──► serve: poll, resume, next
 #pragma once
 
+#include <infiniband/verbs.h>
+
+#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <stop_token>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -31,7 +37,7 @@
 
 namespace asyncverbs::detail {
 
-class CqReaper {
+class CqReaper : public ListNode, public std::enable_shared_from_this<CqReaper> {
 public:
     CqReaper(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield)
         : max_wait(options.max_wait), poller_(std::move(cq), options.ack_batch),
@@ -48,8 +54,16 @@ public:
     /// What is there now, without arming. Nothing while others wait, for they came first.
     std::size_t try_poll(std::span<ibv_wc> wcs);
 
-    /// Makes the pump look for waiters that are to stop. From any thread.
+    /// Makes the pump look for waiters that are to stop, and for what was reported. From any
+    /// thread.
     void interrupt() noexcept;
+
+    /// The device says that no completion will come any more (I10); true: for the first time. From
+    /// any thread, to be followed by interrupt().
+    bool report(ibv_event_type event) noexcept {
+        int none = nothing_reported;
+        return reported_.compare_exchange_strong(none, event);
+    }
 
     /// Detaches whoever waits, never to be resumed, and ends the pump.
     void close() noexcept;
@@ -62,7 +76,8 @@ public:
     struct Pump {
         std::coroutine_handle<> handle; // null once it has ended
         bool idle = true;
-        bool running = false; // and may be resuming somebody
+        bool running = false;       // and may be resuming somebody
+        std::exception_ptr escaped; // of whom it resumed
     };
     Pump pump;
     const std::chrono::nanoseconds max_wait;
@@ -70,6 +85,7 @@ public:
     bool anyone_waits() const noexcept { return !waiters_.empty() || !selective_.empty(); }
     bool may_wait() const noexcept { return poller_.may_wait(); }
     bool must_yield() const noexcept { return can_yield_ && busy_polls_ >= polls_per_turn; }
+    bool closed() const noexcept { return closed_; }
     bool finished() const noexcept { return closed_ || failure_; }
     std::stop_token stop_token() const noexcept { return stop_source_.get_token(); }
 
@@ -80,19 +96,34 @@ public:
     /// current and later waiters (I5).
     void fail() noexcept;
 
+    /// Resumes all who wait, with the failure. What they let escape is dropped: it is not the
+    /// first.
+    void dismiss_all() noexcept;
+
 private:
     // The hot path never returns to the loop, so after this many polls in a row that found
     // something, the next one takes a turn of the loop, lest a busy CQ starve its neighbours (I9).
     static constexpr unsigned polls_per_turn = 1024;
+    static constexpr int nothing_reported = -1;
 
     void wake(std::error_code result, bool yielded);
     void serve();
     CqWaiter* next_served();
     bool deliver(CqRequest& request);
-    bool deliver_kept(CqRequest& request) noexcept;
+    bool deliver_kept(CqRequest& request) noexcept {
+        return !kept_.empty() && deliver_from_kept(request);
+    }
+    bool deliver_from_kept(CqRequest& request) noexcept;
+    std::size_t take_kept(std::span<ibv_wc> wcs) noexcept;
+    bool awaited(std::uint64_t wr_id) noexcept;
     std::size_t keep();
     std::size_t poll_or_arm(std::span<ibv_wc> wcs);
 
+    void fail_if_reported() {
+        const int event = reported_.load(std::memory_order_acquire);
+        if (event != nothing_reported && !failure_) fail_as_reported(event);
+    }
+    void fail_as_reported(int event);
     void dismiss_stopped();
     void dismiss_failed();
     void dismiss(CqRequest::Outcome outcome);
@@ -107,6 +138,7 @@ private:
     IntrusiveList<CqWaiter> leaving_;   // stopped or failed, about to be resumed
     KeptCompletions kept_;
     std::optional<std::system_error> failure_;
+    std::atomic<int> reported_{nothing_reported}; // an ibv_event_type
 
     std::mutex stop_mutex_; // stop_source_ is replaced while interrupt() may copy it
     std::stop_source stop_source_;
@@ -118,15 +150,18 @@ inline void CqWaiter::OnStop::operator()() const noexcept {
 }
 
 inline bool CqReaper::offer(CqRequest& request) {
-    if (!kept_.empty() && waiters_.empty() && deliver_kept(request)) return true;
+    const bool is_first = waiters_.empty() && !(request.wr_id && awaited(*request.wr_id));
+    if (is_first && deliver_kept(request)) return true;
     if (!failure_) {
         // Whoever came first is served first, and the pump has seen to it that it will be woken.
         if (anyone_waits() || must_yield()) return false;
         try {
-            return deliver(request);
+            if (deliver(request)) return true;
+            fail_if_reported();
         } catch (...) {
             fail();
         }
+        if (!failure_) return false;
     }
     request.outcome = CqRequest::Outcome::failed;
     return true;
@@ -140,7 +175,7 @@ inline std::coroutine_handle<> CqReaper::enqueue(CqWaiter& waiter) noexcept {
 
 inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs) {
     if (anyone_waits()) return 0;
-    if (const std::size_t taken = kept_.take(wcs)) return taken;
+    if (const std::size_t taken = take_kept(wcs)) return taken;
     return poller_.poll(wcs);
 }
 
@@ -174,6 +209,7 @@ inline void CqReaper::turn(std::error_code result, bool yielded) {
     }
     dismiss_stopped();
     serve();
+    fail_if_reported();
     dismiss_failed();
 }
 
@@ -231,18 +267,29 @@ inline bool CqReaper::deliver(CqRequest& request) {
     return true;
 }
 
-inline bool CqReaper::deliver_kept(CqRequest& request) noexcept {
-    if (kept_.empty()) return false;
+inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
     if (request.wr_id) {
         const std::optional<ibv_wc> match = kept_.take(*request.wr_id);
         if (!match) return false;
         request.completions.front() = *match;
         request.delivered = 1;
     } else {
-        request.delivered = kept_.take(request.completions);
+        request.delivered = take_kept(request.completions);
+        if (request.delivered == 0) return false;
     }
     request.outcome = CqRequest::Outcome::delivered;
     return true;
+}
+
+/// What nobody waits for by its wr_id: a batch may hold the completions of several who do, and the
+/// first of them that is resumed may poll for any.
+inline std::size_t CqReaper::take_kept(std::span<ibv_wc> wcs) noexcept {
+    return kept_.take(wcs, [this](std::uint64_t wr_id) { return !awaited(wr_id); });
+}
+
+inline bool CqReaper::awaited(std::uint64_t wr_id) noexcept {
+    const auto awaits = [=](const CqWaiter& waiter) { return waiter.request.wr_id == wr_id; };
+    return selective_.find_if(awaits) != nullptr;
 }
 
 inline std::size_t CqReaper::keep() {
@@ -274,11 +321,27 @@ inline void CqReaper::dismiss_stopped() {
     dismiss(CqRequest::Outcome::stopped);
 }
 
+/// After a poll: what is in the queue is delivered before its failure.
+inline void CqReaper::fail_as_reported(int event) {
+    failure_.emplace(std::make_error_code(std::errc::io_error),
+                     std::string("the device reported: ") +
+                         ibv_event_type_str(static_cast<ibv_event_type>(event)));
+}
+
 inline void CqReaper::dismiss_failed() {
     if (!failure_) return;
     leaving_.append(waiters_);
     leaving_.append(selective_);
     dismiss(CqRequest::Outcome::failed);
+}
+
+inline void CqReaper::dismiss_all() noexcept {
+    while (anyone_waits() || !leaving_.empty()) {
+        try {
+            dismiss_failed();
+        } catch (...) {
+        }
+    }
 }
 
 /// Resumes those who leave without a completion.

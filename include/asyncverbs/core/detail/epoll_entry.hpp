@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A file descriptor in an epoll set, level-triggered, and who waits for it. It is registered once
-// and stays so while nobody waits: a wait costs no system call.
+// A file descriptor in an epoll set, and who waits for it. It is registered once and stays so while
+// nobody waits: a wait costs no system call.
 #pragma once
 
 #include <sys/epoll.h>
@@ -32,10 +32,15 @@ struct EpollWaiter : ReadyNode, TimerNode {
     int timeout_error;           // what `error` becomes when the time has passed
 };
 
+/// What wakes: that something can be read, or that something new came. The kernel need not look
+/// again after an edge, but whoever waits has to read all that he does not want to be without.
+enum class EpollTrigger : std::uint32_t { level = EPOLLIN, edge = EPOLLIN | EPOLLET };
+
 class EpollEntry {
 public:
-    EpollEntry(int epoll_fd, int fd) : epoll_fd_(epoll_fd), fd_(fd) {
-        if (const int error = control(EPOLL_CTL_ADD, EPOLLIN)) {
+    EpollEntry(int epoll_fd, int fd, EpollTrigger trigger)
+        : epoll_fd_(epoll_fd), fd_(fd), trigger_(trigger) {
+        if (const int error = control(EPOLL_CTL_ADD, wanted())) {
             throw std::system_error(error, std::system_category(), "epoll_ctl(EPOLL_CTL_ADD)");
         }
     }
@@ -50,7 +55,7 @@ public:
         if (waiter_ != nullptr) return EBUSY;
         if (interest_ != Interest::readable) {
             const int operation = interest_ == Interest::nothing ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-            if (const int error = control(operation, EPOLLIN)) return error;
+            if (const int error = control(operation, wanted())) return error;
             interest_ = Interest::readable;
         }
         waiter_ = &waiter;
@@ -58,14 +63,25 @@ public:
         return 0;
     }
 
-    /// Somebody is attached.
-    void detach() noexcept { std::exchange(waiter_, nullptr)->entry = nullptr; }
+    /// Somebody is attached. An edge that he was to be told of is the next one's.
+    void detach() noexcept {
+        EpollWaiter& waiter = *std::exchange(waiter_, nullptr);
+        waiter.entry = nullptr;
+        if (waiter.linked() && waiter.error == 0) missed_edge_ = trigger_ == EpollTrigger::edge;
+    }
 
-    /// Returns whom the event is for. An event for nobody is kept from coming again at once, for
-    /// ever: EPOLLIN is masked; EPOLLERR and EPOLLHUP cannot be, so the fd leaves the set. The
-    /// next attach() undoes either, and finds the fd as it is then.
+    /// Whether an edge came while nobody was attached. Asked once.
+    bool take_missed_edge() noexcept { return std::exchange(missed_edge_, false); }
+
+    /// Returns whom the event is for. An edge for nobody is remembered. A level for nobody is kept
+    /// from coming again at once, for ever: EPOLLIN is masked; EPOLLERR and EPOLLHUP cannot be, so
+    /// the fd leaves the set. The next attach() undoes either, and finds the fd as it is then.
     EpollWaiter* on_event(std::uint32_t events) noexcept {
         if (waiter_ != nullptr) return waiter_;
+        if (trigger_ == EpollTrigger::edge) {
+            missed_edge_ = true;
+            return nullptr;
+        }
         const bool masked = (events & (EPOLLERR | EPOLLHUP)) == 0 && control(EPOLL_CTL_MOD, 0) == 0;
         if (!masked) control(EPOLL_CTL_DEL, 0);
         interest_ = masked ? Interest::nothing : Interest::unregistered;
@@ -78,6 +94,8 @@ public:
 private:
     enum class Interest { readable, nothing, unregistered };
 
+    std::uint32_t wanted() const noexcept { return static_cast<std::uint32_t>(trigger_); }
+
     int control(int operation, std::uint32_t events) noexcept {
         epoll_event event{};
         event.events = events;
@@ -87,6 +105,8 @@ private:
 
     const int epoll_fd_;
     const int fd_;
+    const EpollTrigger trigger_;
+    bool missed_edge_ = false;
     Interest interest_ = Interest::readable;
     EpollWaiter* waiter_ = nullptr;
 };

@@ -52,7 +52,7 @@ public:
         coroutine_ = coroutine;
         error = registration.attach(*this, operation_.stop_);
         if (error != 0) return false;
-        if (operation_.deadline_ != Deadline::never) {
+        if (operation_.deadline_ != Deadline::never && !linked()) {
             registration.loop().start_timer(*this, operation_.deadline_);
         }
         return true;

@@ -18,8 +18,8 @@ namespace asyncverbs::detail {
 
 class EpollRegistration {
 public:
-    EpollRegistration(std::shared_ptr<EpollLoop> loop, int fd)
-        : loop_(std::move(loop)), entry_(loop_->epoll_fd(), fd), stopped_(*this) {}
+    EpollRegistration(std::shared_ptr<EpollLoop> loop, int fd, EpollTrigger trigger)
+        : loop_(std::move(loop)), entry_(loop_->epoll_fd(), fd, trigger), stopped_(*this) {}
     EpollRegistration(const EpollRegistration&) = delete;
     EpollRegistration& operator=(const EpollRegistration&) = delete;
 
@@ -40,6 +40,7 @@ public:
     int attach(EpollWaiter& waiter, const std::stop_token& stop) noexcept {
         loop_->assert_thread();
         if (const int error = entry_.attach(waiter)) return error;
+        if (entry_.take_missed_edge()) loop_->decide(waiter, 0);
         // Registering a callback costs more than the rest of a wait. It stays, for the next wait
         // with the same token, and says nothing while nobody waits.
         if (stop == stop_) return 0;

@@ -22,6 +22,14 @@ public:
         prev_ = next_ = nullptr;
     }
 
+    /// Enters the list of `other`, which is in one, where that is, and that leaves it.
+    void take_place_of(ListNode& other) noexcept {
+        prev_ = other.prev_;
+        next_ = other.next_;
+        prev_->next_ = next_->prev_ = this;
+        other.prev_ = other.next_ = nullptr;
+    }
+
 private:
     template <class T>
     friend class IntrusiveList;
@@ -55,6 +63,13 @@ public:
 
     /// Moves the items of `other` before those of this list, keeping their order.
     void prepend(IntrusiveList& other) noexcept { splice(ring_, other); }
+
+    template <class Function>
+    void for_each(Function function) {
+        for (ListNode* node = ring_.next_; node != &ring_; node = node->next_) {
+            function(static_cast<T&>(*node));
+        }
+    }
 
     /// The first item that `wanted` holds for, or null.
     template <class Predicate>

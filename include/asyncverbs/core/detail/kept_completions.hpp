@@ -18,12 +18,16 @@ class KeptCompletions {
 public:
     bool empty() const noexcept { return kept_.empty(); }
 
-    /// Moves the oldest ones to the front of `wcs` and returns how many.
-    std::size_t take(std::span<ibv_wc> wcs) noexcept {
-        const std::size_t count = std::min(kept_.size(), wcs.size());
-        const auto end = kept_.begin() + static_cast<std::ptrdiff_t>(count);
-        std::copy(kept_.begin(), end, wcs.begin());
-        kept_.erase(kept_.begin(), end);
+    /// Moves the oldest ones whose wr_id `may_take` holds for to the front of `wcs` and returns how
+    /// many.
+    template <class Predicate>
+    std::size_t take(std::span<ibv_wc> wcs, Predicate may_take) noexcept {
+        std::size_t count = 0;
+        std::erase_if(kept_, [&](const ibv_wc& wc) {
+            if (count == wcs.size() || !may_take(wc.wr_id)) return false;
+            wcs[count++] = wc;
+            return true;
+        });
         return count;
     }
 

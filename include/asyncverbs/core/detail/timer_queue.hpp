@@ -3,23 +3,14 @@
 // timeout of epoll_wait counts whole milliseconds and another loop that embeds ours cannot see it.
 #pragma once
 
-#include <sys/timerfd.h>
-
-#include <algorithm>
-#include <cassert>
-#include <chrono>
-#include <ctime>
-
-#include <asyncverbs/core/detail/file_descriptor.hpp>
+#include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/timer_fd.hpp>
 #include <asyncverbs/core/detail/timer_heap.hpp>
 
 namespace asyncverbs::detail {
 
 class TimerQueue {
 public:
-    TimerQueue()
-        : timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create") {}
-
     int fd() const noexcept { return timer_.get(); }
 
     void insert(TimerNode& node) noexcept { timers_.insert(node); }
@@ -32,16 +23,7 @@ public:
         const TimerNode* const first = timers_.first();
         if (first == nullptr || first->deadline >= armed_) return;
         armed_ = first->deadline;
-        // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
-        const auto time = std::max(armed_.time_since_epoch(), Clock::duration(1));
-        const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
-        const std::chrono::nanoseconds rest = time - seconds;
-        itimerspec setting{};
-        setting.it_value.tv_sec = static_cast<std::time_t>(seconds.count());
-        setting.it_value.tv_nsec = static_cast<long>(rest.count());
-        [[maybe_unused]] const int result =
-            ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &setting, nullptr);
-        assert(result == 0);
+        timer_.set(armed_);
     }
 
     /// To be called when fd() was readable: takes out what is due, the earliest first.
@@ -57,10 +39,10 @@ public:
     }
 
 private:
-    using Clock = std::chrono::steady_clock;
-    static constexpr auto never = Clock::time_point::max();
+    using Clock = Deadline::Clock;
+    static constexpr auto never = Deadline::never;
 
-    FileDescriptor timer_;
+    TimerFd timer_;
     TimerHeap timers_;
     Clock::time_point armed_ = never; // what timer_ is set to
 };

@@ -48,7 +48,7 @@ private:
     std::atomic<std::uint64_t> reserved_ = 0;
 };
 
-// What one queue pair reserves, in the accounts of its two completion queues, which may be one.
+// What work requests reserve, in the accounts of their two completion queues, which may be one.
 class CqReservation {
 public:
     // Throws no_buffer_space with the numbers where the work requests do not fit.
@@ -76,12 +76,16 @@ public:
     CqReservation& operator=(const CqReservation&) = delete;
 
     ~CqReservation() {
+        if (kept_) {
+            return;
+        }
         send_->release(send_slots_);
         recv_->release(recv_slots_);
     }
 
-    // The slots stay taken for good: what could complete into them was not destroyed.
-    void keep() noexcept { send_slots_ = recv_slots_ = 0; }
+    // The slots stay taken for good: what could complete into them was not destroyed. From any
+    // thread: queue pairs may share a reservation.
+    void keep() noexcept { kept_ = true; }
 
 private:
     static void reserve(CqCapacity& capacity, std::uint64_t slots, const std::string& what) {
@@ -99,6 +103,7 @@ private:
     std::shared_ptr<CqCapacity> recv_;
     std::uint64_t send_slots_;
     std::uint64_t recv_slots_;
+    std::atomic<bool> kept_ = false;
 };
 
 } // namespace asyncverbs::detail

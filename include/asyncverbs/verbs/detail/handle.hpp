@@ -17,11 +17,12 @@ namespace asyncverbs::detail {
 // after the child, not when the deleter itself is destroyed: a weak_ptr may delay that for ever.
 template <class Native, class Destroy, class... Parents>
 [[nodiscard]] std::shared_ptr<Native> own(Native* native, Destroy destroy, Parents... parents) {
-    return std::shared_ptr<Native>(native, [destroy = std::move(destroy), ... parents = std::move(
-                                                parents)](Native* object) mutable {
-        destroy(object);
-        (parents.reset(), ...);
-    });
+    return std::shared_ptr<Native>(
+        native,
+        [destroy = std::move(destroy), ... parents = std::move(parents)](Native* object) mutable {
+            destroy(object);
+            (parents.reset(), ...);
+        });
 }
 
 // The handle of an owner that is about to be used. Fails cleanly where the owner was moved from,

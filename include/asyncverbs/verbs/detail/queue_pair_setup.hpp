@@ -18,6 +18,7 @@
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
+#include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs::detail {
 
@@ -45,6 +46,20 @@ inline void check_same_context(const Context& context, const CompletionQueue& qu
     }
 }
 
+inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiveQueue& receives) {
+    if (alive(receives.shared_handle(), "SharedReceiveQueue")->pd != domain.native_handle()) {
+        throw_error(std::errc::invalid_argument,
+                    "the shared receive queue belongs to another ProtectionDomain");
+    }
+}
+
+// The options of a queue pair whose receives are in a shared queue.
+[[nodiscard]] inline QueuePairOptions without_receives(QueuePairOptions options) noexcept {
+    options.max_recv_wr = 0;
+    options.max_recv_sge = 0;
+    return options;
+}
+
 // A PSN that differs from that of the last queue pair with the same number, whose late packets
 // would otherwise be taken for this one's.
 [[nodiscard]] inline std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
@@ -55,20 +70,28 @@ inline void check_same_context(const Context& context, const CompletionQueue& qu
     return static_cast<std::uint32_t>(bits >> 40) & max_24_bits;
 }
 
-// Makes a queue pair whose completions fit their queues (I10); `granted` is what the device gave.
-[[nodiscard]] inline std::shared_ptr<ibv_qp> create_queue_pair(const ProtectionDomain& domain,
-                                                               const CompletionQueue& send_cq,
-                                                               const CompletionQueue& recv_cq,
-                                                               const QueuePairOptions& options,
-                                                               ibv_qp_cap& granted) {
+// Makes a queue pair whose completions fit their queues (I10), with receives of its own where
+// `receives` is null; `granted` is what the device gave.
+[[nodiscard]] inline std::shared_ptr<ibv_qp>
+create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+                  const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
+                  const QueuePairOptions& options, ibv_qp_cap& granted) {
     check_same_context(domain.context(), send_cq);
     check_same_context(domain.context(), recv_cq);
     check_options(domain.context(), options);
+    std::shared_ptr<ibv_srq> srq;
+    std::shared_ptr<CqReservation> shared_slots;
+    if (receives != nullptr) {
+        check_same_domain(domain, *receives);
+        srq = receives->shared_handle();
+        shared_slots = receives->reserve(recv_cq);
+    }
     auto slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
                                                  recv_cq.capacity(), options.max_recv_wr);
     ibv_qp_init_attr attr{};
     attr.send_cq = send_cq.native_handle();
     attr.recv_cq = recv_cq.native_handle();
+    attr.srq = srq.get();
     attr.cap = {options.max_send_wr, options.max_recv_wr, options.max_send_sge,
                 options.max_recv_sge, options.max_inline_data};
     attr.qp_type = options.type;
@@ -78,20 +101,24 @@ inline void check_same_context(const Context& context, const CompletionQueue& qu
     if (native == nullptr) {
         const int error = verb_errno();
         // No device says how much inline data it takes, so that is the one limit not checked above.
-        const std::string hint = error == EINVAL && options.max_inline_data != 0
-                                     ? " (max_inline_data " +
-                                           std::to_string(options.max_inline_data) + ")"
-                                     : "";
+        const std::string hint =
+            error == EINVAL && options.max_inline_data != 0
+                ? " (max_inline_data " + std::to_string(options.max_inline_data) + ")"
+                : "";
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    const auto destroy = [reservation = slots.get()](ibv_qp* qp) {
-        if (ibv_destroy_qp(qp) != 0) {
-            reservation->keep();
+    const auto destroy = [slots = slots.get(), shared = shared_slots.get()](ibv_qp* qp) {
+        if (ibv_destroy_qp(qp) == 0) {
+            return;
+        }
+        slots->keep();
+        if (shared != nullptr) {
+            shared->keep();
         }
     };
-    return own(native, destroy, std::move(slots), domain.shared_handle(), send_cq.shared_handle(),
-               recv_cq.shared_handle());
+    return own(native, destroy, std::move(slots), std::move(shared_slots), std::move(srq),
+               domain.shared_handle(), send_cq.shared_handle(), recv_cq.shared_handle());
 }
 
 // One call of ibv_modify_qp.

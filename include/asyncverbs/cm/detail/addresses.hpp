@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+// From a host and a service, as people write them, to addresses.
+#pragma once
+
+#include <netdb.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <asyncverbs/cm/socket_address.hpp>
+
+namespace asyncverbs::detail {
+
+inline const std::error_category& getaddrinfo_category() noexcept {
+    class GetaddrinfoCategory final : public std::error_category {
+    public:
+        const char* name() const noexcept override { return "getaddrinfo"; }
+        std::string message(int code) const override { return gai_strerror(code); }
+    };
+    static const GetaddrinfoCategory category;
+    return category;
+}
+
+// At least one. No host means any address, IPv6 first, which takes IPv4 as well; no service means
+// any port. Blocks while the system looks up a name.
+inline std::vector<SocketAddress> find_addresses(const std::string& host,
+                                                 const std::string& service) {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_PASSIVE;
+    addrinfo* found = nullptr;
+    const int result = getaddrinfo(host.empty() ? nullptr : host.c_str(),
+                                   service.empty() ? "0" : service.c_str(), &hints, &found);
+    if (result != 0) {
+        const std::error_code error = result == EAI_SYSTEM
+                                          ? std::error_code(errno, std::system_category())
+                                          : std::error_code(result, getaddrinfo_category());
+        throw std::system_error(error, "getaddrinfo " + host + ":" + service);
+    }
+    const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
+    std::vector<SocketAddress> addresses;
+    for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+        addresses.emplace_back(*each->ai_addr);
+    }
+    if (host.empty()) {
+        std::ranges::partition(addresses, [](const SocketAddress& address) {
+            return address.native_handle()->sa_family == AF_INET6;
+        });
+    }
+    return addresses;
+}
+
+} // namespace asyncverbs::detail

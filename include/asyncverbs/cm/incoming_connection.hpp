@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+// A request for a connection, to be accepted or rejected.
+#pragma once
+
+#include <rdma/rdma_cma.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <utility>
+
+#include <asyncverbs/cm/connection.hpp>
+#include <asyncverbs/cm/connection_options.hpp>
+#include <asyncverbs/cm/detail/cm_queue_pair.hpp>
+#include <asyncverbs/cm/detail/cm_session.hpp>
+#include <asyncverbs/cm/socket_address.hpp>
+#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/queue_pair.hpp>
+
+namespace asyncverbs {
+
+/// Made by Listener::accept(), which it may outlive. Destroying it rejects the request.
+///
+/// Thread: that of the loop. Move-only; of one that was moved from, or has been answered, nothing
+/// is left but private_data(): the rest throws invalid_argument.
+class IncomingConnection {
+public:
+    /// What the peer said with its request; on InfiniBand and RoCE padded with zeros.
+    [[nodiscard]] std::span<const std::byte> private_data() const noexcept {
+        return private_data_.bytes();
+    }
+
+    /// The device that the request came over; librdmacm's own, which keeps it open.
+    [[nodiscard]] Context context() const { return detail::context_of(id()); }
+
+    [[nodiscard]] SocketAddress local_address() const {
+        return SocketAddress(*rdma_get_local_addr(id()));
+    }
+    [[nodiscard]] SocketAddress peer_address() const {
+        return SocketAddress(*rdma_get_peer_addr(id()));
+    }
+
+    /// RESET to INIT, whereupon receives can be posted; errors as OutgoingConnection::prepare().
+    void prepare(const QueuePair& qp) const { detail::prepare(id(), qp); }
+
+    /// Connects `qp`, prepared or not, takes it to RTS, and awaits the peer's confirmation. `qp`
+    /// and `options.private_data` stay until it has ended, this object need not. Throws
+    /// std::system_error: connection_reset if the peer has left, timed_out, operation_canceled if
+    /// `stop` is requested, from any thread; invalid_argument for options out of range; or what
+    /// names the call that failed.
+    [[nodiscard]] Task<Connection> accept(const QueuePair& qp, AcceptOptions options = {},
+                                          std::stop_token stop = {}) {
+        return accept(std::move(session_), qp, options, std::move(stop));
+    }
+
+    /// Turns the request down; the peer gets a ConnectionRejected with `private_data`, of which
+    /// InfiniBand and RoCE carry up to 148 bytes. Throws std::system_error: invalid_argument for
+    /// more than that, else naming rdma_reject.
+    void reject(std::span<const std::byte> private_data = {}) {
+        detail::check_private_data(private_data, 148);
+        const detail::CmSessionOwner session = std::move(session_);
+        detail::call_cm("rdma_reject", rdma_reject, session->id(), private_data.data(),
+                        static_cast<std::uint8_t>(private_data.size()));
+    }
+
+private:
+    friend class Listener;
+
+    IncomingConnection(detail::CmLoop loop, detail::CmEvent request)
+        : session_(loop, detail::CmId(std::move(request.request))),
+          private_data_(request.private_data) {}
+
+    rdma_cm_id* id() const { return session_->id(); }
+
+    static Task<Connection> accept(detail::CmSessionOwner session, const QueuePair& qp,
+                                   AcceptOptions options, std::stop_token stop) {
+        rdma_cm_id* const id = session->id();
+        detail::check_private_data(options.private_data, 196);
+        detail::check_rnr_timer(options.min_rnr_timer);
+        session->connect(qp.shared_handle());
+        const detail::ReadDepths depths =
+            detail::activate(id, qp,
+                             detail::limit({options.responder_resources, options.initiator_depth},
+                                           detail::context_of(id)),
+                             options.min_rnr_timer);
+        rdma_conn_param parameters =
+            detail::connection_parameters(qp, options.private_data, depths);
+        parameters.rnr_retry_count = options.rnr_retry_count;
+        detail::call_cm("rdma_accept", rdma_accept, id, &parameters);
+        co_await detail::CmSession::answer(session.shared(), RDMA_CM_EVENT_ESTABLISHED,
+                                           "rdma_accept", options.timeout, std::move(stop));
+        co_return Connection(std::move(session), {});
+    }
+
+    detail::CmSessionOwner session_;
+    detail::PrivateData private_data_;
+};
+
+} // namespace asyncverbs

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// A file descriptor that becomes readable at a point in time.
+#pragma once
+
+#include <sys/timerfd.h>
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <ctime>
+
+#include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/file_descriptor.hpp>
+
+namespace asyncverbs::detail {
+
+class TimerFd {
+public:
+    TimerFd()
+        : timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create") {}
+
+    int get() const noexcept { return timer_.get(); }
+
+    /// Readable from `when` on, and not before; Deadline::never takes that back.
+    void set(Deadline::Clock::time_point when) noexcept {
+        itimerspec setting{}; // zero: never
+        if (when != Deadline::never) {
+            // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
+            const auto time = std::max(when.time_since_epoch(), Deadline::Clock::duration(1));
+            const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
+            setting.it_value.tv_sec = static_cast<std::time_t>(seconds.count());
+            setting.it_value.tv_nsec = static_cast<long>((time - seconds).count());
+        }
+        [[maybe_unused]] const int result =
+            ::timerfd_settime(get(), TFD_TIMER_ABSTIME, &setting, nullptr);
+        assert(result == 0);
+    }
+
+private:
+    FileDescriptor timer_;
+};
+
+} // namespace asyncverbs::detail

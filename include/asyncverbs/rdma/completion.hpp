@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// How an operation ended, and what came with it.
+#pragma once
+
+#include <arpa/inet.h>
+#include <infiniband/verbs.h>
+
+#include <cstdint>
+#include <optional>
+#include <system_error>
+
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs {
+
+/// The completion of one operation. A plain value.
+class Completion {
+public:
+    Completion() noexcept : wc_{}, cause_status_(IBV_WC_SUCCESS), cause_vendor_error_(0) {}
+    explicit Completion(const ibv_wc& wc) noexcept
+        : wc_(wc), cause_status_(wc.status), cause_vendor_error_(wc.vendor_err) {}
+
+    /// One that was flushed because something else failed before.
+    Completion(const ibv_wc& wc, ibv_wc_status cause, std::uint32_t vendor_error) noexcept
+        : wc_(wc), cause_status_(cause), cause_vendor_error_(vendor_error) {}
+
+    /// What the device says of this operation.
+    [[nodiscard]] ibv_wc_status status() const noexcept { return wc_.status; }
+
+    /// What broke the queue pair: the status of the first operation that failed there, where this
+    /// one was merely flushed; else status().
+    [[nodiscard]] ibv_wc_status cause() const noexcept { return cause_status_; }
+
+    /// cause() as an error code of wc_status_category(); no error on success.
+    [[nodiscard]] std::error_code error() const noexcept { return make_wc_error(cause_status_); }
+
+    /// The device's own word for the cause; its meaning is the vendor's.
+    [[nodiscard]] std::uint32_t vendor_error() const noexcept { return cause_vendor_error_; }
+
+    /// What the operation was: IBV_WC_SEND, IBV_WC_RECV, … Valid on errors, too.
+    [[nodiscard]] ibv_wc_opcode opcode() const noexcept { return wc_.opcode; }
+
+    /// The queue pair that it was posted to, or that took it from a shared receive queue.
+    [[nodiscard]] std::uint32_t qp_num() const noexcept { return wc_.qp_num; }
+
+    // The rest is valid on success alone.
+
+    /// Bytes that were received or read. On UD the 40 bytes of the GRH count.
+    [[nodiscard]] std::uint32_t bytes() const noexcept { return wc_.byte_len; }
+
+    /// The immediate that came with what was received, in host order.
+    [[nodiscard]] std::optional<std::uint32_t> imm() const noexcept {
+        if ((wc_.wc_flags & IBV_WC_WITH_IMM) == 0) return std::nullopt;
+        return ntohl(wc_.imm_data);
+    }
+
+    /// The key that the peer invalidated by what was received.
+    [[nodiscard]] std::optional<std::uint32_t> invalidated_rkey() const noexcept {
+        if ((wc_.wc_flags & IBV_WC_WITH_INV) == 0) return std::nullopt;
+        return wc_.invalidated_rkey;
+    }
+
+    /// UD: the number of the queue pair that sent it.
+    [[nodiscard]] std::uint32_t src_qp() const noexcept { return wc_.src_qp; }
+
+    /// The work completion; its wr_id is the library's.
+    [[nodiscard]] const ibv_wc& wc() const noexcept { return wc_; }
+
+private:
+    ibv_wc wc_;
+    ibv_wc_status cause_status_;
+    std::uint32_t cause_vendor_error_;
+};
+
+} // namespace asyncverbs

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+// What the two ends of a stream say to each other. What comes from the peer is believed only once
+// it was checked here, and, where it depends on what came before, in StreamState::accept().
+//
+//     byte 0     1    2         4
+//     ┌────────┬───┬─────────┬──────────────────────────────────────────────────────┐
+//     │ kind   │ 0 │ credits │ data: bytes of the stream                            │
+//     └────────┴───┴─────────┤ hello: "avs1", buffers, bytes that each takes        │
+//                            └──────────────────────────────────────────────────────┘
+// Numbers are big-endian. In the message and not in the immediate, which iWARP does not have.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <system_error>
+
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs::detail {
+
+enum class StreamKind : std::uint8_t {
+    hello = 1, // the first of each end
+    data,
+    credits, // nothing but credits, which any other but hello may carry, too
+    end,     // no more data will come
+    goodbye, // nor will anything be read
+};
+
+struct StreamMessage {
+    StreamKind kind;
+    std::uint32_t credits; // so many more data messages may be sent
+    std::span<const std::byte> payload;
+};
+
+// Of the end that says it.
+struct StreamHello {
+    std::uint32_t buffers;     // for data, that are posted
+    std::uint32_t buffer_size; // bytes of payload that each takes
+};
+
+constexpr std::size_t stream_header_size = 4;
+constexpr std::size_t stream_hello_size = 12; // of its payload
+constexpr std::uint32_t max_stream_buffers = 0xffff;
+constexpr std::array stream_magic{std::byte{'a'}, std::byte{'v'}, std::byte{'s'}, std::byte{'1'}};
+
+[[noreturn]] inline void throw_protocol_error(const std::string& what) {
+    throw_error(std::errc::protocol_error, "the peer of a stream sent " + what);
+}
+
+template <std::size_t Bytes>
+void put_big_endian(std::span<std::byte, Bytes> to, std::uint32_t value) noexcept {
+    for (std::size_t i = Bytes; i-- > 0; value >>= 8) to[i] = static_cast<std::byte>(value);
+}
+
+template <std::size_t Bytes>
+std::uint32_t get_big_endian(std::span<const std::byte, Bytes> from) noexcept {
+    std::uint32_t value = 0;
+    for (const std::byte byte : from) value = value << 8 | std::to_integer<std::uint32_t>(byte);
+    return value;
+}
+
+inline void write_header(std::span<std::byte> message, StreamKind kind,
+                         std::uint32_t credits) noexcept {
+    message[0] = static_cast<std::byte>(kind);
+    message[1] = std::byte{0};
+    put_big_endian(message.subspan<2, 2>(), credits);
+}
+
+inline void write_hello(std::span<std::byte> payload, const StreamHello& hello) noexcept {
+    std::copy(stream_magic.begin(), stream_magic.end(), payload.begin());
+    put_big_endian(payload.subspan<4, 4>(), hello.buffers);
+    put_big_endian(payload.subspan<8, 4>(), hello.buffer_size);
+}
+
+// Throws std::system_error (protocol_error) for what no end says.
+inline StreamMessage read_message(std::span<const std::byte> bytes) {
+    if (bytes.size() < stream_header_size) {
+        throw_protocol_error("a message of " + std::to_string(bytes.size()) + " bytes");
+    }
+    const unsigned kind = std::to_integer<unsigned>(bytes[0]);
+    const StreamMessage message{static_cast<StreamKind>(bytes[0]),
+                                get_big_endian(bytes.subspan<2, 2>()),
+                                bytes.subspan(stream_header_size)};
+    if (kind < static_cast<unsigned>(StreamKind::hello) ||
+        kind > static_cast<unsigned>(StreamKind::goodbye) || bytes[1] != std::byte{0}) {
+        throw_protocol_error("a message of unknown kind " + std::to_string(kind));
+    }
+    const bool has_payload = message.kind == StreamKind::data || message.kind == StreamKind::hello;
+    if (has_payload == message.payload.empty()) {
+        throw_protocol_error("a message of kind " + std::to_string(kind) + " with " +
+                             std::to_string(message.payload.size()) + " bytes");
+    }
+    return message;
+}
+
+// The same for the payload of a hello.
+inline StreamHello read_hello(std::span<const std::byte> payload) {
+    if (payload.size() != stream_hello_size ||
+        !std::equal(stream_magic.begin(), stream_magic.end(), payload.begin())) {
+        throw_protocol_error("no hello of this version");
+    }
+    const StreamHello hello{get_big_endian(payload.subspan<4, 4>()),
+                            get_big_endian(payload.subspan<8, 4>())};
+    if (hello.buffers == 0 || hello.buffers > max_stream_buffers || hello.buffer_size == 0) {
+        throw_protocol_error("a hello of " + std::to_string(hello.buffers) + " buffers of " +
+                             std::to_string(hello.buffer_size) + " bytes");
+    }
+    return hello;
+}
+
+} // namespace asyncverbs::detail

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+// What is posted to a send queue: any of its operations as a value, so that several can be posted
+// with one doorbell.
+#pragma once
+
+#include <arpa/inet.h>
+#include <infiniband/verbs.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include <asyncverbs/rdma/remote_slice.hpp>
+#include <asyncverbs/rdma/slices.hpp>
+#include <asyncverbs/verbs/address_handle.hpp>
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs {
+
+/// How to send. See ibv_post_send(3).
+struct SendOptions {
+    bool solicited = false;   // the receiver is woken even if it armed for solicited events alone
+    bool fence = false;       // after all reads and atomics that were posted before
+    bool inline_data = false; // copied when posted: the slices are free at once; lkeys do not count
+    bool signaled = true;     // false: completes, if all goes well, with the next that is signaled
+};
+
+namespace detail {
+
+// A work request of a send queue but for its slices. The makers are those of SendRequest. Trivial,
+// so that what is posted at once is never put together in memory.
+struct SendWork {
+    static SendWork send(SendOptions options) noexcept {
+        return {IBV_WR_SEND, IBV_WC_SEND, options};
+    }
+    static SendWork send_with_imm(std::uint32_t imm, SendOptions options) noexcept {
+        SendWork work(IBV_WR_SEND_WITH_IMM, IBV_WC_SEND, options);
+        work.imm = htonl(imm);
+        return work;
+    }
+    static SendWork send_with_invalidate(std::uint32_t rkey, SendOptions options) noexcept {
+        SendWork work(IBV_WR_SEND_WITH_INV, IBV_WC_SEND, options);
+        work.imm = rkey;
+        return work;
+    }
+    static SendWork send_to(const AddressHandle& peer, std::uint32_t qp_num, std::uint32_t qkey,
+                            SendOptions options) {
+        SendWork work(IBV_WR_SEND, IBV_WC_SEND, options);
+        work.peer = &alive(peer.shared_handle(), "AddressHandle");
+        work.peer_qp_num = qp_num;
+        work.peer_qkey = qkey;
+        return work;
+    }
+    static SendWork write(Slices slices, const RemoteSlice& remote, SendOptions options) {
+        return rdma(IBV_WR_RDMA_WRITE, IBV_WC_RDMA_WRITE, slices, remote, options);
+    }
+    static SendWork write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
+                                   SendOptions options) {
+        SendWork work =
+            rdma(IBV_WR_RDMA_WRITE_WITH_IMM, IBV_WC_RDMA_WRITE, slices, remote, options);
+        work.imm = htonl(imm);
+        return work;
+    }
+    static SendWork read(Slices slices, const RemoteSlice& remote, SendOptions options) {
+        return rdma(IBV_WR_RDMA_READ, IBV_WC_RDMA_READ, slices, remote, options);
+    }
+    static SendWork compare_and_swap(Slices before, const RemoteSlice& remote,
+                                     std::uint64_t compare, std::uint64_t swap,
+                                     SendOptions options) {
+        return atomic(IBV_WR_ATOMIC_CMP_AND_SWP, IBV_WC_COMP_SWAP, before, remote, compare, swap,
+                      options);
+    }
+    static SendWork fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
+                                  SendOptions options) {
+        return atomic(IBV_WR_ATOMIC_FETCH_AND_ADD, IBV_WC_FETCH_ADD, before, remote, add, 0,
+                      options);
+    }
+
+    ibv_wr_opcode opcode;
+    ibv_wc_opcode completes_as;
+    SendOptions options;
+    std::uint32_t imm = 0; // in network order; or the key to invalidate
+    RemoteSlice remote{};
+    std::uint64_t compare_add = 0;
+    std::uint64_t swap = 0;
+    const std::shared_ptr<ibv_ah>* peer = nullptr;
+    std::uint32_t peer_qp_num = 0;
+    std::uint32_t peer_qkey = 0;
+
+private:
+    SendWork(ibv_wr_opcode what, ibv_wc_opcode becomes, SendOptions how) noexcept
+        : opcode(what), completes_as(becomes), options(how) {}
+
+    static std::size_t total(Slices slices) noexcept {
+        std::size_t bytes = 0;
+        for (const Slice& slice : slices) bytes += slice.length;
+        return bytes;
+    }
+
+    static SendWork rdma(ibv_wr_opcode opcode, ibv_wc_opcode completes_as, Slices slices,
+                         const RemoteSlice& remote, SendOptions options) {
+        if (const std::size_t bytes = total(slices); bytes > remote.length) [[unlikely]] {
+            throw_error(std::errc::invalid_argument, std::to_string(bytes) +
+                                                         " bytes do not fit the peer's slice of " +
+                                                         std::to_string(remote.length));
+        }
+        SendWork work(opcode, completes_as, options);
+        work.remote = remote;
+        return work;
+    }
+
+    static SendWork atomic(ibv_wr_opcode opcode, ibv_wc_opcode completes_as, Slices before,
+                           const RemoteSlice& remote, std::uint64_t compare_add, std::uint64_t swap,
+                           SendOptions options) {
+        if (total(before) != 8 || remote.length != 8 || remote.address % 8 != 0) {
+            throw_error(std::errc::invalid_argument,
+                        "an atomic works on 8 bytes, aligned at the peer");
+        }
+        SendWork work = rdma(opcode, completes_as, before, remote, options);
+        work.compare_add = compare_add;
+        work.swap = swap;
+        return work;
+    }
+};
+
+class WorkQueue;
+
+} // namespace detail
+
+/// A work request of a send queue. It holds one slice, but refers to several, which have to exist
+/// until it was posted. The regions of the slices are kept from then to its completion.
+class SendRequest {
+public:
+    static SendRequest send(Slices slices, SendOptions options = {}) {
+        return {Work::send(options), slices};
+    }
+    /// `imm` is in host order.
+    static SendRequest send_with_imm(Slices slices, std::uint32_t imm, SendOptions options = {}) {
+        return {Work::send_with_imm(imm, options), slices};
+    }
+    /// Besides, invalidates `rkey` of the peer; where the device offers it.
+    static SendRequest send_with_invalidate(Slices slices, std::uint32_t rkey,
+                                            SendOptions options = {}) {
+        return {Work::send_with_invalidate(rkey, options), slices};
+    }
+    /// UD: to queue pair `qp_num` with `qkey`, by the way of `peer`, which is kept as the slices.
+    static SendRequest send_to(Slices slices, const AddressHandle& peer, std::uint32_t qp_num,
+                               std::uint32_t qkey, SendOptions options = {}) {
+        return {Work::send_to(peer, qp_num, qkey, options), slices};
+    }
+
+    // RDMA. All throw std::system_error (invalid_argument) where the slices, taken together, are
+    // longer than what they are to move to or from.
+    static SendRequest write(Slices slices, const RemoteSlice& remote, SendOptions options = {}) {
+        return {Work::write(slices, remote, options), slices};
+    }
+    /// Besides, takes a receive of the peer, and delivers `imm` with its completion.
+    static SendRequest write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
+                                      SendOptions options = {}) {
+        return {Work::write_with_imm(slices, remote, imm, options), slices};
+    }
+    static SendRequest read(Slices slices, const RemoteSlice& remote, SendOptions options = {}) {
+        return {Work::read(slices, remote, options), slices};
+    }
+
+    // Atomics work on 8 aligned bytes in the peer's byte order, and put what was there before into
+    // `before`. Both throw std::system_error (invalid_argument) for anything but 8 bytes.
+    static SendRequest compare_and_swap(Slices before, const RemoteSlice& remote,
+                                        std::uint64_t compare, std::uint64_t swap,
+                                        SendOptions options = {}) {
+        return {Work::compare_and_swap(before, remote, compare, swap, options), before};
+    }
+    static SendRequest fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
+                                     SendOptions options = {}) {
+        return {Work::fetch_and_add(before, remote, add, options), before};
+    }
+
+private:
+    friend class AsyncQp;
+    friend class detail::WorkQueue;
+    using Work = detail::SendWork;
+
+    SendRequest(const Work& work, Slices slices) : work_(work), has_one_(slices.size() == 1) {
+        if (work.peer != nullptr) peer_ = *work.peer;
+        if (has_one_) {
+            one_ = slices.front();
+        } else {
+            several_ = slices;
+        }
+    }
+
+    Work work() const noexcept {
+        Work work = work_;
+        if (work.peer != nullptr) work.peer = &peer_; // wherever this was moved to
+        return work;
+    }
+    Slices slices() const noexcept { return has_one_ ? Slices(one_) : several_; }
+
+    Work work_;
+    std::shared_ptr<ibv_ah> peer_;
+    bool has_one_;
+    Slice one_;
+    Slices several_;
+};
+
+} // namespace asyncverbs

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// Whole pages of zeroed memory. Of the kernel and not of the heap, so that nothing else ever lives
+// where a device may still write.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <memory>
+
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs::detail {
+
+// Throws std::system_error naming mmap; EINVAL for a size of 0.
+[[nodiscard]] inline std::shared_ptr<std::byte> allocate_pages(std::size_t size) {
+    void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) {
+        throw_verb_error("mmap", errno);
+    }
+    const auto unmap = [size](std::byte* memory) { munmap(memory, size); };
+    return {static_cast<std::byte*>(pages), unmap};
+}
+
+} // namespace asyncverbs::detail

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+#include <asyncverbs/cm/listener.hpp>
+
+#include <cerrno>
+#include <cstdint>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "cm/fixture.hpp"
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+
+using namespace asyncverbs;
+using asyncverbs::support::bytes;
+using asyncverbs::support::CmFixture;
+using asyncverbs::support::contains;
+using asyncverbs::support::Coroutine;
+using asyncverbs::support::Outcome;
+using asyncverbs::support::QueuePairOwner;
+using asyncverbs::support::text;
+
+namespace {
+
+// Several peers, which say who they are, and coroutines that take one request each.
+struct Fixture : CmFixture {
+    Coroutine client(std::string name) {
+        std::optional<QueuePairOwner> end;
+        const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
+            return end.emplace(outgoing.context()).qp;
+        };
+        try {
+            static_cast<void>(
+                co_await connect(loop, host, port(), make_qp, {.private_data = bytes(name)}));
+        } catch (const ConnectionRejected&) {
+            rejected.push_back(name);
+        }
+    }
+
+    Coroutine acceptor(int number, Outcome& outcome, std::stop_token stop = {}) {
+        try {
+            const IncomingConnection request = co_await listener->accept(stop);
+            taken.push_back(std::to_string(number) + text(request.private_data()));
+        } catch (const std::system_error& error) {
+            outcome.error = error;
+        }
+        outcome.done = true;
+    }
+
+    std::vector<std::string> taken; // by whom and whose
+    std::vector<std::string> rejected;
+    Outcome outcomes[3];
+};
+
+using Names = std::vector<std::string>;
+
+} // namespace
+
+TEST_CASE("Listener: requests are kept in their order until somebody takes them") {
+    Fixture f;
+    const Coroutine a = f.client("a");
+    const Coroutine b = f.client("b");
+    const Coroutine c = f.client("c");
+    f.run();
+    for (int number : {0, 1, 2}) {
+        const Coroutine acceptor = f.acceptor(number, f.outcomes[number]);
+        f.run();
+    }
+    CHECK(f.taken == Names{"0a", "1b", "2c"});
+    CHECK(f.rejected == Names{"a", "b", "c"}); // dropping a request rejects it
+}
+
+TEST_CASE("Listener: who waits is served in the order of arrival") {
+    Fixture f;
+    const Coroutine first = f.acceptor(0, f.outcomes[0]);
+    const Coroutine second = f.acceptor(1, f.outcomes[1]);
+    const Coroutine third = f.acceptor(2, f.outcomes[2]);
+    f.run();
+    const Coroutine a = f.client("a");
+    const Coroutine b = f.client("b");
+    f.run();
+    CHECK(f.taken == Names{"0a", "1b"});
+    const Coroutine c = f.client("c");
+    f.run();
+    CHECK(f.taken == Names{"0a", "1b", "2c"});
+}
+
+TEST_CASE("Listener: who comes while another one is about to be served waits") {
+    Fixture f;
+    const Coroutine first = f.acceptor(0, f.outcomes[0]);
+    const Coroutine a = f.client("a");
+    while (f.sim.calls("rdma_connect") == 0) f.run(1);
+    const std::uint64_t events = f.sim.calls("rdma_ack_cm_event");
+    while (f.sim.calls("rdma_ack_cm_event") == events) f.run(1);
+    CHECK(f.taken.empty());
+    const Coroutine second = f.acceptor(1, f.outcomes[1]);
+    CHECK(f.taken.empty());
+    f.run();
+    CHECK(f.taken == Names{"0a"});
+}
+
+TEST_CASE("Listener: a request that its waiter does not take goes to the next one") {
+    // At any moment: as many turns after the request was on its way.
+    for (int turns = 0; turns < 12; ++turns) {
+        for (const bool destroyed : {false, true}) {
+            INFO(turns << " turns, " << (destroyed ? "destroyed" : "cancelled"));
+            Fixture f;
+            std::stop_source stop;
+            Coroutine first = f.acceptor(0, f.outcomes[0], stop.get_token());
+            const Coroutine second = f.acceptor(1, f.outcomes[1]);
+            const Coroutine a = f.client("a");
+            f.run(turns);
+            if (destroyed) {
+                first.destroy();
+            } else {
+                stop.request_stop();
+            }
+            f.run();
+            REQUIRE(f.taken.size() == 1);
+            CHECK((f.taken == Names{"1a"} || (f.taken == Names{"0a"} && turns > 0)));
+            CHECK(f.outcomes[1].done == (f.taken == Names{"1a"}));
+            if (!destroyed && f.outcomes[1].done) {
+                CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
+            }
+        }
+    }
+}
+
+TEST_CASE("Listener: a token that was stopped before takes no request") {
+    Fixture f;
+    const Coroutine a = f.client("a");
+    f.run();
+    std::stop_source stop;
+    stop.request_stop();
+    const Coroutine cancelled = f.acceptor(0, f.outcomes[0], stop.get_token());
+    CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
+    const Coroutine next = f.acceptor(1, f.outcomes[1]);
+    f.run();
+    CHECK(f.taken == Names{"1a"});
+}
+
+TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") {
+    Fixture f;
+    SECTION("requests, read and not read") {
+        const Coroutine a = f.client("a");
+        const Coroutine b = f.client("b");
+        f.run();
+        f.listener.reset();
+        f.run();
+        CHECK(f.rejected == Names{"a", "b"});
+    }
+    SECTION("a request that somebody was about to take") {
+        const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
+        const Coroutine a = f.client("a");
+        for (int turn = 0; turn < 12 && f.sim.calls("rdma_ack_cm_event") < 3; ++turn) f.run(1);
+        f.listener.reset();
+        f.run();
+        CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
+        CHECK(f.rejected == Names{"a"});
+    }
+    SECTION("who waits") {
+        const Coroutine first = f.acceptor(0, f.outcomes[0]);
+        const Coroutine second = f.acceptor(1, f.outcomes[1]);
+        f.run();
+        f.listener.reset();
+        CHECK(!f.outcomes[0].done); // not inside the destructor
+        f.run();
+        CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
+        CHECK(f.outcomes[1].failed(std::errc::operation_canceled));
+    }
+    SECTION("who waits is destroyed afterwards") {
+        Coroutine first = f.acceptor(0, f.outcomes[0]);
+        f.run();
+        f.listener.reset();
+        first.destroy();
+        f.run();
+        CHECK(!f.outcomes[0].done);
+    }
+    SECTION("a request that was taken stays") {
+        const Coroutine serving = CmFixture::start(f.serve(), f.served);
+        const Coroutine a = f.client("a");
+        while (!f.incoming) f.run(1);
+        f.listener.reset();
+        f.run();
+        CHECK(f.server);
+    }
+}
+
+TEST_CASE("Listener: a request that cannot be taken over is rejected, the next one is not") {
+    Fixture f;
+    const char* const call = GENERATE("rdma_create_event_channel", "rdma_migrate_id");
+    const Coroutine a = f.client("a");
+    const Coroutine b = f.client("b");
+    f.run();
+    f.sim.fail(call, {.error = EMFILE});
+    const Coroutine first = f.acceptor(0, f.outcomes[0]);
+    f.run();
+    REQUIRE(f.outcomes[0].error);
+    CHECK(f.outcomes[0].error->code() == std::errc::too_many_files_open);
+    CHECK_THAT(f.outcomes[0].error->what(), contains(call));
+    CHECK(f.rejected == Names{"a"});
+    const Coroutine second = f.acceptor(1, f.outcomes[1]);
+    f.run();
+    CHECK(f.taken == Names{"1b"});
+}
+
+TEST_CASE("Listener: when its events cannot be read any more, all who wait and come learn it") {
+    Fixture f;
+    const Coroutine first = f.acceptor(0, f.outcomes[0]);
+    const Coroutine second = f.acceptor(1, f.outcomes[1]);
+    f.run();
+    f.sim.fail("rdma_get_cm_event", {.error = ENODEV});
+    f.cm.push(f.cm.newest(), RDMA_CM_EVENT_ADDR_CHANGE);
+    f.run();
+    const Coroutine third = f.acceptor(2, f.outcomes[2]);
+    for (const Outcome& outcome : f.outcomes) {
+        REQUIRE(outcome.error);
+        CHECK(outcome.error->code() == std::errc::no_such_device);
+        CHECK_THAT(outcome.error->what(), contains("rdma_get_cm_event"));
+    }
+}
+
+TEST_CASE("Listener: its device is removed") {
+    Fixture f;
+    const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
+    f.cm.push(f.cm.newest(), RDMA_CM_EVENT_DEVICE_REMOVAL);
+    f.run();
+    CHECK(f.outcomes[0].failed(std::errc::no_such_device));
+}
+
+TEST_CASE("Listener: reading an event is repeated when it was interrupted") {
+    Fixture f;
+    const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
+    f.run();
+    f.sim.fail("rdma_get_cm_event", {.error = EINTR, .times = 2});
+    const Coroutine a = f.client("a");
+    f.run();
+    CHECK(f.taken == Names{"0a"});
+}
+
+TEST_CASE("Listener: where it listens") {
+    Fixture f;
+    CHECK(f.listener->port() != 0);
+    const Listener other(f.loop, "", "7471", {.backlog = 1});
+    CHECK(other.port() == 7471);
+    CHECK_THROWS_WITH(Listener(f.loop, CmFixture::host, "7471"),
+                      contains("rdma_bind_addr to 10.7.0.1:7471"));
+    CHECK_THROWS_WITH(Listener(f.loop, "", "1", {.backlog = 0}), contains("backlog 0"));
+}

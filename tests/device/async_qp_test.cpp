@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+// Operations of queue pairs on a real device.
+#include "pair.hpp"
+
+#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/async_srq.hpp>
+#include <asyncverbs/rdma/router.hpp>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <system_error>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/counters.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::device;
+using support::counters;
+
+namespace {
+
+constexpr int all_access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
+                           IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
+
+void connect(AsyncQp& a, AsyncQp& b) {
+    a.queue_pair().init({.gid_index = gid_index(), .access = all_access});
+    b.queue_pair().init({.gid_index = gid_index(), .access = all_access});
+    a.queue_pair().connect(b.queue_pair().local_address());
+    b.queue_pair().connect(a.queue_pair().local_address());
+}
+
+struct Ends {
+    explicit Ends(const QueuePairOptions& options = {.max_inline_data = 64})
+        : a(router, domain, options), b(router, domain, options) {
+        if (options.type == IBV_QPT_RC) connect(a, b);
+    }
+
+    Slice slice(std::size_t at, std::size_t length) const { return region.slice(at, length); }
+    RemoteSlice remote(std::size_t at, std::size_t length) const {
+        return {reinterpret_cast<std::uintptr_t>(region.bytes().data()) + at, length,
+                region.rkey()};
+    }
+    std::uint64_t& number(std::size_t at) const {
+        return *reinterpret_cast<std::uint64_t*>(region.bytes().data() + at);
+    }
+
+    EpollExecutor loop;
+    Context context = open_device();
+    ProtectionDomain domain{context};
+    MemoryRegion region = MemoryRegion::allocate(domain, 65536, all_access);
+    Router router = Router::create(context, 256, loop);
+    AsyncQp a;
+    AsyncQp b;
+};
+
+} // namespace
+
+TEST_CASE("AsyncQp on a device: every kind of operation", "[rdma]") {
+    Ends ends;
+    const auto play = [](Ends& e) -> Task<> {
+        e.number(0) = 42;
+        Operation receive = e.b.post_recv(e.slice(1024, 64));
+        co_await e.a.send(e.slice(0, 8));
+        const Completion received = co_await receive;
+        CHECK(received.bytes() == 8);
+        CHECK(e.number(1024) == 42);
+
+        Operation with_imm = e.b.post_recv(e.slice(1024, 64));
+        co_await e.a.send_with_imm(e.slice(0, 8), 0x01020304, {.solicited = true});
+        const Completion imm = co_await with_imm;
+        CHECK(imm.imm() == 0x01020304);
+
+        e.number(8) = 43;
+        co_await e.a.write(e.slice(8, 8), e.remote(2048, 8), {.inline_data = true});
+        CHECK(e.number(2048) == 43);
+        Operation by_write = e.b.post_recv(Slices());
+        co_await e.a.write_with_imm(e.slice(0, 8), e.remote(2056, 8), 7);
+        const Completion written = co_await by_write;
+        CHECK(written.imm() == 7);
+        co_await e.a.read(e.slice(16, 8), e.remote(2048, 8));
+        CHECK(e.number(16) == 43);
+
+        co_await e.a.fetch_and_add(e.slice(24, 8), e.remote(2048, 8), 2);
+        CHECK(e.number(24) == 43);
+        CHECK(e.number(2048) == 45);
+        co_await e.a.compare_and_swap(e.slice(24, 8), e.remote(2048, 8), 45, 1, {.fence = true});
+        CHECK(e.number(24) == 45);
+        CHECK(e.number(2048) == 1);
+        co_await e.a.drain();
+        co_await e.b.drain();
+    };
+    run_bounded(ends.loop, play(ends));
+}
+
+TEST_CASE("AsyncQp on a device: a thousand messages through a queue of 16", "[rdma][I10]") {
+    Ends ends({.max_send_wr = 16, .max_recv_wr = 16});
+    constexpr std::size_t count = 1000;
+    const auto receive = [](Ends& e) -> Task<> {
+        std::vector<Operation> operations;
+        for (std::size_t i = 0; i < count; ++i) {
+            operations.push_back(e.b.post_recv(e.slice(32768 + 8 * i, 8)));
+        }
+        for (Operation& operation : operations) co_await operation;
+    };
+    const auto send = [](Ends& e) -> Task<> {
+        std::vector<Operation> operations;
+        for (std::size_t i = 0; i < count; ++i) {
+            e.number(8 * i) = i;
+            operations.push_back(e.a.send(e.slice(8 * i, 8), {.signaled = i % 4 == 0}));
+        }
+        for (std::size_t i = 0; i < count; i += 4) co_await operations[i];
+    };
+    const auto both = [&](Ends& e) -> Task<> { co_await when_all(receive(e), send(e)); };
+    run_bounded(ends.loop, both(ends));
+    for (std::size_t i = 0; i < count; ++i) REQUIRE(ends.number(32768 + 8 * i) == i);
+}
+
+TEST_CASE("AsyncQp on a device: operations allocate nothing", "[rdma]") {
+    Ends ends;
+    const auto play = [](Ends& e) -> Task<std::size_t> {
+        std::size_t before = 0;
+        for (int i = 0; i < 200; ++i) {
+            if (i == 100) before = counters().allocations;
+            Operation receive = e.b.post_recv(e.slice(1024, 64));
+            co_await e.a.send(e.slice(0, 64));
+            co_await receive;
+        }
+        co_return counters().allocations - before;
+    };
+    CHECK(run_bounded(ends.loop, play(ends)) == 0);
+}
+
+TEST_CASE("AsyncQp on a device: the cause of a flush", "[rdma]") {
+    Ends ends;
+    const auto play = [](Ends& e) -> Task<> {
+        Operation receive = e.a.post_recv(e.slice(1024, 64));
+        RemoteSlice nowhere = e.remote(0, 8);
+        nowhere.rkey ^= 0xffff00;
+        std::error_code error;
+        Operation write = e.a.write(e.slice(0, 8), nowhere);
+        const Completion failed = co_await write.wait(error);
+        CHECK(error == make_wc_error(IBV_WC_REM_ACCESS_ERR));
+        CHECK(failed.opcode() == IBV_WC_RDMA_WRITE);
+        const Completion flushed = co_await receive.wait(error);
+        CHECK(flushed.status() == IBV_WC_WR_FLUSH_ERR);
+        CHECK(flushed.cause() == IBV_WC_REM_ACCESS_ERR);
+        co_await e.a.drain();
+    };
+    run_bounded(ends.loop, play(ends));
+}
+
+TEST_CASE("AsyncQp on a device: destroyed with operations under way", "[rdma][I12]") {
+    const auto play = [](EpollExecutor& loop) -> Task<> {
+        const Context context = open_device();
+        const ProtectionDomain domain(context);
+        Router router = Router::create(context, 256, loop);
+        for (int i = 0; i < 50; ++i) {
+            auto a = std::make_unique<AsyncQp>(router, domain);
+            auto b = std::make_unique<AsyncQp>(router, domain);
+            connect(*a, *b);
+            Operation receive;
+            {
+                const MemoryRegion region = MemoryRegion::allocate(domain, 4096);
+                receive = b->post_recv(region.slice(0, 64));
+                if (i % 2 == 0) (void)a->send(region.slice(64, 64));
+            }
+            if (i % 3 == 0) co_await a->drain();
+            a.reset();
+            b.reset();
+            std::error_code error;
+            const Completion completion = co_await receive.wait(error);
+            CHECK((error == std::errc::operation_canceled || !error ||
+                   completion.status() != IBV_WC_SUCCESS));
+        }
+    };
+    EpollExecutor loop;
+    run_bounded(loop, play(loop));
+}
+
+TEST_CASE("AsyncQp on a device: a stop ends the waiting", "[rdma]") {
+    Ends ends;
+    std::stop_source stop;
+    const auto wait = [](Ends& e, std::stop_token token) -> Task<> {
+        Operation receive = e.b.post_recv(e.slice(1024, 64));
+        std::error_code error;
+        co_await receive.wait(error, token);
+        CHECK(error == std::errc::operation_canceled);
+        co_await e.a.send(e.slice(0, 3));
+        const Completion received = co_await receive;
+        CHECK(received.bytes() == 3);
+    };
+    const auto stop_soon = [](EpollExecutor& loop, std::stop_source& source) -> Task<> {
+        co_await loop.sleep_for(std::chrono::milliseconds(10));
+        source.request_stop();
+    };
+    const auto both = [&]() -> Task<> {
+        co_await when_all(wait(ends, stop.get_token()), stop_soon(ends.loop, stop));
+    };
+    run_bounded(ends.loop, both());
+}
+
+TEST_CASE("AsyncQp on a device: datagrams", "[rdma]") {
+    Ends ends({.type = IBV_QPT_UD});
+    ends.a.queue_pair().init({.gid_index = gid_index()});
+    ends.b.queue_pair().init({.gid_index = gid_index()});
+    ends.a.queue_pair().activate();
+    ends.b.queue_pair().activate();
+    const auto play = [](Ends& e) -> Task<> {
+        const AddressHandle peer(e.domain, e.a.queue_pair(), e.b.queue_pair().local_address());
+        e.number(0) = 42;
+        Operation receive = e.b.post_recv(e.slice(1024, 64));
+        co_await e.a.send_to(e.slice(0, 8), peer, e.b.queue_pair().qp_num(), 0x11111111);
+        const Completion received = co_await receive;
+        CHECK(received.bytes() == 48);
+        CHECK(received.src_qp() == e.a.queue_pair().qp_num());
+        CHECK(e.number(1064) == 42);
+    };
+    run_bounded(ends.loop, play(ends));
+}
+
+TEST_CASE("AsyncQp on a device: a hundred queue pairs share their receives", "[rdma]") {
+    constexpr std::size_t count = 100;
+    const auto play = [](EpollExecutor& loop) -> Task<> {
+        const Context context = open_device();
+        const ProtectionDomain domain(context);
+        const MemoryRegion region = MemoryRegion::allocate(domain, 65536);
+        Router router = Router::create(context, 4096, loop);
+        AsyncSrq receives(router, domain, {.max_wr = 64});
+        std::vector<AsyncQp> senders;
+        std::vector<AsyncQp> receivers;
+        for (std::size_t i = 0; i < count; ++i) {
+            senders.emplace_back(router, domain, QueuePairOptions{.max_send_wr = 4});
+            receivers.emplace_back(router, domain, receives, QueuePairOptions{.max_send_wr = 4});
+            connect(senders.back(), receivers.back());
+        }
+        std::vector<Operation> operations;
+        for (std::size_t i = 0; i < 2 * count; ++i) {
+            operations.push_back(receives.post_recv(region.slice(64 * i, 64)));
+        }
+        for (std::size_t i = 0; i < 2 * count; ++i) {
+            operations.push_back(senders[i % count].send(region.slice(32768, 8)));
+        }
+        std::size_t bytes = 0;
+        for (std::size_t i = 0; i < operations.size(); ++i) {
+            const Completion completion = co_await operations[i];
+            if (completion.opcode() == IBV_WC_RECV) bytes += completion.bytes();
+        }
+        CHECK(bytes == 2 * count * 8);
+        for (AsyncQp& sender : senders) co_await sender.drain();
+    };
+    EpollExecutor loop;
+    run_bounded(loop, play(loop));
+}

@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: MIT
+// Connections on a real device: both ends in one process, on the address that the environment names
+// as cmake/soft-roce/run leaves it there.
+#include <asyncverbs/cm/connect.hpp>
+#include <asyncverbs/cm/listener.hpp>
+
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/verbs/memory_region.hpp>
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "device/pair.hpp"
+#include "support/catch.hpp"
+
+using namespace asyncverbs;
+using namespace std::chrono_literals;
+using asyncverbs::device::run_bounded;
+using asyncverbs::support::contains;
+
+namespace {
+
+std::string ipv4() {
+    const char* const address = std::getenv("RDMA_ADDRESS");
+    return address != nullptr ? address : "";
+}
+
+// The link-local address of the interface that has the IPv4 one.
+std::string ipv6() {
+    ifaddrs* all = nullptr;
+    REQUIRE(getifaddrs(&all) == 0);
+    std::string interface;
+    std::string address;
+    for (const ifaddrs* each = all; each != nullptr; each = each->ifa_next) {
+        if (each->ifa_addr == nullptr) continue;
+        const std::string text = SocketAddress(*each->ifa_addr).text();
+        if (text == ipv4() + ":0") interface = each->ifa_name;
+        if (text.starts_with("[fe80") && interface == each->ifa_name) {
+            address = text.substr(1, text.find(']') - 1);
+        }
+    }
+    freeifaddrs(all);
+    return address;
+}
+
+std::span<const std::byte> bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
+
+// Private data as text, without the padding.
+std::string text(std::span<const std::byte> data) {
+    const std::string all(reinterpret_cast<const char*>(data.data()), data.size());
+    return all.substr(0, all.find('\0'));
+}
+
+// A queue pair with all that it needs, on its own completion queue.
+struct End {
+    explicit End(const Context& device)
+        : context(device.shared_handle()), cq(context, 8),
+          qp(domain, cq, cq, {.max_send_wr = 4, .max_recv_wr = 4}) {}
+
+    void post_recv() {
+        ibv_sge sge = region.slice(0, 8).sge();
+        qp.post_recv({.wr_id = receive_id, .next = nullptr, .sg_list = &sge, .num_sge = 1});
+    }
+
+    void send(std::string_view message) {
+        std::memcpy(memory.data() + 8, message.data(), message.size());
+        ibv_sge sge = region.slice(8, message.size()).sge();
+        ibv_send_wr wr{};
+        wr.sg_list = &sge;
+        wr.num_sge = 1;
+        wr.opcode = IBV_WR_SEND;
+        wr.send_flags = IBV_SEND_SIGNALED;
+        qp.post_send(wr);
+    }
+
+    // The completion of the receive.
+    Task<ibv_wc> received(EpollExecutor& loop) {
+        const int fd = cq.channel().fd();
+        AsyncCq async(std::move(cq), loop.notifier(fd));
+        co_return co_await async.poll_wr_id(receive_id);
+    }
+
+    static constexpr std::uint64_t receive_id = 1;
+    Context context;
+    ProtectionDomain domain{context};
+    std::array<char, 16> memory{};
+    MemoryRegion region{domain, std::as_writable_bytes(std::span(memory))};
+    CompletionQueue cq;
+    QueuePair qp;
+};
+
+// Both ends on one loop.
+struct Fixture {
+    explicit Fixture(const std::string& host = ipv4(), const ListenerOptions& options = {})
+        : listener(std::in_place, loop, host, "", options) {}
+
+    std::string port() const { return std::to_string(listener->port()); }
+
+    Task<> serve(std::string_view reply) {
+        IncomingConnection incoming = co_await listener->accept();
+        request = text(incoming.private_data());
+        server_end.emplace(incoming.context());
+        incoming.prepare(server_end->qp);
+        server_end->post_recv();
+        server.emplace(co_await incoming.accept(server_end->qp, {.private_data = bytes(reply)}));
+    }
+
+    Task<> dial(std::string host, std::string_view message) {
+        const auto make_qp = [this](const OutgoingConnection& outgoing) -> QueuePair& {
+            client_end.emplace(outgoing.context());
+            outgoing.prepare(client_end->qp);
+            client_end->post_recv();
+            return client_end->qp;
+        };
+        client.emplace(
+            co_await connect(loop, host, port(), make_qp, {.private_data = bytes(message)}));
+    }
+
+    Task<> make_connection() { co_await when_all(serve("welcome"), dial(ipv4(), "hello")); }
+
+    EpollExecutor loop;
+    std::optional<Listener> listener;
+    std::optional<End> server_end;
+    std::optional<End> client_end;
+    std::optional<Connection> server;
+    std::optional<Connection> client;
+    std::string request;
+};
+
+// What a step fails with.
+template <class T>
+std::optional<std::system_error> failure_of(EpollExecutor& loop, Task<T> task) {
+    try {
+        static_cast<void>(run_bounded(loop, std::move(task)));
+    } catch (const std::system_error& error) {
+        return error;
+    }
+    return std::nullopt;
+}
+
+Task<Connection> dial(EpollExecutor& loop, std::string host, std::string port,
+                      std::optional<End>& end, ConnectOptions options, std::stop_token stop = {}) {
+    const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
+        return end.emplace(outgoing.context()).qp;
+    };
+    co_return co_await connect(loop, host, port, make_qp, options, stop);
+}
+
+Task<> stop_after(EpollExecutor& loop, std::stop_source& stop, std::chrono::milliseconds time) {
+    co_await loop.sleep_for(time);
+    stop.request_stop();
+}
+
+} // namespace
+
+TEST_CASE("device: a connection carries private data and messages both ways") {
+    Fixture f;
+    const auto body = [](Fixture& s) -> Task<> {
+        co_await s.make_connection();
+        s.client_end->send("ping");
+        s.server_end->send("pong");
+        const ibv_wc ping = co_await s.server_end->received(s.loop);
+        const ibv_wc pong = co_await s.client_end->received(s.loop);
+        CHECK(ping.status == IBV_WC_SUCCESS);
+        CHECK(pong.status == IBV_WC_SUCCESS);
+    };
+    run_bounded(f.loop, body(f));
+    CHECK(f.request == "hello");
+    CHECK(text(f.client->private_data()) == "welcome");
+    CHECK(std::string_view(f.server_end->memory.data(), 4) == "ping");
+    CHECK(std::string_view(f.client_end->memory.data(), 4) == "pong");
+    CHECK(f.client->peer_address().text() == ipv4() + ":" + f.port());
+    CHECK(f.client->local_address().port() == f.server->peer_address().port());
+    CHECK(f.server->local_address().text() == ipv4() + ":" + f.port());
+}
+
+TEST_CASE("device: either end disconnects, and both queue pairs are flushed") {
+    const bool by_client = GENERATE(true, false);
+    Fixture f;
+    const auto body = [](Fixture& s, bool client_leaves) -> Task<> {
+        co_await s.make_connection();
+        Connection& leaving = client_leaves ? *s.client : *s.server;
+        Connection& left = client_leaves ? *s.server : *s.client;
+        const auto [nothing, event] = co_await when_all(leaving.disconnect(), left.disconnected());
+        CHECK(event == RDMA_CM_EVENT_DISCONNECTED);
+        const rdma_cm_event_type again = co_await leaving.disconnected();
+        CHECK(again == RDMA_CM_EVENT_DISCONNECTED);
+        co_await left.disconnect(); // nothing is left to do
+    };
+    run_bounded(f.loop, body(f, by_client));
+    for (End* end : {&*f.client_end, &*f.server_end}) {
+        CHECK(end->qp.state() == IBV_QPS_ERR);
+        const ibv_wc receive = run_bounded(f.loop, end->received(f.loop));
+        CHECK(receive.status == IBV_WC_WR_FLUSH_ERR);
+    }
+}
+
+TEST_CASE("device: both ends disconnect at once") {
+    Fixture f;
+    run_bounded(f.loop, f.make_connection());
+    const auto body = [](Fixture& s) -> Task<> {
+        co_await when_all(s.client->disconnect(), s.server->disconnect());
+    };
+    run_bounded(f.loop, body(f));
+}
+
+TEST_CASE("device: who is connected learns that the other end was destroyed") {
+    const bool client_goes = GENERATE(true, false);
+    Fixture f;
+    run_bounded(f.loop, f.make_connection());
+    std::optional<Connection>& gone = client_goes ? f.client : f.server;
+    Connection& left = client_goes ? *f.server : *f.client;
+    gone.reset();
+    CHECK(run_bounded(f.loop, left.disconnected()) == RDMA_CM_EVENT_DISCONNECTED);
+    CHECK((client_goes ? f.client_end : f.server_end)->qp.state() == IBV_QPS_ERR);
+}
+
+TEST_CASE("device: a rejected request gives the reason and what the peer said") {
+    Fixture f;
+    const bool dropped = GENERATE(false, true);
+    const auto reject = [](Fixture& s, bool drop) -> Task<> {
+        IncomingConnection incoming = co_await s.listener->accept();
+        if (!drop) incoming.reject(bytes("no room"));
+    };
+    Scope scope;
+    scope.spawn(reject(f, dropped));
+    try {
+        run_bounded(f.loop, f.dial(ipv4(), "hello"));
+        FAIL("it was accepted");
+    } catch (const ConnectionRejected& error) {
+        CHECK(error.code() == std::errc::connection_refused);
+        CHECK(error.reason() == ConnectionRejected::by_program);
+        CHECK(text(error.private_data()) == (dropped ? "" : "no room"));
+        CHECK_THAT(error.what(), contains("rdma_connect to " + ipv4() + ":" + f.port()));
+    }
+    CHECK(f.client_end->qp.state() == IBV_QPS_ERR);
+}
+
+TEST_CASE("device: where nobody listens a connection is refused") {
+    Fixture f;
+    const std::string port = f.port();
+    f.listener.reset();
+    std::optional<End> end;
+    try {
+        static_cast<void>(run_bounded(f.loop, dial(f.loop, ipv4(), port, end, {})));
+        FAIL("it was accepted");
+    } catch (const ConnectionRejected& error) {
+        CHECK(error.code() == std::errc::connection_refused);
+        CHECK(error.reason() == ConnectionRejected::no_listener);
+    }
+}
+
+TEST_CASE("device: many connections at a time are matched to their requests") {
+    constexpr int count = 60;
+    constexpr int acceptors = 4;
+    Fixture f;
+    std::vector<std::optional<End>> ends(2 * count);
+    std::vector<Connection> connections;
+    std::set<std::string> served;
+    const auto serve = [&](int first) -> Task<> {
+        for (int i = first; i < count; i += acceptors) {
+            IncomingConnection incoming = co_await f.listener->accept();
+            const std::string name = text(incoming.private_data());
+            served.insert(name);
+            std::optional<End>& end = ends[static_cast<std::size_t>(count + std::stoi(name))];
+            end.emplace(incoming.context());
+            const std::string reply = "for " + name;
+            Connection connection =
+                co_await incoming.accept(end->qp, {.private_data = bytes(reply)});
+            connections.push_back(std::move(connection));
+        }
+    };
+    const auto client = [&](int i) -> Task<> {
+        const std::string name = std::to_string(i);
+        std::optional<End>& end = ends[static_cast<std::size_t>(i)];
+        Connection connection = co_await dial(f.loop, ipv4(), f.port(), end,
+                                              {.private_data = bytes(name), .timeout = 40s});
+        CHECK(text(connection.private_data()) == "for " + name);
+        connections.push_back(std::move(connection));
+    };
+    const auto body = [&]() -> Task<> {
+        Scope scope;
+        for (int i = 0; i < acceptors; ++i) scope.spawn(serve(i));
+        for (int i = 0; i < count; ++i) scope.spawn(client(i));
+        co_await scope.join();
+    };
+    run_bounded(f.loop, body());
+    CHECK(served.size() == count);
+    CHECK(connections.size() == 2 * count);
+}
+
+TEST_CASE("device: requests are kept until somebody accepts, beyond the backlog by the peer") {
+    constexpr std::size_t count = 3;
+    Fixture f(ipv4(), {.backlog = 1});
+    std::vector<std::optional<End>> ends(2 * count);
+    const auto client = [&](std::size_t i) -> Task<> {
+        const Connection connection =
+            co_await dial(f.loop, ipv4(), f.port(), ends[i], {.timeout = 30s});
+    };
+    const auto body = [&]() -> Task<> {
+        Scope scope;
+        for (std::size_t i = 0; i < count; ++i) scope.spawn(client(i));
+        co_await f.loop.sleep_for(100ms);
+        for (std::size_t i = count; i < 2 * count; ++i) {
+            IncomingConnection incoming = co_await f.listener->accept();
+            ends[i].emplace(incoming.context());
+            const Connection connection = co_await incoming.accept(ends[i]->qp);
+        }
+        co_await scope.join();
+    };
+    CHECK_NOTHROW(run_bounded(f.loop, body()));
+}
+
+TEST_CASE("device: a listener on any address takes IPv4 and IPv6") {
+    const std::string link_local = ipv6();
+    if (link_local.empty()) WARN("IPv6 is left out: the interface has no such address");
+    Fixture f("");
+    for (const std::string& host : {ipv4(), link_local}) {
+        if (host.empty()) continue;
+        const auto body = [](Fixture& s, std::string to) -> Task<> {
+            co_await when_all(s.serve("welcome"), s.dial(to, "hello"));
+        };
+        run_bounded(f.loop, body(f, host));
+        CHECK_THAT(f.client->peer_address().text(), contains(host));
+        f.client.reset();
+        f.server.reset();
+    }
+}
+
+TEST_CASE("device: a listener on an IPv6 address") {
+    const std::string link_local = ipv6();
+    if (link_local.empty()) {
+        WARN("left out: the interface has no IPv6 address");
+        return;
+    }
+    Fixture f(link_local);
+    const auto body = [](Fixture& s, std::string to) -> Task<> {
+        co_await when_all(s.serve("welcome"), s.dial(to, "hello"));
+    };
+    run_bounded(f.loop, body(f, link_local));
+    CHECK(text(f.client->private_data()) == "welcome");
+}
+
+TEST_CASE("device: errors of addresses") {
+    Fixture f;
+    const auto failure = [&](const std::string& host, const std::string& service) {
+        return failure_of(f.loop, resolve(f.loop, host, service));
+    };
+    CHECK_THAT(failure("nowhere.invalid", "1")->what(), contains("getaddrinfo nowhere.invalid:1"));
+    CHECK_THAT(failure(ipv4(), "no-such-service")->what(), contains("getaddrinfo"));
+    // The guest has no route there.
+    const auto unreachable = failure("192.0.2.1", "1");
+    REQUIRE(unreachable);
+    CHECK_THAT(unreachable->what(), contains("rdma_resolve_addr to 192.0.2.1:1"));
+    CHECK(unreachable->code() == std::errc::network_unreachable);
+
+    CHECK_THROWS_WITH(Listener(f.loop, ipv4(), f.port()), contains("rdma_bind_addr to " + ipv4()));
+    CHECK_THROWS_WITH(Listener(f.loop, "192.0.2.1", ""), contains("192.0.2.1"));
+    CHECK_THROWS_WITH(Listener(f.loop, "", "", {.backlog = 0}), contains("backlog"));
+}
+
+TEST_CASE("device: every step has a bound") {
+    Fixture f;
+    std::optional<End> end;
+    SECTION("connect") { // nobody answers: the request is kept
+        const auto error =
+            failure_of(f.loop, dial(f.loop, ipv4(), f.port(), end, {.timeout = 50ms}));
+        REQUIRE(error);
+        CHECK(error->code() == std::errc::timed_out);
+        CHECK_THAT(error->what(), contains("rdma_connect to"));
+    }
+    SECTION("connect, to a host that is not there") {
+        std::string host = ipv4();
+        host.replace(host.rfind('.'), std::string::npos, ".99");
+        const auto error = failure_of(f.loop, dial(f.loop, host, "1", end, {.timeout = 50ms}));
+        REQUIRE(error);
+        CHECK(error->code() == std::errc::timed_out);
+    }
+    SECTION("accept") { // nobody reads the confirmation's cause: the client's loop stands still
+        EpollExecutor other;
+        auto client = dial(other, ipv4(), f.port(), end, {});
+        Scope scope;
+        scope.spawn(std::move(client));
+        std::optional<IncomingConnection> incoming;
+        const auto take = [&]() -> Task<> { incoming.emplace(co_await f.listener->accept()); };
+        scope.spawn(take());
+        while (!incoming) {
+            other.run_once();
+            f.loop.run_once();
+        }
+        std::optional<End> server_end(incoming->context());
+        const auto error = failure_of(f.loop, incoming->accept(server_end->qp, {.timeout = 50ms}));
+        REQUIRE(error);
+        CHECK(error->code() == std::errc::timed_out);
+        CHECK_THAT(error->what(), contains("rdma_accept"));
+    }
+    SECTION("disconnect") { // the peer's loop stands still
+        EpollExecutor other;
+        std::optional<Connection> client;
+        const auto dial_there = [&]() -> Task<> {
+            client.emplace(co_await dial(other, ipv4(), f.port(), end, {}));
+        };
+        Scope scope;
+        scope.spawn(f.serve(""));
+        scope.spawn(dial_there());
+        while (!client || !f.server) {
+            other.run_once();
+            f.loop.run_once();
+        }
+        const auto error = failure_of(f.loop, f.server->disconnect(50ms));
+        REQUIRE(error);
+        CHECK(error->code() == std::errc::timed_out);
+        CHECK_THAT(error->what(), contains("rdma_disconnect"));
+    }
+}
+
+TEST_CASE("device: every step can be cancelled") {
+    Fixture f;
+    std::optional<End> end;
+    std::stop_source stop;
+    const bool before = GENERATE(true, false);
+    Scope scope;
+    if (before) {
+        stop.request_stop();
+    } else {
+        scope.spawn(stop_after(f.loop, stop, 20ms));
+    }
+    const auto canceled = [](const std::optional<std::system_error>& error) {
+        return error && error->code() == std::errc::operation_canceled;
+    };
+    SECTION("connect") {
+        const auto token = stop.get_token();
+        CHECK(canceled(failure_of(f.loop, dial(f.loop, ipv4(), f.port(), end, {}, token))));
+    }
+    SECTION("accept a request") {
+        const auto token = stop.get_token();
+        CHECK(canceled(failure_of(f.loop, f.listener->accept(token))));
+    }
+    SECTION("wait for the end") {
+        run_bounded(f.loop, f.make_connection());
+        const auto token = stop.get_token();
+        CHECK(canceled(failure_of(f.loop, f.client->disconnected(token))));
+    }
+}
+
+TEST_CASE("device: a listener goes while requests are kept and coroutines wait") {
+    Fixture f;
+    SECTION("requests") {
+        std::vector<std::optional<End>> ends(3);
+        int rejected = 0;
+        const auto client = [&](std::size_t i) -> Task<> {
+            try {
+                static_cast<void>(co_await dial(f.loop, ipv4(), f.port(), ends[i], {}));
+            } catch (const ConnectionRejected&) {
+                ++rejected;
+            }
+        };
+        const auto body = [&]() -> Task<> {
+            Scope scope;
+            for (std::size_t i = 0; i < ends.size(); ++i) scope.spawn(client(i));
+            co_await f.loop.sleep_for(200ms);
+            f.listener.reset();
+            co_await scope.join();
+        };
+        run_bounded(f.loop, body());
+        CHECK(rejected == 3);
+    }
+    SECTION("coroutines") {
+        const auto body = [&]() -> Task<> {
+            Scope scope;
+            scope.spawn(f.listener->accept());
+            scope.spawn(f.listener->accept());
+            co_await f.loop.sleep_for(10ms);
+            f.listener.reset();
+            co_await scope.join();
+        };
+        const auto error = failure_of(f.loop, body());
+        REQUIRE(error);
+        CHECK(error->code() == std::errc::operation_canceled);
+    }
+}
+
+TEST_CASE("device: an end is destroyed at any time, and the other one learns") {
+    const bool server_goes = GENERATE(true, false);
+    int connected = 0;
+    for (int turns = 0; turns < 24; ++turns) {
+        Fixture f;
+        std::optional<Scope> server_scope(std::in_place);
+        std::optional<Scope> client_scope(std::in_place);
+        server_scope->spawn(f.serve("welcome"));
+        client_scope->spawn(f.dial(ipv4(), "hello"));
+        for (int turn = 0; turn < turns; ++turn) {
+            f.loop.run_once();
+            const timespec pause{0, 500'000};
+            ::nanosleep(&pause, nullptr);
+        }
+        (server_goes ? server_scope : client_scope).reset();
+        (server_goes ? f.server : f.client).reset();
+        f.listener.reset();
+        const auto rest = [](Scope& scope) -> Task<> { co_await scope.join(); };
+        Scope& left = server_goes ? *client_scope : *server_scope;
+        const auto error = failure_of(f.loop, rest(left));
+        std::optional<Connection>& connection = server_goes ? f.client : f.server;
+        INFO(turns << " turns: " << (error ? error->what() : "connected"));
+        CHECK(error.has_value() != connection.has_value());
+        if (!connection) continue;
+        ++connected;
+        CHECK(run_bounded(f.loop, connection->disconnected()) == RDMA_CM_EVENT_DISCONNECTED);
+    }
+    CHECK(connected > 0);
+    CHECK(connected < 24);
+}

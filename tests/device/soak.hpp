@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+// Sends and receives without end over one connection, with bursts, idle gaps and cancelled waits at
+// random moments, and looks at every completion.
+#pragma once
+
+#include <asyncverbs/core/cq_statistics.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace asyncverbs::device {
+
+struct SoakOptions {
+    std::uint64_t completions = 100'000; // of sends and receives together
+    std::uint32_t seed = 1;              // the same choices again, though not the same timing
+    std::function<void(std::uint64_t)> progress; // called now and then with how many there were
+};
+
+struct SoakResult {
+    std::uint64_t completions = 0;
+    std::uint64_t cancelled = 0; // waits
+    std::uint64_t selected = 0;  // completions that were waited for by their wr_id
+    CqStatistics sends;
+    CqStatistics receives;
+    std::ptrdiff_t heap_growth = 0;     // bytes in use, since the first tenth was done
+    std::ptrdiff_t resident_growth = 0; // bytes of memory that the process takes, likewise
+};
+
+/// Throws std::runtime_error, with the seed, when a completion is lost, wrong or out of order, when
+/// events and acks do not add up, and when nothing has completed for 30 s.
+SoakResult soak(const SoakOptions& options);
+
+} // namespace asyncverbs::device

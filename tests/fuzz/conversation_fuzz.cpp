@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// The whole handshake of rc_pingpong with a peer that sends any bytes and closes. The first byte
+// says which end we are. Either the peer kept to the protocol and its address is what it sent, or
+// there is one std::runtime_error; in no case do we wait for ever.
+#include "handshake.hpp"
+
+#include "fuzz/require.hpp"
+
+#include <sys/socket.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <typeinfo>
+
+using asyncverbs::fuzz::require;
+using namespace pingpong;
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    if (size == 0) return 0;
+    const bool as_server = data[0] % 2 == 0;
+    const std::string_view sent(reinterpret_cast<const char*>(data) + 1, size - 1);
+
+    int fds[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) != 0) return 0;
+    const Socket peer(fds[1]);
+    Connection connection(Socket(fds[0]), std::chrono::seconds(5));
+    ::send(peer.fd(), sent.data(), sent.size(), MSG_NOSIGNAL);
+    ::shutdown(peer.fd(), SHUT_WR);
+
+    bool connected = false;
+    const auto on_remote = [&](const QueuePairAddress&) { connected = true; };
+    try {
+        const QueuePairAddress remote = as_server
+                                            ? shake_hands_as_server(connection, {}, on_remote)
+                                            : shake_hands_as_client(connection, {}, on_remote);
+        require(connected, "connected before it is over");
+        require(from_wire(sent.substr(0, wire_size)) == remote, "the address that the peer sent");
+        if (as_server) require(sent.substr(wire_size).starts_with("done"), "the peer said so");
+    } catch (const std::runtime_error& error) {
+        require(typeid(error) == typeid(std::runtime_error), "the documented exception");
+        require(std::string_view(error.what()).find("handshake") != std::string_view::npos,
+                "an error that says where it happened");
+    }
+    return 0;
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+#include "proof/configuration.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace asyncverbs::proof {
+
+namespace {
+
+using simulated::ArmModel;
+
+constexpr int most_waiters = 3;
+constexpr int longest_span = 4;
+
+// What happens besides the waiters' starts and the completions.
+struct Scenario {
+    int selective = 0;
+    std::vector<Step> steps;
+};
+
+const std::vector<Scenario>& scenarios() {
+    using enum Step;
+    static const std::vector<Scenario> all = {
+        {0, {}},
+        {0, {cancel}},
+        {0, {cancel, cancel}},
+        {0, {destroy_waiter}},
+        {0, {destroy_cq}},
+        {0, {stop_loop}},
+        {0, {spurious_event}},
+        {0, {duplicate_event}},
+        {0, {foreign_event}},
+        {0, {false_readiness}},
+        {0, {interrupt_read}},
+        {0, {drop_event}},
+        {0, {drop_event, pass_time}},
+        {0, {fail_read}},
+        {0, {fail_poll}},
+        {0, {fail_arm}},
+        {0, {cancel, destroy_waiter}},
+        {0, {cancel, destroy_cq}},
+        {0, {cancel, spurious_event}},
+        {0, {cancel, foreign_event}},
+        {0, {cancel, fail_poll}},
+        {1, {}},
+        {1, {cancel}},
+        {1, {destroy_waiter}},
+        {2, {}},
+    };
+    return all;
+}
+
+std::string name_of(const Scenario& scenario) {
+    std::string name;
+    for (const Step step : scenario.steps) {
+        if (!name.empty()) name += '+';
+        name += info(step).name;
+    }
+    if (scenario.selective == 0) return name.empty() ? "plain" : name;
+    const std::string selective = scenario.selective == 1 ? "wr-id" : "wr-ids";
+    return name.empty() ? selective : selective + '+' + name;
+}
+
+// How many completions there are: what the steps of the scenario leave of the bound. The simplest
+// one gets one more. With a third waiter there is one less, unless nothing but that counts.
+int completions_for(int bound, int waiters, const Scenario& scenario) {
+    const int left = bound - static_cast<int>(scenario.steps.size());
+    const bool plain = scenario.selective == 0 && scenario.steps.empty();
+    if (plain) return left + (waiters == 1 ? 1 : 0);
+    const bool about_waiters =
+        scenario.selective == 0 && scenario.steps.size() == 1 &&
+        (scenario.steps.front() == Step::cancel || scenario.steps.front() == Step::destroy_waiter);
+    return left - (waiters == most_waiters && !about_waiters ? 1 : 0);
+}
+
+// Not everything is tried with everything: only the plainest loops see two other things at once, or
+// one with many waiters; a wait that does not suspend is the same for many waiters as for one.
+bool left_out(const Scenario& scenario, int waiters, Trigger trigger) {
+    const std::size_t others = scenario.steps.size();
+    // The executor's time cannot be made to pass.
+    const bool timed = std::ranges::count(scenario.steps, Step::drop_event) > 0;
+    switch (trigger) {
+    case Trigger::level:
+    case Trigger::edge:
+        return false;
+    case Trigger::edge_at_once:
+        return others > 1 || (others == 1 && waiters > 1);
+    case Trigger::executor:
+        return others > 1 || (others == 1 && waiters == most_waiters) || timed;
+    }
+    return false;
+}
+
+void add(std::vector<Configuration>& all, Configuration base, const Scenario& scenario, int bound) {
+    const int completions = completions_for(bound, base.waiters, scenario);
+    if (scenario.selective > std::min(base.waiters, completions)) return;
+    if (completions < 1 || left_out(scenario, base.waiters, base.trigger)) return;
+    base.selective = scenario.selective;
+    base.scenario = name_of(scenario);
+    const auto set = [&](Step step, int count) {
+        base.budget[static_cast<std::size_t>(step)] = static_cast<std::uint8_t>(count);
+    };
+    for (const Step step : scenario.steps) set(step, base.count(step) + 1);
+    set(Step::start, base.waiters);
+    set(Step::complete, completions);
+    for (base.span = 1; base.span <= longest_span; ++base.span) {
+        // More room than there are completions changes nothing.
+        if (base.span > 1 && base.span > completions) break;
+        if (base.span > 1 && base.waiters == most_waiters && !scenario.steps.empty()) break;
+        base.name = base.arm_model == ArmModel::flag ? "flag" : "index";
+        base.name += '/';
+        base.name += trigger_names[static_cast<std::size_t>(base.trigger)];
+        base.name += '/' + std::to_string(base.waiters) + "x" + std::to_string(base.span);
+        base.name += '/' + base.scenario + '/' + std::to_string(bound);
+        all.push_back(base);
+    }
+}
+
+} // namespace
+
+std::vector<Configuration> configurations(int bound) {
+    using enum Trigger;
+    std::vector<Configuration> all;
+    for (int waiters = 1; waiters <= most_waiters; ++waiters) {
+        for (const Scenario& scenario : scenarios()) {
+            for (const ArmModel model : {ArmModel::flag, ArmModel::index}) {
+                for (const Trigger trigger : {level, edge, edge_at_once, executor}) {
+                    Configuration base;
+                    base.arm_model = model;
+                    base.trigger = trigger;
+                    base.waiters = waiters;
+                    add(all, base, scenario, bound);
+                }
+            }
+        }
+    }
+    return all;
+}
+
+} // namespace asyncverbs::proof

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+//
+// What is explored: which device, loop and waiters, and which steps there are to interleave.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "proof/step.hpp"
+#include "support/simulated_verbs_options.hpp"
+
+namespace asyncverbs::proof {
+
+// How the loop learns that the channel is readable, all by real epoll: level-triggered; by edges,
+// which it tells of in its next turn; by edges, where a wait does not suspend if there was one
+// before; or the EpollExecutor.
+enum class Trigger : std::uint8_t { level, edge, edge_at_once, executor };
+inline constexpr std::array<std::string_view, 4> trigger_names = {"level", "edge", "edge-at-once",
+                                                                  "executor"};
+
+struct Configuration {
+    simulated::ArmModel arm_model = simulated::ArmModel::flag;
+    Trigger trigger = Trigger::level;
+    int waiters = 1;
+    int span = 1;      // how many completions a poll has room for
+    int selective = 0; // so many wait by wr_id first: for the last completion, the one before
+    std::array<std::uint8_t, step_count> budget{}; // how often each step is taken
+    std::string scenario;                          // the steps by name
+    std::string name;
+
+    int count(Step step) const { return budget[static_cast<std::size_t>(step)]; }
+};
+
+// Everything within a bound on the steps of a schedule, the waiters' starts not counted.
+std::vector<Configuration> configurations(int bound);
+
+} // namespace asyncverbs::proof

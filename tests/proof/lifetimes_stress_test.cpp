@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+// A device that completes, a thread that stops, and a loop in which waiters, and now and then the
+// AsyncCq itself, are destroyed, at any moment: what the thread sanitizer says matters, and the
+// account, in which every completion appears once.
+#include <asyncverbs/asyncverbs.hpp>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <random>
+#include <span>
+#include <stop_token>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::simulated;
+using asyncverbs::support::Coroutine;
+
+namespace {
+
+// Requests the stops of one round after the other on a thread of its own, each as soon as the
+// round has begun; between them it makes completions.
+class Adversary {
+public:
+    Adversary(SimulatedVerbs& sim, std::size_t rounds)
+        : sim_(sim), stops_(rounds), thread_([this] { run(); }) {}
+    ~Adversary() { thread_.join(); }
+
+    std::stop_token begin(std::size_t round, ibv_cq* cq) {
+        cq_ = cq;
+        begun_ = round + 1;
+        return stops_[round].get_token();
+    }
+    // From here on it does not touch the round's CQ.
+    void await_end(std::size_t round) const {
+        while (ended_ <= round) std::this_thread::yield();
+    }
+
+    static constexpr std::uint64_t completions = 4; // a round
+
+private:
+    void run() {
+        for (std::size_t round = 0; round < stops_.size(); ++round) {
+            while (begun_ <= round) std::this_thread::yield();
+            const std::size_t stop_after = round % (completions + 1);
+            for (std::size_t i = 0; i < completions; ++i) {
+                if (i == stop_after) stops_[round].request_stop();
+                sim_.complete(cq_, round * completions + i);
+            }
+            stops_[round].request_stop();
+            ended_ = round + 1;
+        }
+    }
+
+    SimulatedVerbs& sim_;
+    std::vector<std::stop_source> stops_;
+    std::atomic<ibv_cq*> cq_{nullptr};
+    std::atomic<std::size_t> begun_{0};
+    std::atomic<std::size_t> ended_{0};
+    std::thread thread_;
+};
+
+// Whose next wr_id is due: completions come in order, whoever gets them.
+struct Account {
+    std::uint64_t next = 0;
+    bool in_order = true;
+
+    void deliver(std::span<const ibv_wc> wcs) {
+        for (const ibv_wc& wc : wcs) in_order = in_order && wc.wr_id == next++;
+    }
+};
+
+Coroutine consume(AsyncCq& cq, Account& account, std::stop_token stop, int& resumed) {
+    std::array<ibv_wc, 2> wcs{};
+    std::error_code error;
+    do {
+        account.deliver(co_await cq.poll(wcs, error, stop));
+        ++resumed;
+    } while (!error);
+}
+
+} // namespace
+
+TEST_CASE("stress: completions, stops from another thread and destroyed waiters, none is lost (I7)",
+          "[proof][lifetimes][stress][I7]") {
+    constexpr std::size_t rounds = 2000;
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    EpollExecutor executor;
+    AsyncCq cq = AsyncCq::create(context, 64, executor);
+    Account account;
+    Adversary adversary(sim, rounds);
+    std::minstd_rand random(29);
+    for (std::size_t round = 0; round < rounds; ++round) {
+        std::array<Coroutine, 3> waiters;
+        int resumed = 0;
+        const std::stop_token stop = adversary.begin(round, cq.native_handle());
+        for (Coroutine& each : waiters) each = consume(cq, account, stop, resumed);
+        Coroutine& victim = waiters[random() % waiters.size()];
+        for (auto turns = random() % 4; turns > 0; --turns) executor.run_once();
+        if (round % 2 == 0) {
+            victim.destroy();
+            victim = consume(cq, account, stop, resumed);
+        }
+        adversary.await_end(round);
+        for (const Coroutine& each : waiters) {
+            for (int turns = 0; turns < 1000 && !each.done(); ++turns) executor.run_once();
+            REQUIRE(each.done());
+        }
+        std::array<ibv_wc, 8> wcs{};
+        account.deliver(cq.try_poll(wcs));
+        REQUIRE(account.in_order);
+        REQUIRE(account.next == (round + 1) * Adversary::completions);
+    }
+}
+
+TEST_CASE("stress: an AsyncCq is destroyed while another thread stops its waiters (I8)",
+          "[proof][lifetimes][stress][I8]") {
+    constexpr std::size_t rounds = 1500;
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    EpollExecutor executor;
+    std::vector<std::stop_source> stops(rounds);
+    std::atomic<std::size_t> begun{0};
+    std::thread stopper([&] {
+        for (std::size_t round = 0; round < rounds; ++round) {
+            while (begun <= round) std::this_thread::yield();
+            stops[round].request_stop();
+        }
+    });
+    for (std::size_t round = 0; round < rounds; ++round) {
+        std::optional<AsyncCq> cq = AsyncCq::create(context, 16, executor);
+        Account account;
+        std::array<Coroutine, 3> waiters;
+        int resumed = 0;
+        const std::stop_token stop = stops[round].get_token();
+        for (Coroutine& each : waiters) each = consume(*cq, account, stop, resumed);
+        begun = round + 1;
+        for (std::size_t turns = 0; turns < round % 3; ++turns) executor.run_once();
+        const int before = resumed;
+        cq.reset();
+        for (int turns = 0; turns < 3; ++turns) executor.run_once();
+        REQUIRE(resumed == before);
+    }
+    stopper.join();
+}
+
+TEST_CASE("stress: the executor is stopped from another thread at any moment (I8)",
+          "[proof][lifetimes][stress][I8]") {
+    constexpr std::size_t rounds = 1000;
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    for (std::size_t round = 0; round < rounds; ++round) {
+        auto executor = std::make_unique<EpollExecutor>();
+        AsyncCq cq = AsyncCq::create(context, 16, *executor);
+        Account account;
+        int resumed = 0;
+        Coroutine waiter = consume(cq, account, {}, resumed);
+        std::thread other([&, device = cq.native_handle()] {
+            sim.complete(device, 0);
+            if (round % 2 == 0) std::this_thread::yield();
+            executor->stop();
+        });
+        executor->run();
+        other.join();
+        if (round % 3 == 0) executor.reset();
+        waiter.destroy();
+        std::array<ibv_wc, 2> wcs{};
+        account.deliver(cq.try_poll(wcs));
+        REQUIRE(account.in_order);
+        REQUIRE(account.next == 1);
+    }
+}

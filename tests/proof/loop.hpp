@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+//
+// The event loops under which AsyncCq is explored, as the world drives them: turn by turn, each
+// wait being watched.
+#pragma once
+
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/awaitable.hpp>
+
+#include <chrono>
+#include <concepts>
+#include <coroutine>
+#include <cstddef>
+#include <memory>
+#include <stop_token>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include "proof/configuration.hpp"
+
+namespace asyncverbs::proof {
+
+// Whoever is told what a loop does, and may take steps meanwhile.
+class Watcher {
+public:
+    virtual void wait_begins() = 0;
+    virtual void wait_suspended() = 0;
+    virtual void wait_ends(const std::error_code& result) = 0;
+    // The loop knows what is ready, and has not resumed it yet: other coroutines may run.
+    virtual void loop_looked() = 0;
+    virtual std::size_t choose(std::size_t options) = 0;
+    virtual void not_deregistered(int error) = 0;
+
+protected:
+    ~Watcher() = default;
+};
+
+class Loop {
+public:
+    virtual ~Loop() = default;
+
+    // An AsyncCq whose channel this loop waits for.
+    virtual AsyncCq adopt(CompletionQueue cq, const AsyncCqOptions& options) = 0;
+    // Whether a turn would resume anything.
+    virtual bool pending() = 0;
+    virtual void turn() = 0;
+    // Ends the turn in progress, or the next one before it begins.
+    virtual void stop() = 0;
+    // The bounded wait that is outstanding is over; false if there is none.
+    virtual bool pass_time() { return false; }
+    virtual bool bounded_wait() const { return false; }
+};
+
+std::unique_ptr<Loop> make_loop(const Configuration& configuration, Watcher& watcher);
+
+// `Operation` as the notifier returned it, watched.
+template <class Operation>
+class WatchedWait {
+public:
+    template <class Make>
+    WatchedWait(Watcher& watcher, Make make)
+        : watcher_(watcher), operation_(make()),
+          awaiter_(detail::get_awaiter(std::move(operation_))) {}
+
+    bool await_ready() {
+        watcher_.wait_begins();
+        return awaiter_.await_ready();
+    }
+    auto await_suspend(std::coroutine_handle<> coroutine) {
+        if constexpr (std::is_void_v<decltype(awaiter_.await_suspend(coroutine))>) {
+            awaiter_.await_suspend(coroutine);
+            watcher_.wait_suspended();
+        } else {
+            const auto next = awaiter_.await_suspend(coroutine);
+            watcher_.wait_suspended();
+            return next;
+        }
+    }
+    std::error_code await_resume() {
+        const std::error_code result = awaiter_.await_resume();
+        watcher_.wait_ends(result);
+        return result;
+    }
+
+private:
+    Watcher& watcher_;
+    Operation operation_;
+    detail::awaiter_t<Operation> awaiter_; // may refer to the operation
+};
+
+// A notifier whose waits are watched.
+template <class Notifier>
+class Watched {
+public:
+    Watched(Watcher& watcher, Notifier notifier)
+        : watcher_(&watcher), notifier_(std::move(notifier)) {}
+
+    auto readable(std::stop_token stop) {
+        const auto make = [&] { return notifier_.readable(std::move(stop)); };
+        return WatchedWait<decltype(make())>(*watcher_, make);
+    }
+    auto readable(std::stop_token stop, std::chrono::nanoseconds bound) {
+        const auto make = [&] { return notifier_.readable(std::move(stop), bound); };
+        return WatchedWait<decltype(make())>(*watcher_, make);
+    }
+
+private:
+    Watcher* watcher_;
+    Notifier notifier_;
+};
+
+} // namespace asyncverbs::proof

@@ -1,0 +1,259 @@
+# Ways to break the protocol. Each makes a copy of one header and an explorer that is compiled with
+# it; that one has to fail. The shipped headers carry no hooks for this.
+#
+# Left out because AsyncCq cannot tell the difference: EpollEntry::detach() forgetting the edge of a
+# wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and an
+# await_suspend() of CqOperation that does not look whether the stop came meanwhile (the pump's wait
+# ends at once then). They are tested with the notifier and with the operation.
+
+set(mutations "")
+
+# What they have in common is compiled once. They do not run for long, so nothing is optimised, and
+# what is broken is to be found by its effect, not by an assertion inside.
+add_library(mutation_settings INTERFACE)
+target_link_libraries(mutation_settings INTERFACE asyncverbs_proof)
+target_compile_options(mutation_settings INTERFACE -O0 -g0 -w)
+target_compile_definitions(mutation_settings INTERFACE NDEBUG)
+file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/mutations/common.cpp" CONTENT "\n" @ONLY)
+add_library(mutation_common OBJECT EXCLUDE_FROM_ALL
+    "${CMAKE_CURRENT_BINARY_DIR}/mutations/common.cpp")
+target_link_libraries(mutation_common PRIVATE mutation_settings)
+target_precompile_headers(mutation_common PRIVATE
+    <infiniband/verbs.h> <algorithm> <array> <atomic> <chrono> <coroutine> <functional> <map>
+    <memory> <mutex> <optional> <set> <span> <stop_token> <string> <system_error> <thread>
+    <vector>)
+
+# mutation(<name> <header> <text> <text instead>)
+function(mutation name header from to)
+    set(directory "${CMAKE_CURRENT_BINARY_DIR}/mutations/${name}")
+    set(shipped "${PROJECT_SOURCE_DIR}/include/asyncverbs/core/${header}")
+    set(mutated "${directory}/include/asyncverbs/core/${header}")
+    file(CONFIGURE OUTPUT "${directory}/from" CONTENT "${from}" @ONLY)
+    file(CONFIGURE OUTPUT "${directory}/to" CONTENT "${to}" @ONLY)
+    add_custom_command(
+        OUTPUT "${mutated}"
+        COMMAND "${CMAKE_COMMAND}" "-DHEADER=${shipped}" "-DFROM=${directory}/from"
+                "-DTO=${directory}/to" "-DOUTPUT=${mutated}"
+                -P "${CMAKE_CURRENT_SOURCE_DIR}/mutate.cmake"
+        DEPENDS "${shipped}" "${directory}/from" "${directory}/to" mutate.cmake
+        VERBATIM)
+    add_executable(mutation-${name} EXCLUDE_FROM_ALL ${explored} "${mutated}")
+    target_include_directories(mutation-${name} BEFORE PRIVATE "${directory}/include")
+    target_link_libraries(mutation-${name} PRIVATE mutation_settings)
+    target_precompile_headers(mutation-${name} REUSE_FROM mutation_common)
+    set_target_properties(mutation-${name} PROPERTIES UNITY_BUILD ON)
+    set(mutations ${mutations} mutation-${name} PARENT_SCOPE)
+endfunction()
+
+# --- poll, arm, wait ---
+
+mutation(no-second-poll cq_poller.hpp
+    "        arm();"
+    "        arm();
+        may_wait_ = true;
+        return 0;")
+
+mutation(arm-before-poll cq_poller.hpp
+    "CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {"
+    "CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {
+    if (!armed_) arm();")
+
+mutation(wait-without-draining cq_poller.hpp
+    "    if (const std::size_t polled = poll(wcs)) return polled;
+    return arm_and_poll(wcs);"
+    "    if (const std::size_t polled = poll(wcs)) {
+        if (!armed_) arm();
+        may_wait_ = true;
+        return polled;
+    }
+    return arm_and_poll(wcs);")
+
+mutation(re-arm-while-armed cq_poller.hpp
+    "if (!armed_) {"
+    "{")
+
+mutation(armed-is-not-cleared cq_poller.hpp
+    "    armed_ = false;
+    ++statistics_.events;"
+    "    ++statistics_.events;")
+
+mutation(arm-is-not-forgotten cq_poller.hpp
+    "{ armed_ = may_wait_ = false; }"
+    "{ may_wait_ = false; }")
+
+mutation(timeout-is-ignored detail/cq_reaper.hpp
+    "if (!yielded) poller_.forget_arm();"
+    "(void)yielded;")
+
+mutation(polls-for-ever detail/cq_reaper.hpp
+    "anyone_waits() && !may_wait() &&"
+    "anyone_waits() &&")
+
+# --- events and acks ---
+
+mutation(event-is-not-read detail/cq_reaper.hpp
+    "        poller_.consume();"
+    "        poller_.forget_arm();")
+
+mutation(ack-is-dropped cq_poller.hpp
+    "if (++unacked_ >= ack_batch_) flush_acks();"
+    "if (unacked_ >= ack_batch_) flush_acks();")
+
+mutation(ack-is-repeated cq_poller.hpp
+    "std::exchange(unacked_, 0)"
+    "unacked_")
+
+mutation(ack-without-event cq_poller.hpp
+    "if (error == EAGAIN) return false;"
+    "if (error == EAGAIN) {
+                ++unacked_;
+                return false;
+            }")
+
+mutation(no-ack-at-the-end cq_poller.hpp
+    "~CqPoller() { flush_acks(); }"
+    "~CqPoller() {}")
+
+mutation(destroy-before-ack cq_poller.hpp
+    "~CqPoller() { flush_acks(); }"
+    "~CqPoller() {
+        { CompletionQueue(std::move(cq_)); }
+        flush_acks();
+    }")
+
+mutation(ack-before-last-use cq_poller.hpp
+    "~CqPoller() { flush_acks(); }"
+    "~CqPoller() {
+        flush_acks();
+        ibv_wc left;
+        ibv_poll_cq(native_, 1, &left);
+    }")
+
+mutation(foreign-event-to-own-account cq_poller.hpp
+    "ibv_ack_cq_events(source, 1);"
+    "++unacked_;")
+
+mutation(foreign-event-is-not-acked cq_poller.hpp
+    "ibv_ack_cq_events(source, 1);"
+    "")
+
+mutation(edge-leaves-own-event cq_poller.hpp
+    "ibv_ack_cq_events(source, 1);"
+    "ibv_ack_cq_events(source, 1);
+        return false;")
+
+mutation(interrupted-read-is-empty cq_poller.hpp
+    "if (error == EINTR) continue;"
+    "if (error == EINTR) return false;")
+
+mutation(missed-edge-is-forgotten detail/epoll_entry.hpp
+    "            missed_edge_ = true;"
+    "")
+
+# --- several waiters ---
+
+mutation(last-in-first-out detail/cq_reaper.hpp
+    "(waiter.request.wr_id ? selective_ : waiters_).push_back(waiter);"
+    "IntrusiveList<CqWaiter> one;
+    one.push_back(waiter);
+    (waiter.request.wr_id ? selective_ : waiters_).prepend(one);")
+
+mutation(who-comes-polls-first detail/cq_reaper.hpp
+    "if (anyone_waits() || must_yield()) return false;"
+    "if (must_yield()) return false;")
+
+mutation(leftover-is-not-passed-on detail/cq_reaper.hpp
+    "        waiter->handle.resume();"
+    "        waiter->handle.resume();
+        return;")
+
+mutation(wake-is-not-passed-on detail/cq_reaper.hpp
+    "    dismiss_stopped();
+    serve();"
+    "    const bool stops = stop_source_.stop_requested();
+    dismiss_stopped();
+    if (!stops) serve();")
+
+mutation(pump-sleeps-too-early detail/cq_pump.hpp
+    "return reaper.anyone_waits();"
+    "return false;")
+
+mutation(pump-is-not-woken detail/cq_reaper.hpp
+    "if (pump.idle) return pump.handle;"
+    "")
+
+mutation(rest-of-a-batch-is-dropped detail/kept_completions.hpp
+    "kept_.erase(match);"
+    "kept_.clear();")
+
+mutation(kept-completions-are-forgotten detail/cq_reaper.hpp
+    "if (is_first && deliver_kept(request)) return true;"
+    "(void)is_first;")
+
+mutation(kept-completions-jump-the-queue detail/cq_reaper.hpp
+    "const bool is_first = waiters_.empty() && "
+    "const bool is_first = ")
+
+mutation(kept-completions-are-stolen detail/cq_reaper.hpp
+    "return !awaited(wr_id);"
+    "return true || awaited(wr_id);")
+
+# --- cancels ---
+
+mutation(cancel-after-poll detail/cq_reaper.hpp
+    "if (!waiter) continue;"
+    "if (!waiter) continue;
+        if (waiter->stop_requested.load()) waiter->request.outcome = CqRequest::Outcome::stopped;")
+
+mutation(cancel-after-delivery poll_operation.hpp
+    "if (request_.outcome != CqRequest::Outcome::delivered) return report();"
+    "if (stop_.stop_requested()) request_.outcome = CqRequest::Outcome::stopped;
+        if (request_.outcome != CqRequest::Outcome::delivered) return report();")
+
+mutation(poll-before-cancel poll_operation.hpp
+    "if (stop_.stop_requested()) {"
+    "if (stop_.stop_requested() && !reaper_.offer(request_)) {")
+
+mutation(cancel-reaches-one-waiter-only detail/cq_reaper.hpp
+    "    waiters_.move_if(leaving_, stops);"
+    "    if (!waiters_.empty() && stops(waiters_.front())) {
+        CqWaiter& first = waiters_.front();
+        first.unlink();
+        leaving_.push_back(first);
+    }")
+
+mutation(cancels-are-not-renewed detail/cq_reaper.hpp
+    "        stop_source_ = std::move(next);"
+    "")
+
+# --- errors ---
+
+mutation(failing-poll-is-empty cq_poller.hpp
+    "if (polled < 0) throw_verb_error(\"ibv_poll_cq\", EIO);"
+    "if (polled < 0) return 0;")
+
+mutation(failing-arm-is-ignored cq_poller.hpp
+    "throw_verb_error(\"ibv_req_notify_cq\", detail::verb_errno(result));"
+    "(void)result;")
+
+mutation(failing-read-is-ignored cq_poller.hpp
+    "throw_verb_error(\"ibv_get_cq_event\", error);"
+    "return false;")
+
+mutation(failure-does-not-reach-waiters detail/cq_reaper.hpp
+    "    fail_if_reported();
+    dismiss_failed();"
+    "    fail_if_reported();")
+
+mutation(failure-does-not-last detail/cq_reaper.hpp
+    "    if (!failure_) {
+        // Whoever"
+    "    {
+        // Whoever")
+
+add_custom_target(mutations DEPENDS ${mutations})
+list(JOIN mutations "\n" list)
+file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/mutations/list" CONTENT "${list}\n" @ONLY)
+add_test(NAME mutations
+    COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/mutations.sh" "${CMAKE_BINARY_DIR}")
+set_tests_properties(mutations PROPERTIES LABELS proof)

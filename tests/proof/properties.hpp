@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+//
+// What must hold in every schedule. It knows what the device did, which verbs were called and what
+// the waiters saw, and nothing of how AsyncCq works inside. I1 … I8 are the invariants of
+// AsyncCq's protocol.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "proof/configuration.hpp"
+#include "proof/run.hpp"
+
+namespace asyncverbs::proof {
+
+namespace property {
+
+inline constexpr std::string_view wait = "I1: a wait follows an arm and an empty poll";
+inline constexpr std::string_view wake = "I3: nobody waits for what has arrived";
+inline constexpr std::string_view armed = "I3: while somebody waits, the CQ is armed";
+inline constexpr std::string_view acks = "I4: each event read is acked once, to its own CQ";
+inline constexpr std::string_view last_touch = "I4: the ack is the last touch of a CQ";
+inline constexpr std::string_view failure = "I5: an error reaches all waiters, and none is made up";
+inline constexpr std::string_view turn = "I6: first come, first served";
+inline constexpr std::string_view cancel = "I7: who is cancelled is resumed, and with that error";
+inline constexpr std::string_view cancel_first = "I7: a cancel is decided before the poll";
+inline constexpr std::string_view once = "each completion is delivered exactly once";
+inline constexpr std::string_view order = "completions are delivered in order";
+inline constexpr std::string_view wr_id = "poll_wr_id gives the completion that it was asked for";
+inline constexpr std::string_view arm_once = "an arm that is outstanding is not repeated";
+inline constexpr std::string_view arm_empty = "the CQ is armed only after an empty poll";
+inline constexpr std::string_view closed = "I8: nobody is resumed after the AsyncCq is gone";
+inline constexpr std::string_view rest = "the loop comes to rest";
+inline constexpr std::string_view verbs = "verbs are called as their manual pages demand";
+inline constexpr std::string_view deregistered = "I12: an fd leaves its loop before it is closed";
+inline constexpr std::string_view leak = "nothing is leaked";
+
+} // namespace property
+
+using WrId = std::uint64_t;
+
+class Properties {
+public:
+    Properties(const Configuration& configuration, const Run& run);
+
+    // --- the device ---
+
+    void arrived(WrId id) { undelivered_.insert(id); }
+
+    // --- verbs that succeeded, on the CQ that is explored ---
+
+    void polled(int count);
+    void about_to_arm() const;
+    void armed();
+    void event_read();
+    void acked(bool all);
+    // Called before every verb but the one that destroys the CQ.
+    void touched() const;
+    void failed() { failed_ = true; }
+
+    // --- the notifier ---
+
+    void waits() const;
+    void timed_out() { arm_outstanding_ = false; }
+
+    // --- the waiters ---
+
+    // `wanted` is the only completion that it waits for; 0: any.
+    void begins(int waiter, WrId wanted);
+    void cancelled(int waiter);
+    void ends(int waiter, std::span<const WrId> delivered, const std::error_code& error);
+    void destroyed(int waiter) { leave(waiter); }
+    bool waiting(int waiter) const { return at(waiter).waiting; }
+
+    // --- the end ---
+
+    // The AsyncCq is being destroyed.
+    void closes();
+    // Nothing more happens unless somebody takes a step: whom has it left behind?
+    void at_rest(bool cq_armed) const;
+    // Whether at_rest() would find somebody left behind because an event was dropped.
+    bool someone_waits_in_vain() const;
+    // What was not delivered until the end, and was taken from the CQ then.
+    void drained(std::span<const WrId> ids);
+    void finished() const;
+
+private:
+    struct Waiter {
+        bool waiting = false;
+        WrId wanted = 0;
+        bool cancelled = false;
+        bool cancelled_before = false; // when the poll began
+        bool failed_before = false;
+    };
+
+    Waiter& at(int waiter) { return waiters_[static_cast<std::size_t>(waiter) - 1]; }
+    const Waiter& at(int waiter) const { return waiters_[static_cast<std::size_t>(waiter) - 1]; }
+    bool waited_for(WrId id) const;
+    bool reserved(WrId id) const;
+    void leave(int waiter);
+    void check_turn(int waiter) const;
+    void check_error(int waiter, const std::error_code& error) const;
+    void take(std::span<const WrId> ids);
+
+    const Run& run_;
+    std::set<WrId> undelivered_; // what has arrived and nobody has got yet
+    std::vector<Waiter> waiters_;
+    std::vector<int> line_; // who waits for any completion, in order of arrival
+    bool arm_outstanding_ = false;
+    bool last_poll_empty_ = false;
+    bool empty_since_arm_ = false;
+    bool failed_ = false;
+    bool closing_ = false;
+    bool let_go_ = false; // the last ack was seen while closing
+};
+
+std::string waiter_name(int waiter);
+
+} // namespace asyncverbs::proof

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Builds the proof in a build tree and runs it: how many schedules the explorer ran, and which
+# mutations of the protocol it finds.
+#
+# Usage: tests/proof/run.sh [BUILD]     a build tree of CMake, by default build/release
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+build=${1:-build/release}
+[[ -d $build ]] || cmake --preset "${build#build/}" > /dev/null
+cmake --build "$build" --target explorer
+ctest --test-dir "$build" --label-regex proof --verbose

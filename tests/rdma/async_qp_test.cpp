@@ -1,0 +1,716 @@
+// SPDX-License-Identifier: MIT
+// Operations of queue pairs on simulated verbs: what they move, and how they end.
+#include "rdma/fixture.hpp"
+
+#include <array>
+#include <cerrno>
+#include <memory>
+#include <stdexcept>
+#include <stop_token>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+using namespace asyncverbs;
+using namespace asyncverbs::support;
+using Fixture = RouterFixture;
+
+static_assert(std::movable<Operation> && !std::copyable<Operation>);
+static_assert(std::movable<Router> && !std::copyable<Router>);
+static_assert(std::movable<AsyncQp> && !std::copyable<AsyncQp>);
+static_assert(std::is_trivially_destructible_v<Completion>);
+
+// --- what they move ---
+
+TEST_CASE("AsyncQp: a message is sent and received", "[rdma]") {
+    Fixture f;
+    f.write(0, "hello");
+    Awaited sent;
+    Awaited received;
+    const Coroutine receiver = await(f.b->post_recv(f.slice(100, 64)), received);
+    const Coroutine sender = await(f.a->send(f.slice(0, 5)), sent);
+    f.run();
+    REQUIRE(sent.completion);
+    REQUIRE(received.completion);
+    CHECK(sent.completion->opcode() == IBV_WC_SEND);
+    CHECK(sent.completion->qp_num() == f.a->queue_pair().qp_num());
+    CHECK(received.completion->opcode() == IBV_WC_RECV);
+    CHECK(received.completion->bytes() == 5);
+    CHECK(received.completion->qp_num() == f.b->queue_pair().qp_num());
+    CHECK(!received.completion->imm());
+    CHECK(f.read(100, 5) == "hello");
+}
+
+TEST_CASE("AsyncQp: operations are posted by the call and awaited in any order", "[rdma]") {
+    Fixture f;
+    Operation first = f.b->post_recv(f.slice(100, 8));
+    Operation second = f.b->post_recv(f.slice(200, 8));
+    CHECK(f.sim.posted_receives(f.b->queue_pair().native_handle()) == 2);
+    f.write(0, "1");
+    f.write(8, "2");
+    Operation one = f.a->send(f.slice(0, 1));
+    Operation two = f.a->send(f.slice(8, 1));
+    CHECK(!first.done());
+    f.run();
+    CHECK(first.done());
+    Awaited outcomes[4];
+    const Coroutine waiters[] = {
+        await(std::move(second), outcomes[0]), await(std::move(one), outcomes[1]),
+        await(std::move(first), outcomes[2]), await(std::move(two), outcomes[3])};
+    for (const Awaited& outcome : outcomes) CHECK(outcome.completion);
+    CHECK(f.read(100, 1) == "1");
+    CHECK(f.read(200, 1) == "2");
+}
+
+TEST_CASE("AsyncQp: immediates are in host order", "[rdma]") {
+    Fixture f;
+    Awaited by_send;
+    Awaited by_write;
+    const Coroutine first = await(f.b->recv(f.slice(100, 8)), by_send);
+    const Coroutine second = await(f.b->recv(Slices()), by_write);
+    Operation send = f.a->send_with_imm(f.slice(0, 1), 0x01020304);
+    Operation write = f.a->write_with_imm(f.slice(0, 4), f.remote(300, 4), 0xfffefdfc);
+    f.run();
+    CHECK(send.done());
+    CHECK(write.done());
+    REQUIRE(by_send.completion);
+    REQUIRE(by_write.completion);
+    CHECK(by_send.completion->imm() == 0x01020304);
+    CHECK(by_write.completion->imm() == 0xfffefdfc);
+}
+
+TEST_CASE("AsyncQp: one-sided operations work on the peer's memory", "[rdma]") {
+    Fixture f;
+    f.write(0, "written!");
+    Awaited written;
+    const Coroutine writer = await(f.a->write(f.slice(0, 8), f.remote(200, 8)), written);
+    f.run();
+    REQUIRE(written.completion);
+    CHECK(written.completion->opcode() == IBV_WC_RDMA_WRITE);
+    CHECK(f.read(200, 8) == "written!");
+
+    Awaited read;
+    const Coroutine reader = await(f.a->read(f.slice(16, 8), f.remote(200, 8)), read);
+    f.run();
+    REQUIRE(read.completion);
+    CHECK(f.read(16, 8) == "written!");
+
+    const auto number = [&](std::size_t at) {
+        std::uint64_t value = 0;
+        std::memcpy(&value, f.memory.data() + at, 8);
+        return value;
+    };
+    const std::uint64_t start = 40;
+    std::memcpy(f.memory.data() + 400, &start, 8);
+    Awaited added;
+    const Coroutine adder = await(f.a->fetch_and_add(f.slice(0, 8), f.remote(400, 8), 2), added);
+    f.run();
+    REQUIRE(added.completion);
+    CHECK(number(0) == 40);
+    CHECK(number(400) == 42);
+
+    Awaited swapped;
+    const Coroutine swapper =
+        await(f.a->compare_and_swap(f.slice(8, 8), f.remote(400, 8), 42, 7), swapped);
+    f.run();
+    REQUIRE(swapped.completion);
+    CHECK(number(8) == 42);
+    CHECK(number(400) == 7);
+}
+
+TEST_CASE("AsyncQp: several slices, inline data", "[rdma]") {
+    Fixture f;
+    f.write(0, "scatter and gather");
+    const std::array<Slice, 3> from{f.slice(0, 7), f.slice(7, 5), f.slice(12, 6)};
+    const std::vector<Slice> to{f.slice(100, 4), f.slice(200, 64)};
+    Awaited received;
+    const Coroutine receiver = await(f.b->recv(to), received);
+    Operation sent = f.a->send(from, {.inline_data = true});
+    f.write(0, "overwritten at once");
+    f.run();
+    CHECK(sent.done());
+    REQUIRE(received.completion);
+    CHECK(received.completion->bytes() == 18);
+    CHECK(f.read(100, 4) == "scat");
+    CHECK(f.read(200, 14) == "ter and gather");
+}
+
+TEST_CASE("AsyncQp: datagrams", "[rdma]") {
+    Fixture f(simulated::rxe, {.type = IBV_QPT_UD, .max_send_wr = 4, .max_recv_wr = 4});
+    std::optional<AddressHandle> peer(std::in_place, f.domain, f.a->queue_pair(),
+                                      f.b->queue_pair().local_address());
+    f.write(0, "datagram");
+    Awaited received;
+    const Coroutine receiver = await(f.b->recv(f.slice(100, 100)), received);
+    f.sim.hold_delivery();
+    Operation sent = f.a->send_to(f.slice(0, 8), *peer, f.b->queue_pair().qp_num(), 0x11111111);
+    peer.reset(); // the operation keeps it
+    CHECK(f.sim.calls("ibv_destroy_ah") == 0);
+    f.sim.release_delivery();
+    f.run();
+    CHECK(sent.done());
+    CHECK(f.sim.calls("ibv_destroy_ah") == 1);
+    REQUIRE(received.completion);
+    CHECK(received.completion->bytes() == 48);
+    CHECK(received.completion->src_qp() == f.a->queue_pair().qp_num());
+    CHECK(f.read(140, 8) == "datagram");
+}
+
+TEST_CASE("AsyncQp: bad input is refused at once", "[rdma]") {
+    Fixture f;
+    const std::vector<Slice> many(4, f.slice(0, 1));
+    CHECK_THROWS_WITH(f.a->send(many), contains("4 slices in one work request of a queue for 3"));
+    CHECK_THROWS_WITH(f.a->recv(many), contains("4 slices in one work request of a queue for 3"));
+    CHECK_THROWS_WITH(f.a->write(f.slice(0, 9), f.remote(100, 8)),
+                      contains("9 bytes do not fit the peer's slice of 8"));
+    CHECK_THROWS_WITH(f.a->fetch_and_add(f.slice(0, 4), f.remote(400, 8), 1),
+                      contains("8 bytes, aligned"));
+    CHECK_THROWS_WITH(f.a->fetch_and_add(f.slice(0, 8), f.remote(401, 8), 1),
+                      contains("8 bytes, aligned"));
+    CHECK(f.sim.posted_sends(f.a->queue_pair().native_handle()) == 0);
+    AsyncQp deaf(*f.router, f.domain, {.max_recv_wr = 0});
+    CHECK_THROWS_WITH(deaf.recv(f.slice(0, 1)), contains("made for no work requests"));
+    Awaited outcome;
+    const Coroutine waiter = await(Operation(), outcome);
+    REQUIRE(outcome.error);
+    CHECK(outcome.code() == std::errc::invalid_argument);
+}
+
+// --- room ---
+
+TEST_CASE("AsyncQp: where the queue is full, operations wait for room, in order", "[rdma][I10]") {
+    Fixture f;
+    std::vector<Operation> receives;
+    std::vector<Operation> sends;
+    f.sim.hold_delivery();
+    for (std::size_t i = 0; i < 12; ++i) {
+        f.memory[i] = static_cast<std::byte>(i);
+        receives.push_back(f.b->post_recv(f.slice(100 + i, 1)));
+        sends.push_back(f.a->send(f.slice(i, 1)));
+    }
+    CHECK(f.sim.posted_sends(f.a->queue_pair().native_handle()) == 4);
+    CHECK(f.sim.posted_receives(f.b->queue_pair().native_handle()) == 4);
+    f.sim.release_delivery();
+    f.run();
+    for (std::size_t i = 0; i < 12; ++i) {
+        CHECK(sends[i].done());
+        CHECK(receives[i].done());
+        CHECK(f.memory[100 + i] == static_cast<std::byte>(i));
+    }
+}
+
+TEST_CASE("AsyncQp: what waits for room holds copies of its slices", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::vector<Operation> sends;
+    for (int i = 0; i < 4; ++i) sends.push_back(f.a->send(f.slice(0, 1)));
+    f.write(8, "abc");
+    {
+        const std::vector<Slice> slices{f.slice(8, 1), f.slice(9, 2)};
+        sends.push_back(f.a->send(slices));
+    }
+    std::vector<Operation> receives;
+    for (std::size_t i = 0; i < 5; ++i) receives.push_back(f.b->recv(f.slice(100 + 8 * i, 8)));
+    f.sim.release_delivery();
+    f.run();
+    CHECK(sends.back().done());
+    CHECK(f.read(132, 3) == "abc");
+}
+
+TEST_CASE("AsyncQp: what waits for room and is destroyed is not posted", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::vector<Operation> sends;
+    for (std::size_t i = 0; i < 4; ++i) sends.push_back(f.a->send(f.slice(i, 1)));
+    std::optional<Operation> dropped(f.a->send(f.slice(4, 1)));
+    sends.push_back(f.a->send(f.slice(5, 1)));
+    dropped.reset();
+    for (std::size_t i = 0; i < 6; ++i) f.memory[i] = static_cast<std::byte>(i);
+    std::vector<Operation> receives;
+    for (std::size_t i = 0; i < 6; ++i) receives.push_back(f.b->recv(f.slice(100 + i, 1)));
+    f.sim.release_delivery();
+    f.run();
+    CHECK(sends.back().done());
+    CHECK(f.memory[104] == std::byte{5});
+    CHECK(!receives.back().done());
+}
+
+TEST_CASE("AsyncQp: the slots of unsignaled sends are reclaimed by the next signaled", "[rdma]") {
+    Fixture f(simulated::mlx5);
+    std::vector<Operation> receives;
+    std::vector<Operation> sends;
+    for (std::size_t i = 0; i < 32; ++i) {
+        receives.push_back(f.b->recv(f.slice(100 + i, 1)));
+        sends.push_back(f.a->send(f.slice(i, 1), {.signaled = false}));
+    }
+    f.run();
+    // The queue signals by itself as often as it has to.
+    for (std::size_t i = 0; i + 1 < sends.size(); ++i) CHECK(sends[i].done());
+    CHECK(f.sim.counters(f.native).completions_polled < 32 + 32);
+    Awaited last;
+    const Coroutine waiter = await(std::move(sends.front()), last);
+    REQUIRE(last.completion);
+    CHECK(last.completion->opcode() == IBV_WC_SEND);
+    CHECK(last.completion->qp_num() == f.a->queue_pair().qp_num());
+}
+
+// --- chains ---
+
+TEST_CASE("AsyncQp: a chain takes one doorbell", "[rdma]") {
+    Fixture f;
+    f.write(0, "onetwo");
+    const SendRequest requests[] = {SendRequest::write(f.slice(0, 3), f.remote(200, 3)),
+                                    SendRequest::write(f.slice(3, 3), f.remote(203, 3)),
+                                    SendRequest::send_with_imm(Slices(), 7)};
+    std::array<Operation, 3> operations;
+    Operation received = f.b->recv(Slices());
+    const std::uint64_t before = f.sim.calls("ibv_post_send");
+    f.a->post(requests, operations);
+    CHECK(f.sim.calls("ibv_post_send") - before == 1);
+    f.run();
+    for (const Operation& operation : operations) CHECK(operation.done());
+    CHECK(received.done());
+    CHECK(f.read(200, 6) == "onetwo");
+}
+
+TEST_CASE("AsyncQp: a chain that is too long waits for room", "[rdma]") {
+    Fixture f;
+    std::vector<SendRequest> requests;
+    for (std::size_t i = 0; i < 11; ++i) {
+        requests.push_back(SendRequest::write(f.slice(i, 1), f.remote(200 + i, 1)));
+    }
+    f.write(0, "hello world");
+    std::vector<Operation> operations(11);
+    f.sim.hold_delivery();
+    f.a->post(requests, operations);
+    CHECK(f.sim.posted_sends(f.a->queue_pair().native_handle()) == 4);
+    f.sim.release_delivery();
+    f.run();
+    for (const Operation& operation : operations) CHECK(operation.done());
+    CHECK(f.read(200, 11) == "hello world");
+}
+
+TEST_CASE("AsyncQp: of a chain that breaks, it is known what was posted", "[rdma]") {
+    Fixture f;
+    f.write(0, "ab");
+    const SendRequest requests[] = {
+        SendRequest::write(f.slice(0, 1), f.remote(200, 1)),
+        SendRequest::write(f.slice(1, 1), f.remote(201, 1), {.signaled = false}),
+        SendRequest::write(f.slice(0, 100), f.remote(202, 100), {.inline_data = true}), // too long
+        SendRequest::write(f.slice(3, 1), f.remote(302, 1))};
+    std::array<Operation, 4> operations;
+    f.a->post(requests, operations);
+    std::array<Awaited, 4> outcomes;
+    const std::array<Coroutine, 4> waiters{
+        await(std::move(operations[0]), outcomes[0]), await(std::move(operations[1]), outcomes[1]),
+        await(std::move(operations[2]), outcomes[2]), await(std::move(operations[3]), outcomes[3])};
+    f.run();
+    CHECK(outcomes[0].completion);
+    CHECK(!outcomes[1].done()); // posted, and not signaled
+    for (const std::size_t i : {2u, 3u}) {
+        REQUIRE(outcomes[i].error);
+        CHECK(outcomes[i].error->what() == std::string("ibv_post_send: Invalid argument"));
+    }
+    // The room is there again, and the next one reclaims what was not signaled.
+    std::vector<Operation> more;
+    for (std::size_t i = 0; i < 6; ++i) {
+        more.push_back(f.a->write(f.slice(0, 1), f.remote(210 + i, 1)));
+    }
+    f.run();
+    for (const Operation& operation : more) CHECK(operation.done());
+    CHECK(outcomes[1].completion);
+    CHECK(f.read(200, 2) == "ab");
+}
+
+TEST_CASE("AsyncQp: a chain and its operations must match", "[rdma]") {
+    Fixture f;
+    const SendRequest requests[] = {SendRequest::send(Slices())};
+    std::array<Operation, 2> operations;
+    CHECK_THROWS_WITH(f.a->post(requests, operations), contains("1 requests and 2 operations"));
+}
+
+// --- lost interest ---
+
+TEST_CASE("AsyncQp: slot and region outlive a destroyed operation", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::optional<Operation> receive(f.b->recv(f.slice(100, 8)));
+    std::optional<Operation> send(f.a->send(f.slice(0, 8)));
+    receive.reset();
+    send.reset();
+    f.region.reset(); // the simulation fails the test if it is deregistered now
+    CHECK(f.sim.calls("ibv_dereg_mr") == 0);
+    f.sim.release_delivery();
+    f.run();
+    CHECK(f.sim.calls("ibv_dereg_mr") == 1);
+}
+
+TEST_CASE("AsyncQp: all the regions of a request are kept", "[rdma]") {
+    Fixture f;
+    std::array<std::byte, 8> more{};
+    std::optional<MemoryRegion> other(std::in_place, f.domain, more, all_access);
+    f.sim.hold_delivery();
+    {
+        const std::array<Slice, 2> slices{f.slice(0, 4), other->slice()};
+        (void)f.b->recv(slices);
+    }
+    other.reset();
+    CHECK(f.sim.calls("ibv_dereg_mr") == 0);
+    Operation send = f.a->send(f.slice(0, 8));
+    f.sim.release_delivery();
+    f.run();
+    CHECK(f.sim.calls("ibv_dereg_mr") == 1);
+}
+
+TEST_CASE("AsyncQp: a destroyed coroutine leaves its operation to the device", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    Awaited outcome;
+    {
+        const Coroutine receiver = await(f.b->recv(f.slice(100, 8)), outcome);
+        const Coroutine sender = await(f.a->send(f.slice(0, 8)), outcome);
+    }
+    f.sim.release_delivery();
+    f.run();
+    CHECK(!outcome.done());
+    // The slots are free again.
+    std::vector<Operation> receives;
+    for (int i = 0; i < 4; ++i) receives.push_back(f.b->recv(f.slice(100, 8)));
+    CHECK(f.sim.posted_receives(f.b->queue_pair().native_handle()) == 4);
+}
+
+TEST_CASE("AsyncQp: an operation may be moved while it is under way", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::vector<Operation> operations;
+    for (int i = 0; i < 4; ++i) operations.push_back(f.a->send(f.slice(0, 1)));
+    Operation waiting = f.a->send(f.slice(0, 1));
+    Operation moved = std::move(waiting);
+    waiting = std::move(operations.front());
+    operations.erase(operations.begin());
+    std::vector<Operation> receives;
+    for (int i = 0; i < 5; ++i) receives.push_back(f.b->recv(f.slice(100, 8)));
+    f.sim.release_delivery();
+    f.run();
+    CHECK(moved.done());
+    CHECK(waiting.done());
+    for (const Operation& operation : operations) CHECK(operation.done());
+}
+
+// --- cancellation ---
+
+TEST_CASE("AsyncQp: a stop ends the waiting, not the operation", "[rdma]") {
+    Fixture f;
+    Operation receive = f.b->recv(f.slice(100, 8));
+    std::stop_source stop;
+    std::error_code error;
+    const auto wait = [&](std::stop_token token) -> Coroutine {
+        const Completion completion = co_await receive.wait(error, std::move(token));
+        if (!error && completion.bytes() != 3) throw std::logic_error("another message");
+    };
+    {
+        const Coroutine waiter = wait(stop.get_token());
+        CHECK(!waiter.done());
+        stop.request_stop();
+        f.run();
+        REQUIRE(waiter.done());
+        CHECK(error == std::errc::operation_canceled);
+    }
+    const Coroutine stopped_before = wait(stop.get_token());
+    CHECK(stopped_before.done());
+    CHECK(error == std::errc::operation_canceled);
+
+    const Coroutine again = wait({});
+    CHECK(!again.done());
+    Operation sent = f.a->send(f.slice(0, 3));
+    f.run();
+    REQUIRE(again.done());
+    again.get();
+    CHECK(!error);
+}
+
+TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
+    Fixture f;
+    Awaited outcome;
+    std::stop_source stop;
+    const Coroutine waiter = await(f.b->recv(f.slice(100, 8)), outcome, stop.get_token());
+    std::thread([&] { stop.request_stop(); }).join();
+    CHECK(!outcome.done());
+    f.run();
+    REQUIRE(outcome.error);
+    CHECK(outcome.code() == std::errc::operation_canceled);
+}
+
+TEST_CASE("AsyncQp: a completion that came before the stop was seen is delivered", "[rdma][I7]") {
+    Fixture f;
+    Awaited outcome;
+    std::stop_source stop;
+    const Coroutine waiter = await(f.b->recv(f.slice(100, 8)), outcome, stop.get_token());
+    Operation sent = f.a->send(f.slice(0, 3));
+    f.sim.on_call([&](const simulated::Call& call) {
+        const bool polled = call.verb == "ibv_poll_cq" && call.value > 0;
+        if (polled && call.moment == simulated::Call::Moment::after) stop.request_stop();
+    });
+    f.run();
+    f.sim.on_call(nullptr);
+    CHECK(outcome.completion);
+}
+
+// --- errors ---
+
+TEST_CASE("AsyncQp: a failed operation says why", "[rdma][I11]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    Awaited failed;
+    Awaited flushed;
+    Awaited receive;
+    const Coroutine first = await(f.a->send(f.slice(0, 1)), failed);
+    const Coroutine second = await(f.a->send(f.slice(0, 1)), flushed);
+    const Coroutine third = await(f.a->recv(f.slice(100, 1)), receive);
+    f.sim.time_out();
+    f.run();
+    const std::string number = std::to_string(f.a->queue_pair().qp_num());
+    REQUIRE(failed.operation_error);
+    CHECK(failed.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    CHECK(failed.operation_error->completion().status() == IBV_WC_RETRY_EXC_ERR);
+    CHECK(failed.operation_error->completion().opcode() == IBV_WC_SEND);
+    CHECK(failed.operation_error->completion().qp_num() == f.a->queue_pair().qp_num());
+    CHECK_THAT(failed.operation_error->what(), contains("send on queue pair " + number) &&
+                                                   contains("transport retry counter exceeded"));
+    // The root cause, not the flush that follows it.
+    REQUIRE(flushed.operation_error);
+    CHECK(flushed.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    CHECK(flushed.operation_error->completion().status() == IBV_WC_WR_FLUSH_ERR);
+    REQUIRE(receive.operation_error);
+    CHECK(receive.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    CHECK_THAT(receive.operation_error->what(),
+               contains("receive on queue pair " + number + ", flushed"));
+}
+
+TEST_CASE("AsyncQp: the cause may come behind its consequences", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    Operation receive = f.a->recv(f.slice(100, 1));
+    Operation send = f.a->send(f.slice(0, 1));
+    // What a device may do: the receive queue is flushed before the send's failure is reported.
+    const std::uint64_t first_route = 0;
+    f.sim.complete(f.native, (first_route + 1) << 20, IBV_WC_WR_FLUSH_ERR, 1);
+    f.sim.complete(f.native, first_route << 20, IBV_WC_REM_ACCESS_ERR, 1);
+    f.run();
+    Awaited outcome;
+    const Coroutine waiter = await(std::move(receive), outcome);
+    CHECK(outcome.code() == make_wc_error(IBV_WC_REM_ACCESS_ERR));
+}
+
+TEST_CASE("AsyncQp: errors without exceptions", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    Operation send = f.a->send(f.slice(0, 1));
+    f.sim.time_out();
+    f.run();
+    std::error_code error;
+    std::optional<Completion> completion;
+    const auto wait = [&]() -> Coroutine { completion = co_await send.wait(error); };
+    const Coroutine waiter = wait();
+    REQUIRE(completion);
+    CHECK(error == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    CHECK(completion->status() == IBV_WC_RETRY_EXC_ERR);
+}
+
+TEST_CASE("AsyncQp: a request that the device refuses takes no room", "[rdma]") {
+    Fixture f;
+    for (int i = 0; i < 10; ++i) {
+        f.sim.fail("ibv_post_send", {.error = EINVAL});
+        f.sim.fail("ibv_post_recv", {.error = EINVAL});
+        Awaited send;
+        Awaited receive;
+        const Coroutine first = await(f.a->send(f.slice(0, 1)), send);
+        const Coroutine second = await(f.a->recv(f.slice(0, 1)), receive);
+        REQUIRE(send.error);
+        REQUIRE(receive.error);
+        CHECK(send.error->what() == std::string("ibv_post_send: Invalid argument"));
+        CHECK(receive.error->what() == std::string("ibv_post_recv: Invalid argument"));
+    }
+    Operation receive = f.b->recv(f.slice(100, 1));
+    Operation send = f.a->send(f.slice(0, 1));
+    f.run();
+    CHECK(send.done());
+    CHECK(receive.done());
+}
+
+TEST_CASE("AsyncQp: a completion queue that fails, fails all operations", "[rdma][I5]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::vector<Operation> sends;
+    for (int i = 0; i < 5; ++i) sends.push_back(f.a->send(f.slice(0, 1)));
+    Awaited posted;
+    Awaited waiting;
+    const Coroutine first = await(std::move(sends.front()), posted);
+    const Coroutine second = await(std::move(sends.back()), waiting);
+    f.sim.fail("ibv_poll_cq");
+    f.run();
+    REQUIRE(posted.error);
+    REQUIRE(waiting.error);
+    CHECK(posted.error->what() == std::string("ibv_poll_cq: Input/output error"));
+    CHECK(waiting.error->what() == std::string("ibv_poll_cq: Input/output error"));
+    Awaited later;
+    const Coroutine third = await(f.a->send(f.slice(0, 1)), later);
+    CHECK(later.error->what() == std::string("ibv_poll_cq: Input/output error"));
+    Awaited drained;
+    const Coroutine fourth = await_task(f.a->drain(), drained);
+    CHECK(drained.error);
+}
+
+// --- draining and destroying ---
+
+TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
+    Fixture f(simulated::mlx5);
+    std::vector<Operation> operations;
+    for (int i = 0; i < 6; ++i) operations.push_back(f.b->recv(f.slice(100, 1)));
+    // These succeed, and no completion tells: drain has to see to one.
+    operations.push_back(f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
+    operations.push_back(f.b->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
+    Awaited a;
+    Awaited b;
+    const Coroutine first = await_task(f.a->drain(), a);
+    const Coroutine second = await_task(f.b->drain(), b);
+    CHECK(!a.done());
+    f.run();
+    CHECK(a.completion);
+    CHECK(b.completion);
+    for (const Operation& operation : operations) CHECK(operation.done());
+    Awaited last;
+    const Coroutine third = await(std::move(operations.back()), last);
+    CHECK(last.completion);
+    Awaited again;
+    const Coroutine fourth = await_task(f.a->drain(), again);
+    CHECK(again.completion);
+}
+
+TEST_CASE("AsyncQp: drain where nothing is connected", "[rdma]") {
+    Fixture f;
+    AsyncQp reset(*f.router, f.domain);
+    Awaited outcome;
+    const Coroutine first = await_task(reset.drain(), outcome);
+    CHECK(outcome.completion);
+}
+
+TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    std::vector<Operation> kept;
+    Awaited posted;
+    Awaited waiting;
+    Awaited drained;
+    const Coroutine first = await(f.b->recv(f.slice(100, 1)), posted);
+    for (int i = 0; i < 3; ++i) kept.push_back(f.b->recv(f.slice(100, 1)));
+    const Coroutine second = await(f.b->recv(f.slice(100, 1)), waiting);
+    const Coroutine third = await_task(f.b->drain(), drained);
+    f.b.reset();
+    CHECK(!posted.done()); // nobody is resumed by a destructor
+    f.run();
+    CHECK(posted.code() == std::errc::operation_canceled);
+    CHECK(waiting.code() == std::errc::operation_canceled);
+    CHECK(drained.code() == std::errc::operation_canceled);
+    for (const Operation& operation : kept) CHECK(operation.done());
+}
+
+TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere", "[rdma]") {
+    for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
+        Fixture f(provider);
+        for (int round = 0; round < 3; ++round) {
+            AsyncQp brief(*f.router, f.domain, {.max_send_wr = 4, .max_recv_wr = 4});
+            brief.queue_pair().connect(f.b->queue_pair().local_address());
+            Operation lost = brief.recv(f.slice(100, 1));
+            brief.queue_pair().to_error(); // its completion is in the queue now
+            brief = AsyncQp(*f.router, f.domain, {.max_send_wr = 4, .max_recv_wr = 4});
+            brief.queue_pair().connect(f.b->queue_pair().local_address());
+            Operation alive = brief.recv(f.slice(100, 1));
+            f.run();
+            CHECK(lost.done());
+            CHECK(!alive.done());
+        }
+    }
+}
+
+TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
+    Fixture f;
+    Awaited outcome;
+    std::optional<Coroutine> waiter(await(f.b->recv(f.slice(100, 1)), outcome));
+    Operation kept = f.b->recv(f.slice(100, 1));
+    f.router.reset();
+    CHECK(!outcome.done());
+    Awaited later;
+    const Coroutine second = await(f.a->send(f.slice(0, 1)), later);
+    CHECK(later.code() == std::errc::operation_canceled);
+    waiter.reset();
+}
+
+TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
+    Fixture f;
+    Operation sent = f.a->send(f.slice(0, 1));
+    Awaited other;
+    const auto destroy = [&]() -> Coroutine {
+        Operation receive = f.b->recv(f.slice(100, 1));
+        co_await receive;
+        f.a.reset();
+        f.router.reset();
+        f.b.reset();
+    };
+    const Coroutine destroyer = destroy();
+    const Coroutine behind = await(f.b->recv(f.slice(100, 1)), other);
+    f.run();
+    CHECK(destroyer.done());
+    CHECK(!other.done());
+}
+
+TEST_CASE("Router: moved, and assigned to", "[rdma]") {
+    Fixture f;
+    Router moved = std::move(*f.router);
+    Awaited outcome;
+    const Coroutine receiver = await(f.b->recv(f.slice(100, 1)), outcome);
+    Operation sent = f.a->send(f.slice(0, 1));
+    f.run();
+    CHECK(outcome.completion);
+    ManualNotifier notifier;
+    moved = Router(AsyncCq(CompletionQueue(f.context, 8), notifier));
+    Awaited later;
+    const Coroutine sender = await(f.a->send(f.slice(0, 1)), later);
+    CHECK(later.code() == std::errc::operation_canceled);
+}
+
+namespace {
+
+// A coroutine whose exceptions reach whoever resumes it.
+struct Throwing {
+    struct promise_type {
+        Throwing get_return_object() noexcept {
+            return {std::coroutine_handle<promise_type>::from_promise(*this)};
+        }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_always final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() const { throw; }
+    };
+    std::coroutine_handle<promise_type> handle;
+};
+
+Throwing throw_after(Operation& operation) {
+    co_await operation;
+    throw std::runtime_error("from a coroutine");
+}
+
+} // namespace
+
+TEST_CASE("Router: what a coroutine lets escape reaches whoever runs the loop", "[rdma]") {
+    Fixture f;
+    Operation receive = f.b->recv(f.slice(100, 1));
+    const Throwing thrower = throw_after(receive);
+    Awaited behind;
+    const Coroutine waiter = await(f.b->recv(f.slice(100, 1)), behind);
+    Operation sent = f.a->send(f.slice(0, 1));
+    CHECK_THROWS_WITH(f.run(), contains("from a coroutine"));
+    REQUIRE(behind.error);
+    CHECK_THAT(behind.error->what(), contains("from a coroutine"));
+    thrower.handle.destroy();
+}

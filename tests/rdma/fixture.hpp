@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+// Two connected AsyncQps on one router, whose loop the test runs by hand.
+#pragma once
+
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/testing/manual_notifier.hpp>
+#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/protection_domain.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/simulated_verbs.hpp"
+
+namespace asyncverbs::support {
+
+constexpr int all_access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
+                           IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
+
+// What came of awaiting an operation.
+struct Awaited {
+    std::optional<Completion> completion;
+    std::optional<OperationError> operation_error;
+    std::optional<std::system_error> error; // of any other kind
+
+    bool done() const { return completion || operation_error || error; }
+    std::error_code code() const {
+        if (operation_error) return operation_error->code();
+        return error ? error->code() : std::error_code();
+    }
+};
+
+// Takes the operation over, or as await<Operation&>() refers to one that outlives it.
+template <class Awaitable>
+Coroutine await(Awaitable operation, Awaited& outcome, std::stop_token stop = {}) {
+    try {
+        outcome.completion = co_await operation.wait(std::move(stop));
+    } catch (const OperationError& error) {
+        outcome.operation_error = error;
+    } catch (const std::system_error& error) {
+        outcome.error = error;
+    }
+}
+
+inline Coroutine await_task(Task<> task, Awaited& outcome) {
+    try {
+        co_await std::move(task);
+        outcome.completion.emplace();
+    } catch (const std::system_error& error) {
+        outcome.error = error;
+    }
+}
+
+struct RouterFixture {
+    explicit RouterFixture(const simulated::ProviderModel& provider = simulated::rxe,
+                           const QueuePairOptions& options = {.max_send_wr = 4,
+                                                              .max_recv_wr = 4,
+                                                              .max_send_sge = 3,
+                                                              .max_recv_sge = 3,
+                                                              .max_inline_data = 64})
+        : sim(provider), router(std::in_place, AsyncCq(CompletionQueue(context, 64), notifier)),
+          a(std::in_place, *router, domain, options), b(std::in_place, *router, domain, options) {
+        native = router->completion_queue().native_handle();
+        if (options.type == IBV_QPT_UD) {
+            a->queue_pair().activate();
+            b->queue_pair().activate();
+        } else {
+            a->queue_pair().init({.access = all_access});
+            b->queue_pair().init({.access = all_access});
+            a->queue_pair().connect(b->queue_pair().local_address());
+            b->queue_pair().connect(a->queue_pair().local_address());
+        }
+    }
+
+    // The loop turns until nothing moves any more.
+    void run() {
+        for (int i = 0; i < 8; ++i) {
+            notifier.notify();
+            notifier.run();
+        }
+    }
+
+    void write(std::size_t at, std::string_view text) {
+        std::memcpy(memory.data() + at, text.data(), text.size());
+    }
+    std::string_view read(std::size_t at, std::size_t length) const {
+        return {reinterpret_cast<const char*>(memory.data()) + at, length};
+    }
+    RemoteSlice remote(std::size_t at, std::size_t length) const {
+        return {reinterpret_cast<std::uintptr_t>(memory.data()) + at, length, region->rkey()};
+    }
+    Slice slice(std::size_t at, std::size_t length) const { return region->slice(at, length); }
+
+    alignas(8) std::array<std::byte, 512> memory{};
+    simulated::SimulatedVerbs sim;
+    ManualNotifier notifier;
+    Context context = Context::open();
+    ProtectionDomain domain{context};
+    std::optional<MemoryRegion> region{std::in_place, domain, memory, all_access};
+    std::optional<Router> router;
+    std::optional<AsyncQp> a;
+    std::optional<AsyncQp> b;
+    ibv_cq* native = nullptr;
+};
+
+} // namespace asyncverbs::support

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+// Three operations of a queue pair, of which one waits for room, and all that may happen to them,
+// in every order: completions, stops, destroyed coroutines, drain, the queue pair and the router
+// destroyed, with and without a turn of the loop after each.
+#include "rdma/fixture.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <iostream>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <vector>
+
+using namespace asyncverbs;
+using namespace asyncverbs::support;
+
+namespace {
+
+enum Step {
+    deliver,
+    deliver_again,
+    deliver_third,
+    stop_send,
+    stop_receive,
+    stop_waiting,
+    destroy_send,
+    destroy_receive,
+    destroy_waiting,
+    drain,
+    destroy_queue_pair,
+    destroy_router,
+    steps
+};
+
+const char* name(Step step) {
+    constexpr const char* names[] = {"deliver",      "deliver",         "deliver",
+                                     "stop send",    "stop receive",    "stop waiting",
+                                     "destroy send", "destroy receive", "destroy waiting",
+                                     "drain",        "destroy QP",      "destroy router"};
+    return names[step];
+}
+
+using Schedule = std::vector<Step>;
+
+std::string text(const Schedule& schedule, bool turns) {
+    std::string all = turns ? "with turns:" : "without turns:";
+    for (const Step step : schedule) all += std::string(" ") + name(step) + ",";
+    return all;
+}
+
+bool contains_step(const Schedule& schedule, Step step) {
+    return std::find(schedule.begin(), schedule.end(), step) != schedule.end();
+}
+
+// What is wrong with this schedule; "" if nothing is.
+std::string play(const simulated::ProviderModel& provider, const Schedule& schedule, bool turns) {
+    constexpr std::size_t count = 3;
+    RouterFixture f(provider, {.max_send_wr = 1, .max_recv_wr = 4});
+    f.sim.hold_delivery();
+    std::vector<Operation> peer;
+    for (std::size_t i = 0; i < 3; ++i) peer.push_back(f.b->recv(f.slice(256 + 8 * i, 8)));
+    peer.push_back(f.b->send(f.slice(0, 5)));
+
+    std::array<std::stop_source, count> stops;
+    std::array<Awaited, count> outcomes;
+    std::array<std::optional<Coroutine>, count> waiters;
+    waiters[0] = await(f.a->send(f.slice(0, 8)), outcomes[0], stops[0].get_token());
+    std::optional<Operation> receive(f.a->recv(f.slice(128, 8)));
+    waiters[1] = await<Operation&>(*receive, outcomes[1], stops[1].get_token());
+    waiters[2] = await(f.a->send(f.slice(8, 8)), outcomes[2], stops[2].get_token());
+    f.region.reset(); // from here on it is the operations' to keep
+    Awaited drained;
+    std::optional<Coroutine> drainer;
+
+    for (const Step step : schedule) {
+        switch (step) {
+        case deliver:
+        case deliver_again:
+        case deliver_third:
+            f.sim.deliver(1);
+            break;
+        case stop_send:
+        case stop_receive:
+        case stop_waiting:
+            stops[step - stop_send].request_stop();
+            break;
+        case destroy_send:
+        case destroy_receive:
+        case destroy_waiting:
+            waiters[step - destroy_send].reset();
+            break;
+        case drain:
+            if (f.a) drainer = await_task(f.a->drain(), drained);
+            break;
+        case destroy_queue_pair:
+            f.a.reset();
+            break;
+        default:
+            f.router.reset();
+        }
+        if (!turns) continue;
+        f.run();
+        if (!f.router) continue;
+        for (std::size_t i = 0; i < count; ++i) {
+            const bool ends = step == destroy_queue_pair || step == stop_send + static_cast<int>(i);
+            if (ends && waiters[i] && !outcomes[i].done()) return "not resumed at once";
+        }
+        if (step == destroy_queue_pair && drainer && !drained.done()) return "drain goes on";
+    }
+    f.sim.release_delivery();
+    f.run();
+
+    const bool routed = !contains_step(schedule, destroy_router);
+    for (std::size_t i = 0; i < count; ++i) {
+        const bool destroyed = contains_step(schedule, static_cast<Step>(destroy_send + i));
+        const bool stopped = contains_step(schedule, static_cast<Step>(stop_send + i));
+        const Awaited& outcome = outcomes[i];
+        if (routed && !destroyed && !outcome.done()) return "operation left behind";
+        if (!outcome.done()) continue;
+        const bool undisturbed = !stopped && !contains_step(schedule, drain) &&
+                                 !contains_step(schedule, destroy_queue_pair);
+        if (routed && undisturbed && !outcome.completion) return "operation failed";
+        if (outcome.completion && outcome.completion->status() != IBV_WC_SUCCESS) {
+            return "an error that is a success";
+        }
+        if (outcome.code() == std::errc::operation_canceled && undisturbed && routed) {
+            return "nobody stopped it";
+        }
+    }
+    if (routed && drainer && !drained.done()) return "drain left behind";
+    if (drainer && drained.completion && f.a) {
+        if (f.sim.posted_sends(f.a->queue_pair().native_handle()) != 0) return "drained too early";
+    }
+    drainer.reset();
+    for (auto& waiter : waiters) waiter.reset();
+    receive.reset();
+    peer.clear();
+    f.a.reset();
+    f.b.reset();
+    if (f.sim.calls("ibv_dereg_mr") != 1) return "a region is kept for ever";
+    f.router.reset();
+    for (const std::string& problem : f.sim.take_problems()) return problem;
+    return "";
+}
+
+// All schedules of distinct steps up to a length.
+template <class Visit>
+void explore(Schedule& schedule, std::size_t length, const Visit& visit) {
+    visit(schedule);
+    if (schedule.size() == length) return;
+    for (int i = 0; i < steps; ++i) {
+        const auto step = static_cast<Step>(i);
+        if (contains_step(schedule, step)) continue;
+        if (i == deliver_again && !contains_step(schedule, deliver)) continue; // they are alike
+        if (i == deliver_third && !contains_step(schedule, deliver_again)) continue;
+        schedule.push_back(step);
+        explore(schedule, length, visit);
+        schedule.pop_back();
+    }
+}
+
+} // namespace
+
+TEST_CASE("Operations: every interleaving", "[rdma][I7][I8][I12]") {
+    std::size_t schedules = 0;
+    for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
+        for (const bool turns : {false, true}) {
+            Schedule schedule;
+            explore(schedule, 4, [&](const Schedule& each) {
+                ++schedules;
+                const std::string problem = play(provider, each, turns);
+                if (!problem.empty()) FAIL_CHECK(problem << ", " << text(each, turns));
+            });
+        }
+    }
+    CHECK(schedules > 20000);
+    std::cout << schedules << " schedules of three operations\n";
+}

@@ -1,0 +1,1051 @@
+// SPDX-License-Identifier: MIT
+// Streams on simulated verbs. No queue pair here repeats a send for want of a receive: where one is
+// missing, the connection breaks.
+#include <asyncverbs/rdma/stream.hpp>
+
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/testing/manual_notifier.hpp>
+#include <asyncverbs/verbs/memory_region.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/counters.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using support::contains;
+using support::Coroutine;
+
+static_assert(std::is_nothrow_move_constructible_v<Stream> &&
+              !std::is_copy_constructible_v<Stream>);
+
+namespace {
+
+// What came of reading or writing.
+struct Result {
+    std::string text;
+    bool ended = false;
+    bool done = false;
+    std::optional<std::system_error> error;
+
+    std::error_code code() const { return error ? error->code() : std::error_code(); }
+};
+
+std::span<const std::byte> bytes_of(std::string_view text) {
+    return std::as_bytes(std::span(text));
+}
+
+// Until the end, or `most` bytes, or it fails.
+Coroutine read(Stream& stream, std::size_t chunk, Result& result, std::size_t most = ~std::size_t{},
+               std::stop_token stop = {}) {
+    std::vector<std::byte> buffer(chunk);
+    try {
+        while (result.text.size() < most) {
+            const std::size_t count = co_await stream.read_some(buffer, stop);
+            result.text.append(reinterpret_cast<const char*>(buffer.data()), count);
+            if (count == 0) {
+                result.ended = true;
+                break;
+            }
+        }
+    } catch (const std::system_error& error) {
+        result.error = error;
+    }
+    result.done = true;
+}
+
+Coroutine write(Stream& stream, std::string text, std::size_t chunk, Result& result,
+                std::stop_token stop = {}) {
+    try {
+        while (result.text.size() < text.size()) {
+            const std::string part = text.substr(result.text.size(), chunk);
+            co_await stream.write_all(bytes_of(part), stop);
+            result.text += part;
+        }
+    } catch (const std::system_error& error) {
+        result.error = error;
+    }
+    result.done = true;
+}
+
+// A last call.
+Coroutine await(Task<> task, Result& result) {
+    try {
+        co_await std::move(task);
+    } catch (const std::system_error& error) {
+        result.error = error;
+    }
+    result.done = true;
+}
+
+Coroutine write_and_end(Stream& stream, std::string text, std::size_t chunk, Result& result) {
+    try {
+        while (result.text.size() < text.size()) {
+            const std::string part = text.substr(result.text.size(), chunk);
+            co_await stream.write_all(bytes_of(part));
+            result.text += part;
+        }
+        co_await stream.shutdown_write();
+    } catch (const std::system_error& error) {
+        result.error = error;
+    }
+    result.done = true;
+}
+
+std::string text_of(std::size_t size) {
+    std::string text(size, '\0');
+    for (std::size_t i = 0; i < size; ++i) text[i] = static_cast<char>('a' + i * 7 % 26 + i % 3);
+    return text;
+}
+
+// What a stream rests on, and two queue pairs that are not connected yet.
+struct Connection {
+    explicit Connection(const StreamOptions& for_a = {}, const StreamOptions& for_b = {})
+        : options_a(for_a), options_b(for_b),
+          router(std::in_place, AsyncCq(CompletionQueue(context, 1024), notifier)) {}
+
+    AsyncQp make_qp(const StreamOptions& options) {
+        AsyncQp qp(*router, domain, Stream::queue_pair_options(options));
+        qp.queue_pair().init();
+        return qp;
+    }
+
+    static void connect(QueuePair& one, QueuePair& other) {
+        one.connect(other.local_address(), {}, {.rnr_retry = 0});
+        other.connect(one.local_address(), {}, {.rnr_retry = 0});
+    }
+
+    bool turn() {
+        notifier.notify();
+        return notifier.run();
+    }
+    void run() {
+        for (int i = 0; i < 16; ++i) turn();
+    }
+    // A bound that a hang alone exceeds.
+    template <class Done>
+    void run_until(Done done) {
+        for (int i = 0; i < 100'000 && !done(); ++i) turn();
+        REQUIRE(done());
+    }
+
+    StreamOptions options_a;
+    StreamOptions options_b;
+    simulated::SimulatedVerbs sim;
+    ManualNotifier notifier;
+    Context context = Context::open();
+    ProtectionDomain domain{context};
+    std::optional<Router> router;
+};
+
+struct Fixture : Connection {
+    explicit Fixture(const StreamOptions& options = {}) : Fixture(options, options) {}
+    Fixture(const StreamOptions& for_a, const StreamOptions& for_b) : Connection(for_a, for_b) {
+        a.emplace(make_qp(options_a), domain, options_a);
+        b.emplace(make_qp(options_b), domain, options_b);
+        connect(a->queue_pair(), b->queue_pair());
+    }
+
+    // Both ends have said hello, and heard it.
+    void greet() {
+        Result results[2];
+        const Coroutine from_a = write(*a, "a", 1, results[0]);
+        const Coroutine from_b = write(*b, "b", 1, results[1]);
+        Result at_a;
+        Result at_b;
+        const Coroutine to_a = read(*a, 1, at_a, 1);
+        const Coroutine to_b = read(*b, 1, at_b, 1);
+        run();
+        REQUIRE(at_a.text == "b");
+        REQUIRE(at_b.text == "a");
+    }
+
+    std::optional<Stream> a;
+    std::optional<Stream> b;
+};
+
+// A stream whose peer says what it likes.
+struct WithStranger : Connection {
+    explicit WithStranger(const StreamOptions& options = {.buffer_size = 16, .buffers = 2})
+        : Connection(options, options), a(std::in_place, make_qp(options), domain, options),
+          stranger(*router, domain, {.max_send_wr = 32, .max_recv_wr = 32}) {
+        stranger.queue_pair().init();
+        for (std::size_t i = 0; i < 32; ++i) {
+            receives.push_back(stranger.post_recv(region.slice(64 * i, 64)));
+        }
+        connect(a->queue_pair(), stranger.queue_pair());
+    }
+
+    void say(std::vector<unsigned char> message) {
+        REQUIRE(message.size() <= 64);
+        const Slice slice = region.slice(2048 + 64 * sends.size(), message.size());
+        std::ranges::copy(std::as_bytes(std::span(message)), slice.address);
+        sends.push_back(stranger.send(slice));
+    }
+    void greet(unsigned char buffers = 2) {
+        say({1, 0, 0, 0, 'a', 'v', 's', '1', 0, 0, 0, buffers, 0, 0, 0, 16});
+    }
+
+    std::vector<std::byte> memory = std::vector<std::byte>(4096);
+    MemoryRegion region{domain, memory};
+    std::optional<Stream> a;
+    AsyncQp stranger;
+    std::vector<Operation> receives;
+    std::vector<Operation> sends;
+};
+
+} // namespace
+
+// --- what it carries ---
+
+TEST_CASE("Stream: bytes arrive in order, and then the end", "[stream]") {
+    Fixture f;
+    Result sent;
+    Result received;
+    const Coroutine reader = read(*f.b, 100, received);
+    const Coroutine writer = write_and_end(*f.a, "hello, peer", 5, sent);
+    f.run();
+    CHECK(sent.done);
+    CHECK(!sent.error);
+    CHECK(received.text == "hello, peer");
+    CHECK(received.ended);
+}
+
+TEST_CASE("Stream: every split of a few bytes into writes, messages and reads", "[stream]") {
+    constexpr std::size_t size = 6;
+    const std::string text = text_of(size);
+    const std::uint32_t buffers = GENERATE(1u, 2u, 3u);
+    const std::size_t buffer_size = GENERATE(1u, 2u, 4u, 100u);
+    const std::size_t chunk = GENERATE(1u, 2u, 5u, 100u);
+    for (unsigned cuts = 0; cuts < 1u << (size - 1); ++cuts) {
+        Fixture f({.buffer_size = buffer_size, .buffers = buffers});
+        const auto write_parts = [&](Stream& stream) -> Coroutine {
+            std::size_t from = 0;
+            for (std::size_t to = 1; to <= size; ++to) {
+                if (to < size && (cuts >> (to - 1) & 1) == 0) continue;
+                co_await stream.write_all(bytes_of(text).subspan(from, to - from));
+                from = to;
+            }
+            co_await stream.shutdown_write();
+        };
+        Result received;
+        const Coroutine writer = write_parts(*f.a);
+        const Coroutine reader = read(*f.b, chunk, received);
+        f.run_until([&] { return received.done; });
+        INFO(buffers << " buffers of " << buffer_size << ", read by " << chunk << ", cuts "
+                     << cuts);
+        REQUIRE(received.text == text);
+        REQUIRE(received.ended);
+        REQUIRE(writer.done());
+        writer.get();
+    }
+}
+
+TEST_CASE("Stream: random sizes both ways, the device in no hurry", "[stream]") {
+    const unsigned seed = GENERATE(range(0u, 60u));
+    CAPTURE(seed);
+    std::minstd_rand random(seed);
+    const auto up_to = [&](unsigned most) { return 1 + static_cast<unsigned>(random()) % most; };
+    Fixture f({.buffer_size = up_to(40), .buffers = up_to(5)},
+              {.buffer_size = up_to(40), .buffers = up_to(5)});
+    const std::string to_b = text_of(up_to(3000));
+    const std::string to_a = text_of(up_to(3000));
+    Result results[4];
+    f.sim.hold_delivery();
+    const Coroutine all[] = {write_and_end(*f.a, to_b, up_to(200), results[0]),
+                             write_and_end(*f.b, to_a, up_to(200), results[1]),
+                             read(*f.b, up_to(100), results[2]),
+                             read(*f.a, up_to(100), results[3])};
+    f.run_until([&] {
+        f.sim.deliver(static_cast<int>(up_to(4)));
+        return std::all_of(std::begin(results), std::end(results),
+                           [](const Result& result) { return result.done; });
+    });
+    for (const Result& result : results) CHECK(!result.error);
+    CHECK(results[2].text == to_b);
+    CHECK(results[3].text == to_a);
+    CHECK(results[2].ended);
+    CHECK(results[3].ended);
+}
+
+TEST_CASE("Stream: several spans in few messages", "[stream]") {
+    Fixture f({.buffer_size = 8, .buffers = 4});
+    const auto gather = [&](Stream& stream) -> Coroutine {
+        const std::array<std::span<const std::byte>, 5> from{
+            bytes_of("ab"), bytes_of(""), bytes_of("cdefghij"), bytes_of("klmnop"), bytes_of("")};
+        co_await stream.write_all(from);
+    };
+    std::array<std::byte, 3> head{};
+    std::array<std::byte, 100> rest{};
+    std::size_t count = 0;
+    const auto scatter = [&](Stream& stream) -> Coroutine {
+        const std::array<std::span<std::byte>, 3> to{std::span<std::byte>(), head, rest};
+        count = co_await stream.read_some(to);
+    };
+    f.greet();
+    const std::uint64_t before = f.sim.calls("ibv_post_send");
+    const Coroutine writer = gather(*f.a);
+    CHECK(f.sim.calls("ibv_post_send") - before == 2);
+    f.run();
+    CHECK(writer.done());
+    const Coroutine reader = scatter(*f.b);
+    CHECK(count == 16);
+    CHECK(std::memcmp(head.data(), "abc", 3) == 0);
+    CHECK(std::memcmp(rest.data(), "defghijklmnop", 13) == 0);
+}
+
+TEST_CASE("Stream: nothing to read into, nothing to write", "[stream]") {
+    Fixture f;
+    Result read_nothing;
+    Result written;
+    const Coroutine reader = read(*f.a, 0, read_nothing);
+    CHECK(read_nothing.done);
+    const Coroutine writer = await(f.a->write_all(std::span<const std::byte>()), written);
+    CHECK(written.done);
+    CHECK(!written.error);
+}
+
+// --- ends ---
+
+TEST_CASE("Stream: each direction ends by itself", "[stream]") {
+    Fixture f;
+    Result ended;
+    Result at_b;
+    const Coroutine end = await(f.a->shutdown_write(), ended);
+    const Coroutine reader_b = read(*f.b, 10, at_b);
+    f.run();
+    CHECK(ended.done);
+    CHECK(at_b.ended);
+
+    Result answer;
+    Result at_a;
+    const Coroutine writer_b = write_and_end(*f.b, "still here", 100, answer);
+    const Coroutine reader_a = read(*f.a, 3, at_a);
+    f.run();
+    CHECK(!answer.error);
+    CHECK(at_a.text == "still here");
+    CHECK(at_a.ended);
+
+    Result late;
+    Result again;
+    const Coroutine late_write = write(*f.a, "x", 1, late);
+    const Coroutine end_again = await(f.a->shutdown_write(), again);
+    CHECK(late.code() == std::errc::broken_pipe);
+    CHECK(again.done);
+    CHECK(!again.error);
+}
+
+TEST_CASE("Stream: the end may come before anything else", "[stream]") {
+    Fixture f({.buffers = 1});
+    Result ended[2];
+    Result read_by[2];
+    const Coroutine all[] = {await(f.a->shutdown_write(), ended[0]),
+                             await(f.b->shutdown_write(), ended[1])};
+    f.run();
+    const Coroutine readers[] = {read(*f.a, 1, read_by[0]), read(*f.b, 1, read_by[1])};
+    for (const Result& result : ended) CHECK((result.done && !result.error));
+    for (const Result& result : read_by) CHECK(result.ended);
+}
+
+TEST_CASE("Stream: who has read the end does not mind what happens then", "[stream]") {
+    Fixture f;
+    Result sent;
+    const Coroutine writer = write_and_end(*f.a, "all", 3, sent);
+    Result nothing;
+    const Coroutine greeting = read(*f.b, 0, nothing);
+    f.run();
+    CHECK(sent.done);
+    f.a.reset();
+    f.sim.break_qp(f.b->queue_pair().native_handle());
+    f.run();
+    Result received;
+    const Coroutine reader = read(*f.b, 2, received);
+    CHECK(received.text == "all");
+    CHECK(received.ended);
+}
+
+TEST_CASE("Stream: close() waits until all has arrived", "[stream]") {
+    Fixture f;
+    f.greet();
+    f.sim.hold_delivery();
+    Result sent;
+    Result closed;
+    const Coroutine writer = write(*f.a, "last words", 100, sent);
+    const Coroutine close = await(f.a->close(), closed);
+    f.run();
+    CHECK(sent.done);
+    CHECK(!closed.done);
+    f.sim.release_delivery();
+    f.run();
+    CHECK(closed.done);
+    CHECK(!closed.error);
+    CHECK_THROWS_WITH(f.a->queue_pair(), contains("closed"));
+
+    Result received;
+    Result answer;
+    Result closed_too;
+    const Coroutine reader = read(*f.b, 100, received);
+    const Coroutine writer_b = write(*f.b, "what?", 100, answer);
+    const Coroutine close_b = await(f.b->close(), closed_too);
+    f.run();
+    CHECK(received.text == "last words");
+    CHECK(received.ended);
+    CHECK(answer.code() == std::errc::broken_pipe);
+    CHECK(closed_too.done);
+    CHECK(!closed_too.error);
+
+    Result again;
+    const Coroutine close_again = await(f.a->close(), again);
+    CHECK(again.done);
+    CHECK(!again.error);
+}
+
+TEST_CASE("Stream: close() frees a peer that waits to write, and a reader of its own", "[stream]") {
+    Fixture f({.buffer_size = 4, .buffers = 2});
+    Result stuck;
+    Result received;
+    Result closed;
+    const Coroutine writer = write(*f.b, text_of(100), 100, stuck);
+    const Coroutine reader = read(*f.a, 4, received, 4);
+    f.run();
+    CHECK(!stuck.done);
+    const Coroutine waiting = read(*f.b, 4, received);
+    const Coroutine close = await(f.a->close(), closed);
+    f.run();
+    CHECK(closed.done);
+    CHECK(stuck.code() == std::errc::broken_pipe);
+    CHECK(received.ended);
+}
+
+TEST_CASE("Stream: both ends close at the same time", "[stream]") {
+    const bool ended = GENERATE(false, true);
+    Fixture f;
+    f.greet();
+    Result results[4];
+    std::vector<Coroutine> all;
+    if (ended) {
+        all.push_back(await(f.a->shutdown_write(), results[2]));
+        all.push_back(await(f.b->shutdown_write(), results[3]));
+        f.run();
+    }
+    f.sim.hold_delivery();
+    all.push_back(await(f.a->close(), results[0]));
+    all.push_back(await(f.b->close(), results[1]));
+    f.sim.release_delivery();
+    f.run();
+    for (const Result* result : {&results[0], &results[1]}) CHECK((result->done && !result->error));
+}
+
+TEST_CASE("Stream: where both ends have ended, close() has nothing to say", "[stream]") {
+    Fixture f;
+    f.greet();
+    Result results[3];
+    const Coroutine ends[] = {await(f.a->shutdown_write(), results[0]),
+                              await(f.b->shutdown_write(), results[1])};
+    f.run();
+    f.b.reset(); // and could not answer
+    const Coroutine close = await(f.a->close(), results[2]);
+    f.run();
+    CHECK(results[2].done);
+    CHECK(!results[2].error);
+}
+
+TEST_CASE("Stream: close() fails where the peer did not get all of it", "[stream]") {
+    Fixture f;
+    f.greet();
+    f.sim.hold_delivery();
+    Result closed;
+    const Coroutine close = await(f.a->close(), closed);
+    f.sim.time_out();
+    f.run();
+    CHECK(closed.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+}
+
+TEST_CASE("Stream: after close() there is what had arrived, and no more", "[stream]") {
+    Fixture f;
+    f.greet();
+    Result sent;
+    Result closed;
+    Result received;
+    const Coroutine writer = write(*f.b, "unread", 10, sent);
+    f.run();
+    const Coroutine close = await(f.a->close(), closed);
+    f.run();
+    REQUIRE(closed.done);
+    const Coroutine reader = read(*f.a, 10, received);
+    CHECK(received.text == "unread");
+    CHECK(received.code() == std::errc::operation_canceled);
+}
+
+// --- credits ---
+
+TEST_CASE("Stream: a writer waits for a reader that is slow", "[stream]") {
+    const std::uint32_t buffers = GENERATE(1u, 2u, 3u, 4u, 7u);
+    CAPTURE(buffers);
+    Fixture f({.buffer_size = 10, .buffers = buffers});
+    const std::string text = text_of(1000);
+    Result sent;
+    Result received;
+    Result nothing;
+    const Coroutine greeting = read(*f.b, 0, nothing);
+    const Coroutine writer = write(*f.a, text, 10, sent);
+    f.run();
+    CHECK(sent.text.size() == 10 * buffers);
+    CHECK(!sent.done);
+    while (received.text.size() < text.size()) {
+        received.done = false;
+        const Coroutine reader = read(*f.b, 7, received, received.text.size() + 1);
+        f.run();
+        REQUIRE(received.done);
+        CHECK(sent.text.size() <= received.text.size() + 10 * (buffers + 1));
+    }
+    CHECK(sent.done);
+    CHECK(received.text == text);
+}
+
+TEST_CASE("Stream: two ends that are out of credits are not stuck", "[stream]") {
+    const std::uint32_t buffers = GENERATE(1u, 2u, 3u, 4u, 5u);
+    CAPTURE(buffers);
+    Fixture f({.buffer_size = 4, .buffers = buffers});
+    const std::string text = text_of(500);
+    Result results[4];
+    const Coroutine writers[] = {write_and_end(*f.a, text, 500, results[0]),
+                                 write_and_end(*f.b, text, 500, results[1])};
+    f.run();
+    CHECK(!results[0].done);
+    CHECK(!results[1].done);
+    const Coroutine readers[] = {read(*f.a, 4, results[2]), read(*f.b, 4, results[3])};
+    f.run_until([&] { return results[2].done && results[3].done; });
+    CHECK(results[2].text == text);
+    CHECK(results[3].text == text);
+}
+
+TEST_CASE("Stream: credits go alone when half are owed, else with data", "[stream]") {
+    Fixture f({.buffer_size = 1, .buffers = 8});
+    f.greet();
+    Result sent;
+    Result received;
+    const std::uint64_t before = f.sim.calls("ibv_post_send");
+    const Coroutine writer = write(*f.a, "abcdefgh", 1, sent);
+    f.run();
+    // The one for greet() is owed still.
+    const Coroutine two = read(*f.b, 1, received, 2);
+    f.run();
+    CHECK(f.sim.calls("ibv_post_send") - before == 7);
+    Result answer;
+    const Coroutine piggyback = write(*f.b, "x", 1, answer);
+    f.run();
+    CHECK(sent.done);
+    CHECK(f.sim.calls("ibv_post_send") - before == 9);
+    const Coroutine three = read(*f.b, 1, received, 5);
+    f.run();
+    CHECK(f.sim.calls("ibv_post_send") - before == 9);
+    const Coroutine fourth = read(*f.b, 1, received, 6);
+    CHECK(f.sim.calls("ibv_post_send") - before == 10);
+    f.run();
+}
+
+TEST_CASE("Stream: all that a peer may say at once finds a receive", "[stream]") {
+    constexpr StreamOptions options{.buffer_size = 4, .buffers = 2};
+    Connection c;
+    ManualNotifier other_notifier;
+    Router other_router(AsyncCq(CompletionQueue(c.context, 64), other_notifier));
+    AsyncQp other_qp(other_router, c.domain, Stream::queue_pair_options(options));
+    other_qp.queue_pair().init();
+    Stream a(c.make_qp(options), c.domain, options);
+    Stream b(std::move(other_qp), c.domain, options);
+    Connection::connect(a.queue_pair(), b.queue_pair());
+    const auto run_both = [&] {
+        for (int i = 0; i < 16; ++i) {
+            c.turn();
+            other_notifier.notify();
+            other_notifier.run();
+        }
+    };
+    Result nothing;
+    const Coroutine greetings[] = {read(a, 0, nothing), read(b, 0, nothing)};
+    run_both();
+    Result from_b;
+    const Coroutine writer_b = write(b, "12345678", 8, from_b);
+    CHECK(from_b.done);
+    run_both();
+
+    // From now on `b` is busy elsewhere: all its credits come back, one by one, and all of `a`'s
+    // are used.
+    Result at_a;
+    const Coroutine reader_a = read(a, 4, at_a, 4);
+    c.run();
+    const Coroutine again = read(a, 4, at_a, 8);
+    c.run();
+    CHECK(at_a.text == "12345678");
+    Result from_a;
+    Result closed;
+    const Coroutine writer_a = write_and_end(a, "abcdefgh", 8, from_a);
+    c.run();
+    CHECK(from_a.done);
+    const Coroutine close = await(a.close(), closed);
+    c.run();
+    CHECK(closed.done);
+    CHECK(!closed.error);
+    Result at_b;
+    const Coroutine reader_b = read(b, 4, at_b);
+    run_both();
+    CHECK(at_b.text == "abcdefgh");
+    CHECK(at_b.ended);
+}
+
+// --- errors ---
+
+TEST_CASE("Stream: a broken connection ends reading and writing with the cause", "[stream]") {
+    Fixture f({.buffer_size = 4, .buffers = 2});
+    f.greet();
+    Result received;
+    Result sent;
+    Result later;
+    Result closed;
+    f.sim.hold_delivery();
+    const Coroutine reader = read(*f.a, 4, received);
+    const Coroutine writer = write(*f.a, text_of(100), 100, sent);
+    f.run();
+    f.sim.time_out();
+    f.run();
+    CHECK(received.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    CHECK(sent.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    REQUIRE(sent.done);
+    CHECK(sent.error->what() == std::string(received.error->what()));
+    const Coroutine again = write(*f.a, "x", 1, later);
+    CHECK(later.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+    const Coroutine close = await(f.a->close(), closed);
+    CHECK(closed.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+}
+
+TEST_CASE("Stream: what had arrived is read before the failure", "[stream]") {
+    Fixture f({.buffer_size = 4, .buffers = 4});
+    f.greet();
+    Result sent;
+    const Coroutine writer = write(*f.a, "arrived", 7, sent);
+    f.run();
+    f.sim.break_qp(f.b->queue_pair().native_handle());
+    f.run();
+    Result received;
+    const Coroutine reader = read(*f.b, 4, received);
+    CHECK(received.text == "arrived");
+    CHECK(!received.ended);
+    CHECK(received.code() == make_wc_error(IBV_WC_WR_FLUSH_ERR));
+}
+
+TEST_CASE("Stream: to write before it is connected is an error", "[stream]") {
+    Connection c;
+    Stream stream(c.make_qp({}), c.domain);
+    Result sent;
+    const Coroutine writer = write(stream, "x", 1, sent);
+    CHECK_THAT(sent.error.value().what(), contains("ibv_post_send"));
+    Result received;
+    const Coroutine reader = read(stream, 1, received);
+    CHECK_THAT(received.error.value().what(), contains("ibv_post_send"));
+}
+
+TEST_CASE("Stream: what it cannot be made of", "[stream]") {
+    Connection c;
+    CHECK_THROWS_WITH(Stream(c.make_qp({}), c.domain, {.buffers = 17}),
+                      contains("an RC queue pair with 21 receives"));
+    CHECK_THROWS_WITH(
+        Stream(AsyncQp(*c.router, c.domain, {.type = IBV_QPT_UD, .max_recv_wr = 64}), c.domain),
+        contains("an RC queue pair"));
+    CHECK_THROWS_WITH(Stream(c.make_qp({}), c.domain, {.buffers = 0}),
+                      contains("buffers 0 is out of range for a stream"));
+    CHECK_THROWS_WITH(Stream(c.make_qp({}), c.domain, {.buffers = 65536}),
+                      contains("buffers 65536 is out of range for a stream"));
+    CHECK_THROWS_WITH(Stream(c.make_qp({}), c.domain, {.buffer_size = 0}),
+                      contains("buffer_size 0 is out of range for a stream"));
+    CHECK_THROWS_WITH(Stream(c.make_qp({}), c.domain, {.buffer_size = ~std::size_t{}}),
+                      contains("buffer_size 1073741825 is out of range for a stream"));
+    CHECK_THROWS_WITH(
+        Stream(AsyncQp(*c.router, c.domain, Stream::queue_pair_options()), c.domain), // in RESET
+        contains("ibv_post_recv"));
+}
+
+TEST_CASE("Stream: a second reader or writer at the same time is refused", "[stream]") {
+    Fixture f;
+    Result results[4];
+    const Coroutine reader = read(*f.a, 1, results[0]);
+    const Coroutine second_reader = read(*f.a, 1, results[1]);
+    CHECK_THROWS_AS(second_reader.get(), std::logic_error);
+    const Coroutine writer = write(*f.a, "x", 1, results[2]); // waits for the peer's hello
+    const Coroutine second_writer = await(f.a->shutdown_write(), results[3]);
+    CHECK_THROWS_AS(second_writer.get(), std::logic_error);
+    CHECK(!results[0].done);
+    CHECK(!results[2].done);
+}
+
+// --- a peer that breaks the protocol ---
+
+TEST_CASE("Stream: a peer that breaks the protocol ends it", "[stream]") {
+    struct Case {
+        const char* text;
+        bool greets;
+        std::vector<std::vector<unsigned char>> messages;
+    };
+    const std::vector<unsigned char> hello{1, 0, 0, 0, 'a', 'v', 's', '1', 0, 0, 0, 2, 0, 0, 0, 16};
+    auto wrong_magic = hello;
+    wrong_magic[7] = '2';
+    auto no_buffers = hello;
+    no_buffers[11] = 0;
+    auto many_buffers = hello;
+    many_buffers[9] = 1;
+    auto no_size = hello;
+    no_size[15] = 0;
+    auto early_credits = hello;
+    early_credits[3] = 1;
+    auto short_hello = hello;
+    short_hello.pop_back();
+    const Case cases[] = {
+        {"a message of 0 bytes", false, {{}}},
+        {"a message of 3 bytes", false, {{1, 0, 0}}},
+        {"unknown kind 0", false, {{0, 0, 0, 0}}},
+        {"unknown kind 6", true, {{6, 0, 0, 0}}},
+        {"unknown kind 255", true, {{255, 0, 0, 0, 1}}},
+        {"unknown kind 2", true, {{2, 1, 0, 0, 1}}},
+        {"something else before its hello", false, {{2, 0, 0, 0, 'x'}}},
+        {"something else before its hello", false, {{5, 0, 0, 0}}},
+        {"a message of kind 1 with 0 bytes", false, {{1, 0, 0, 0}}},
+        {"no hello of this version", false, {wrong_magic}},
+        {"no hello of this version", false, {short_hello}},
+        {"a hello of 0 buffers of 16 bytes", false, {no_buffers}},
+        {"a hello of 65538 buffers of 16 bytes", false, {many_buffers}},
+        {"a hello of 2 buffers of 0 bytes", false, {no_size}},
+        {"more credits than it owed", false, {early_credits}},
+        {"a second hello", true, {hello}},
+        {"a message of kind 2 with 0 bytes", true, {{2, 0, 0, 0}}},
+        {"a message of kind 3 with 1 bytes", true, {{3, 0, 0, 0, 1}}},
+        {"a message of kind 4 with 1 bytes", true, {{4, 0, 0, 0, 1}}},
+        {"a message of kind 5 with 2 bytes", true, {{5, 0, 0, 0, 1, 2}}},
+        {"more credits than it owed", true, {{3, 0, 0, 1}}},
+        {"more credits than it owed", true, {{2, 0, 255, 255, 'x'}}},
+        {"more data than it had credits for",
+         true,
+         {{2, 0, 0, 0, 'x'}, {2, 0, 0, 0, 'x'}, {2, 0, 0, 0, 'x'}}},
+        {"something else after its end", true, {{4, 0, 0, 0}, {2, 0, 0, 0, 'x'}}},
+        {"something else after its end", true, {{4, 0, 0, 0}, {4, 0, 0, 0}}},
+    };
+    for (const Case& each : cases) {
+        CAPTURE(each.text);
+        WithStranger f;
+        Result sent;
+        const Coroutine writer = write(*f.a, text_of(100), 100, sent);
+        if (each.greets) f.greet(1);
+        for (const auto& message : each.messages) f.say(message);
+        f.run();
+        CHECK(sent.code() == std::errc::protocol_error);
+        CHECK_THAT(sent.error.value().what(), contains(each.text));
+        Result received;
+        const Coroutine reader = read(*f.a, 1, received);
+        CHECK(received.done);
+    }
+}
+
+TEST_CASE("Stream: what is under way ends with it", "[stream]") {
+    WithStranger f;
+    f.greet(9);
+    Result sent;
+    f.sim.hold_delivery();
+    f.sim.deliver();
+    const Coroutine writer = write(*f.a, text_of(100), 100, sent); // waits for a buffer of its own
+    f.run();
+    CHECK(!sent.done);
+    f.say({6, 0, 0, 0});
+    f.sim.deliver_from(f.stranger.queue_pair().native_handle());
+    f.run();
+    CHECK(sent.code() == std::errc::protocol_error);
+}
+
+TEST_CASE("Stream: data that does not fit a buffer ends it", "[stream]") {
+    std::vector<unsigned char> data(4 + 5, 'x');
+    std::fill_n(data.begin(), 4, '\0');
+    data[0] = 2;
+    {
+        WithStranger f({.buffer_size = 4, .buffers = 2}); // a hello is longer
+        f.greet();
+        f.say(data);
+        Result received;
+        const Coroutine reader = read(*f.a, 1, received);
+        f.run();
+        CHECK_THAT(received.error.value().what(), contains("more data than fits a buffer"));
+    }
+    data.resize(4 + 17);
+    WithStranger f;
+    f.greet();
+    f.say(data);
+    Result received;
+    const Coroutine reader = read(*f.a, 1, received);
+    f.run();
+    CHECK(received.code() == make_wc_error(IBV_WC_LOC_LEN_ERR));
+}
+
+TEST_CASE("Stream: any bytes of a peer give bytes, the end or an error", "[stream]") {
+    const unsigned seed = GENERATE(range(0u, 200u));
+    CAPTURE(seed);
+    std::minstd_rand random(seed);
+    const auto any = [&](unsigned most) { return static_cast<unsigned>(random()) % most; };
+    WithStranger f;
+    if (any(4) > 0) f.greet(static_cast<unsigned char>(1 + any(3)));
+    Result received;
+    Result sent;
+    const Coroutine reader = read(*f.a, 5, received);
+    const Coroutine writer = write(*f.a, text_of(100), 30, sent);
+    for (int i = 0; i < 8; ++i) {
+        std::vector<unsigned char> message(any(24));
+        for (unsigned char& byte : message) byte = static_cast<unsigned char>(any(256));
+        if (message.size() > 3) {
+            message[0] = static_cast<unsigned char>(any(7));
+            message[1] = any(8) == 0;
+            message[2] = 0;
+            message[3] = static_cast<unsigned char>(any(3));
+        }
+        f.say(message);
+        if (any(2) == 0) f.run();
+    }
+    f.run();
+    CHECK(received.text.size() <= 8 * 16);
+    CHECK((received.ended || received.error || !received.done));
+}
+
+// --- cancellation and destruction ---
+
+TEST_CASE("Stream: a read that is cancelled loses nothing", "[stream]") {
+    Fixture f;
+    f.greet();
+    std::stop_source stop;
+    Result cancelled;
+    Result received;
+    Result sent;
+    const Coroutine waiting = read(*f.b, 10, cancelled, 10, stop.get_token());
+    f.run();
+    CHECK(!cancelled.done);
+    std::thread([&] { stop.request_stop(); }).join();
+    f.run();
+    CHECK(cancelled.code() == std::errc::operation_canceled);
+    const Coroutine writer = write(*f.a, "kept", 10, sent);
+    f.run();
+    const Coroutine reader = read(*f.b, 10, received, 1, stop.get_token()); // stopped before
+    CHECK(received.text == "kept");
+    CHECK(!received.error);
+}
+
+TEST_CASE("Stream: what arrives with the stop is read", "[stream][I7]") {
+    Fixture f;
+    f.greet();
+    std::stop_source stop;
+    Result received;
+    Result sent;
+    const Coroutine reader = read(*f.b, 10, received, 1, stop.get_token());
+    const Coroutine writer = write(*f.a, "kept", 10, sent);
+    f.sim.on_call([&](const simulated::Call& call) {
+        const bool polled = call.verb == "ibv_poll_cq" && call.value > 0;
+        if (polled && call.moment == simulated::Call::Moment::after) stop.request_stop();
+    });
+    f.run();
+    f.sim.on_call(nullptr);
+    CHECK(stop.stop_requested());
+    CHECK(received.text == "kept");
+    CHECK(!received.error);
+}
+
+TEST_CASE("Stream: a write that is cancelled has sent some of it, from the front", "[stream]") {
+    Fixture f({.buffer_size = 4, .buffers = 2});
+    f.greet();
+    const bool held = GENERATE(false, true); // it waits for a buffer of its own, or for credits
+    if (held) f.sim.hold_delivery();
+    std::stop_source stop;
+    Result cancelled;
+    Result ended;
+    Result received;
+    const Coroutine writer = write(*f.a, text_of(100), 100, cancelled, stop.get_token());
+    f.run();
+    CHECK(!cancelled.done);
+    stop.request_stop();
+    f.run();
+    CHECK(cancelled.code() == std::errc::operation_canceled);
+    f.sim.release_delivery();
+    const Coroutine reader = read(*f.b, 100, received);
+    const Coroutine end = await(f.a->shutdown_write(), ended);
+    f.run();
+    CHECK(ended.done);
+    CHECK(received.ended);
+    CHECK(received.text == text_of(100).substr(0, 8));
+}
+
+TEST_CASE("Stream: close() that is cancelled may be called again", "[stream]") {
+    Fixture f;
+    f.greet();
+    f.sim.hold_delivery();
+    std::stop_source stop;
+    Result cancelled;
+    Result closed;
+    const std::uint64_t before = f.sim.calls("ibv_post_send");
+    const Coroutine first = await(f.a->close(stop.get_token()), cancelled);
+    f.run();
+    stop.request_stop();
+    f.run();
+    CHECK(cancelled.code() == std::errc::operation_canceled);
+    const Coroutine second = await(f.a->close(), closed);
+    CHECK(f.sim.calls("ibv_post_send") - before == 1);
+    f.sim.release_delivery();
+    f.run();
+    CHECK(closed.done);
+    CHECK(!closed.error);
+    Result received;
+    const Coroutine reader = read(*f.b, 1, received);
+    CHECK(received.ended);
+}
+
+TEST_CASE("Stream: it may be destroyed at any time, and so may who uses it", "[stream]") {
+    const int turns = GENERATE(range(0, 40));
+    const int what = GENERATE(range(0, 6));
+    CAPTURE(turns, what);
+    Fixture f({.buffer_size = 4, .buffers = 3});
+    Result results[4];
+    Coroutine all[] = {write_and_end(*f.a, text_of(60), 7, results[0]), //
+                       read(*f.a, 3, results[1]),
+                       write_and_end(*f.b, text_of(60), 9, results[2]), //
+                       read(*f.b, 5, results[3])};
+    f.sim.hold_delivery();
+    for (int i = 0; i < turns; ++i) {
+        f.sim.deliver(1);
+        f.turn();
+    }
+    if (what == 0) {
+        f.a.reset();
+        f.run();
+        CHECK(results[0].done);
+        CHECK(results[1].done);
+        if (results[0].error) CHECK(results[0].code() == std::errc::operation_canceled);
+    } else if (what == 1) {
+        all[2].destroy(); // they know the other stream by its name
+        all[3].destroy();
+        *f.a = std::move(*f.b);
+        f.run();
+        CHECK(results[0].done);
+    } else if (what == 2) {
+        f.router.reset();
+        f.a.reset();
+    } else {
+        all[what - 3].destroy();
+    }
+    f.sim.release_delivery();
+    f.run();
+    f.b.reset();
+    f.run();
+    if (what == 0) {
+        for (const Result& result : results) CHECK(result.done);
+    }
+}
+
+TEST_CASE("Stream: destroyed by who reads it", "[stream]") {
+    Fixture f;
+    f.greet();
+    Result waiting;
+    const Coroutine other = read(*f.b, 1, waiting);
+    const auto read_and_destroy = [&](std::optional<Stream>& stream) -> Coroutine {
+        std::array<std::byte, 4> buffer{};
+        (void)co_await stream->read_some(buffer);
+        stream.reset();
+    };
+    const Coroutine reader = read_and_destroy(f.a);
+    Result sent;
+    const Coroutine writer = write(*f.b, "x", 1, sent);
+    f.run();
+    CHECK(reader.done());
+    CHECK(!f.a);
+}
+
+// --- when the device fails ---
+
+TEST_CASE("Stream: any verb may fail once", "[stream]") {
+    int failures = 0;
+    for (int nth = 1;; ++nth) {
+        CAPTURE(nth);
+        Connection c({.buffer_size = 8, .buffers = 2}, {.buffer_size = 5, .buffers = 3});
+        c.sim.fail_any({.nth = nth});
+        const std::string text = text_of(100);
+        Result results[4];
+        try {
+            std::optional<Stream> a(std::in_place, c.make_qp(c.options_a), c.domain, c.options_a);
+            std::optional<Stream> b(std::in_place, c.make_qp(c.options_b), c.domain, c.options_b);
+            Connection::connect(a->queue_pair(), b->queue_pair());
+            const Coroutine all[] = {write_and_end(*a, text, 30, results[0]),
+                                     write_and_end(*b, text, 30, results[1]),
+                                     read(*a, 7, results[2]), read(*b, 7, results[3])};
+            for (int i = 0; i < 200; ++i) c.turn();
+            a.reset();
+            b.reset();
+            c.run();
+            for (const Result& result : results) CHECK(result.done);
+        } catch (const std::system_error&) { // it could not be made
+        }
+        for (const Result& read_by : {results[2], results[3]}) {
+            CHECK(text.compare(0, read_by.text.size(), read_by.text) == 0);
+            if (read_by.ended) CHECK(read_by.text == text);
+        }
+        c.sim.clear_failures();
+        if (c.sim.failures_injected() == 0) break;
+        ++failures;
+    }
+    CHECK(failures > 60);
+}
+
+// --- what it costs ---
+
+TEST_CASE("Stream: once it is warm, nothing is allocated but the frame of a task", "[stream]") {
+    Fixture f({.buffer_size = 16, .buffers = 2});
+    f.greet();
+    std::array<std::byte, 16> memory{};
+    std::size_t rounds = 0;
+    const auto write_each = [&](Stream& stream) -> Coroutine {
+        for (std::size_t i = 0; i < 100; ++i) co_await stream.write_all(memory);
+    };
+    const auto read_each = [&](Stream& stream) -> Coroutine {
+        std::array<std::byte, 16> buffer{};
+        for (; rounds < 100; ++rounds) (void)co_await stream.read_some(buffer);
+    };
+    const Coroutine writer = write_each(*f.a);
+    const Coroutine reader = read_each(*f.b);
+    std::size_t allocations = 0;
+    std::size_t simulated = 0;
+    f.sim.on_call([&](const simulated::Call& call) { // what the simulation allocates is not ours
+        const std::size_t now = support::counters().allocations;
+        if (call.moment == simulated::Call::Moment::before) {
+            simulated -= now;
+        } else {
+            simulated += now;
+        }
+    });
+    const std::size_t rounds_before = rounds;
+    allocations -= support::counters().allocations;
+    for (int i = 0; i < 50; ++i) f.turn();
+    allocations += support::counters().allocations;
+    f.sim.on_call(nullptr);
+    const std::size_t done = rounds - rounds_before;
+    CHECK(done > 20);
+    CHECK(allocations - simulated <= 2 * done + 2);
+}
