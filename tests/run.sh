@@ -27,5 +27,5 @@ for preset; do
         printf 'device tests are left out: under the TSan of Clang they have not been tried yet\n'
         left_out+=(device)
     fi
-    ctest --preset "$preset" ${left_out:+--label-exclude "$(IFS='|'; echo "${left_out[*]}")"}
+    ctest --preset "$preset" --parallel "$(nproc)" ${left_out:+--label-exclude "$(IFS='|'; echo "${left_out[*]}")"}
 done
