@@ -633,6 +633,44 @@ TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere"
     }
 }
 
+TEST_CASE("Router: an AsyncCq for which somebody waits is not taken over", "[rdma]") {
+    Fixture f;
+    ManualNotifier notifier;
+    AsyncCq cq(CompletionQueue(f.context, 8), notifier);
+    std::array<ibv_wc, 1> wcs;
+    const auto wait = [&]() -> Coroutine { co_await cq.poll(wcs); };
+    const Coroutine waiter = wait();
+    try {
+        const Router router(std::move(cq));
+        FAIL("it was taken over");
+    } catch (const std::system_error& error) {
+        CHECK(error.code() == std::errc::device_or_resource_busy);
+        CHECK_THAT(error.what(), contains("somebody waits for this AsyncCq"));
+    }
+}
+
+TEST_CASE("Router: a stop is heeded while the queue never runs dry", "[rdma]") {
+    Fixture f;
+    std::stop_source stop;
+    Awaited stopped;
+    Operation receive = f.b->recv(f.slice(100, 1));
+    const Coroutine waiter = await<Operation&>(receive, stopped, stop.get_token());
+    int writes = 0;
+    int writes_before_stop = 0;
+    const auto write_on = [&]() -> Coroutine {
+        for (; writes < 100; ++writes) {
+            co_await f.a->write(f.slice(0, 1), f.remote(200, 1));
+            if (writes == 10) stop.request_stop();
+            if (!stopped.done()) writes_before_stop = writes;
+        }
+    };
+    const Coroutine writer = write_on();
+    f.run();
+    CHECK(writer.done());
+    CHECK(stopped.code() == std::errc::operation_canceled);
+    CHECK(writes_before_stop == 10);
+}
+
 TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
     Fixture f;
     Awaited outcome;

@@ -74,42 +74,42 @@ public:
 
     // --- two-sided ---
 
-    Operation send(Slices slices, SendOptions options = {}, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send(Slices slices, SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::send(options), slices, std::move(stop));
     }
     /// `imm` is in host order.
-    Operation send_with_imm(Slices slices, std::uint32_t imm, SendOptions options = {},
+    [[gnu::always_inline]] Operation send_with_imm(Slices slices, std::uint32_t imm, SendOptions options = {},
                             std::stop_token stop = {}) {
         return post(Work::send_with_imm(imm, options), slices, std::move(stop));
     }
-    Operation send_with_invalidate(Slices slices, std::uint32_t rkey, SendOptions options = {},
+    [[gnu::always_inline]] Operation send_with_invalidate(Slices slices, std::uint32_t rkey, SendOptions options = {},
                                    std::stop_token stop = {}) {
         return post(Work::send_with_invalidate(rkey, options), slices, std::move(stop));
     }
     /// UD.
-    Operation send_to(Slices slices, const AddressHandle& peer, std::uint32_t qp_num,
+    [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer, std::uint32_t qp_num,
                       std::uint32_t qkey, SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::send_to(peer, qp_num, qkey, options), slices, std::move(stop));
     }
-    Operation recv(Slices slices, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation recv(Slices slices, std::stop_token stop = {}) {
         return Operation(state_->receives, std::move(stop), slices);
     }
     /// The same; for code that awaits it later, to read better.
-    Operation post_recv(Slices slices, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
     }
 
     // --- one-sided: from, into or at the memory of the peer ---
 
-    Operation write(Slices slices, const RemoteSlice& remote, SendOptions options = {},
+    [[gnu::always_inline]] Operation write(Slices slices, const RemoteSlice& remote, SendOptions options = {},
                     std::stop_token stop = {}) {
         return post(Work::write(slices, remote, options), slices, std::move(stop));
     }
-    Operation write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
+    [[gnu::always_inline]] Operation write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
                              SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::write_with_imm(slices, remote, imm, options), slices, std::move(stop));
     }
-    Operation read(Slices slices, const RemoteSlice& remote, SendOptions options = {},
+    [[gnu::always_inline]] Operation read(Slices slices, const RemoteSlice& remote, SendOptions options = {},
                    std::stop_token stop = {}) {
         return post(Work::read(slices, remote, options), slices, std::move(stop));
     }

@@ -115,6 +115,7 @@ public:
     Operation() noexcept = default;
     Operation(Operation&&) noexcept = default;
     Operation& operator=(Operation&&) noexcept = default;
+    [[gnu::always_inline]] ~Operation() = default;
 
     /// Whether awaiting it would not suspend.
     [[nodiscard]] bool done() const noexcept { return state_.done(); }

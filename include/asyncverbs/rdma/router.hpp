@@ -8,14 +8,14 @@
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
-#include <asyncverbs/rdma/detail/router_loop.hpp>
+#include <asyncverbs/rdma/detail/router_dispatch.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
 
 namespace asyncverbs {
 
-/// One coroutine that drains one AsyncCq on behalf of any number of queue pairs.
+/// Drains one AsyncCq, in the coroutine that waits for its channel, on behalf of any number of queue pairs.
 ///
 ///     Router router = Router::create(context, 1024, loop);
 ///     AsyncQp qp(router, domain);
@@ -30,10 +30,10 @@ namespace asyncverbs {
 /// operation_canceled. Queue pairs may outlive it. Move-only.
 class Router {
 public:
-    /// Drains `cq` from now on.
+    /// Drains `cq` from now on. Throws std::system_error (device_or_resource_busy) if somebody
+    /// waits for it.
     explicit Router(AsyncCq cq) : state_(std::make_shared<detail::RouterState>(std::move(cq))) {
-        state_->loop = detail::RouterLoop::run(state_).handle;
-        state_->loop.resume();
+        state_->start();
     }
 
     /// The same with a CQ of at least `depth` entries, as AsyncCq::create() makes it. Each queue

@@ -41,7 +41,7 @@ struct CqPump {
     // Suspended here while nobody waits; the first who does transfers to the pump.
     struct Idle {
         CqReaper& reaper;
-        bool await_ready() const noexcept { return reaper.anyone_waits(); }
+        bool await_ready() const noexcept { return !reaper.idle(); }
         void await_suspend(std::coroutine_handle<>) const noexcept { reaper.pump.idle = true; }
         void await_resume() const noexcept { reaper.pump.idle = false; }
     };

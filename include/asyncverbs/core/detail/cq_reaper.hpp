@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The one owner that reaps a CQ (invariant I6): the poller, and the coroutines that wait for what
 // it polls. The pump waits for the channel on behalf of all of them. The steps are those of
-// CqPoller's protocol.
+// CqPoller's protocol. A sink, where there is one, takes the place of the coroutines.
 //
 //     co_await poll() ──► offer: poll, arm, poll ──► ready: no suspension
 //                             │ empty
@@ -31,6 +31,7 @@
 
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_poller.hpp>
+#include <asyncverbs/core/detail/cq_sink.hpp>
 #include <asyncverbs/core/detail/cq_waiter.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/kept_completions.hpp>
@@ -53,6 +54,10 @@ public:
 
     /// What is there now, without arming. Nothing while others wait, for they came first.
     std::size_t try_poll(std::span<ibv_wc> wcs);
+
+    /// From now on all completions go to `sink`, until close(). Throws std::system_error
+    /// (device_or_resource_busy) if somebody waits.
+    void attach(std::shared_ptr<CqSink> sink);
 
     /// Makes the pump look for waiters that are to stop, and for what was reported. From any
     /// thread.
@@ -82,7 +87,7 @@ public:
     Pump pump;
     const std::chrono::nanoseconds max_wait;
 
-    bool anyone_waits() const noexcept { return !waiters_.empty() || !selective_.empty(); }
+    bool idle() const noexcept { return !sink_ && !anyone_waits(); }
     bool may_wait() const noexcept { return poller_.may_wait(); }
     bool must_yield() const noexcept { return can_yield_ && busy_polls_ >= polls_per_turn; }
     bool closed() const noexcept { return closed_; }
@@ -106,8 +111,10 @@ private:
     static constexpr unsigned polls_per_turn = 1024;
     static constexpr int nothing_reported = -1;
 
+    bool anyone_waits() const noexcept { return !waiters_.empty() || !selective_.empty(); }
     void wake(std::error_code result, bool yielded);
     void serve();
+    void serve_sink();
     CqWaiter* next_served();
     bool deliver(CqRequest& request);
     bool deliver_kept(CqRequest& request) noexcept {
@@ -137,10 +144,12 @@ private:
     IntrusiveList<CqWaiter> selective_; // for one wr_id each
     IntrusiveList<CqWaiter> leaving_;   // stopped or failed, about to be resumed
     KeptCompletions kept_;
+    std::shared_ptr<CqSink> sink_; // null: coroutines poll
     std::optional<std::system_error> failure_;
     std::atomic<int> reported_{nothing_reported}; // an ibv_event_type
 
     std::mutex stop_mutex_; // stop_source_ is replaced while interrupt() may copy it
+    std::atomic<bool> interrupted_{false}; // somebody stops stop_source_
     std::stop_source stop_source_;
 };
 
@@ -179,10 +188,22 @@ inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs) {
     return poller_.poll(wcs);
 }
 
+inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
+    if (anyone_waits()) {
+        throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
+    }
+    sink_ = std::move(sink);
+    serve();
+    fail_if_reported();
+    dismiss_failed();
+    if (pump.idle) pump.handle.resume();
+}
+
 inline void CqReaper::interrupt() noexcept {
     std::stop_source source{std::nostopstate};
     {
         const std::lock_guard lock(stop_mutex_);
+        interrupted_.store(true, std::memory_order_relaxed);
         source = stop_source_;
     }
     source.request_stop(); // calls the notifier, hence with no lock held (I8)
@@ -190,6 +211,7 @@ inline void CqReaper::interrupt() noexcept {
 
 inline void CqReaper::close() noexcept {
     closed_ = true;
+    sink_.reset();
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
         while (!list->empty()) {
             CqWaiter& waiter = list->front();
@@ -227,6 +249,7 @@ inline void CqReaper::wake(std::error_code result, bool yielded) {
 
 /// Steps 1 and 2 for those who wait, until nobody does, or I1 holds, or the turn is over.
 inline void CqReaper::serve() {
+    if (sink_) return serve_sink();
     while (!finished() && anyone_waits() && !may_wait() && !must_yield()) {
         CqWaiter* waiter = nullptr;
         try {
@@ -237,6 +260,21 @@ inline void CqReaper::serve() {
         if (!waiter) continue;
         waiter->unlink();
         waiter->handle.resume(); // may poll again, or destroy its AsyncCq (I8)
+    }
+}
+
+inline void CqReaper::serve_sink() {
+    const std::shared_ptr<CqSink> sink = sink_; // whom it resumes may close us
+    while (!finished() && !must_yield()) {
+        std::size_t polled = 0;
+        try {
+            polled = poll_or_arm(sink->completions);
+        } catch (...) {
+            fail();
+        }
+        if (polled == 0) return;
+        sink->deliver(polled);
+        dismiss_stopped();
     }
 }
 
@@ -304,10 +342,12 @@ inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs) {
 
 /// Decided before the poll: a completion that has left the CQ is always delivered (I7).
 inline void CqReaper::dismiss_stopped() {
-    if (!stop_source_.stop_requested()) return;
+    // The flag is cheaper to ask, and says that the source will be stopped if it is not yet.
+    if (!interrupted_.load(std::memory_order_relaxed) || !stop_source_.stop_requested()) return;
     try {
         std::stop_source next;
         const std::lock_guard lock(stop_mutex_);
+        interrupted_.store(false, std::memory_order_relaxed);
         stop_source_ = std::move(next);
     } catch (...) {
         fail();
@@ -319,6 +359,7 @@ inline void CqReaper::dismiss_stopped() {
     waiters_.move_if(leaving_, stops);
     selective_.move_if(leaving_, stops);
     dismiss(CqRequest::Outcome::stopped);
+    if (const std::shared_ptr<CqSink> sink = sink_) sink->interrupted();
 }
 
 /// After a poll: what is in the queue is delivered before its failure.
@@ -333,12 +374,13 @@ inline void CqReaper::dismiss_failed() {
     leaving_.append(waiters_);
     leaving_.append(selective_);
     dismiss(CqRequest::Outcome::failed);
+    if (const std::shared_ptr<CqSink> sink = sink_) sink->fail(*failure_);
 }
 
 inline void CqReaper::dismiss_all() noexcept {
-    while (anyone_waits() || !leaving_.empty()) {
+    for (;;) {
         try {
-            dismiss_failed();
+            return dismiss_failed();
         } catch (...) {
         }
     }

@@ -34,6 +34,10 @@ public:
         }
     }
 
+    DeferredRequest(DeferredRequest&&) = default;
+    DeferredRequest& operator=(DeferredRequest&&) = default;
+    [[gnu::noinline]] ~DeferredRequest() = default; // few operations have one
+
     bool is_send() const noexcept { return send_.has_value(); }
     const SendRequest& send() const noexcept { return *send_; }
     Slices slices() const noexcept { return many_.empty() && one_ ? Slices(*one_) : Slices(many_); }

@@ -9,9 +9,8 @@
 
 #include <infiniband/verbs.h>
 
-#include <array>
 #include <atomic>
-#include <coroutine>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -23,7 +22,7 @@
 
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
-#include <asyncverbs/core/detail/cq_waiter.hpp>
+#include <asyncverbs/core/detail/cq_sink.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 
@@ -63,21 +62,30 @@ struct Stoppable : ListNode {
 
     Resumable& waiter;
     std::atomic<bool> requested{false};
-    bool stopped = false; // decided, on the router's thread
 };
 
-class RouterState : public std::enable_shared_from_this<RouterState> {
+class RouterState final : public CqSink, public std::enable_shared_from_this<RouterState> {
 public:
     using Failure = std::shared_ptr<const std::system_error>;
 
     explicit RouterState(AsyncCq cq)
-        : cq_(std::move(cq)), reaper_(cq_->reaper_), waiter_(*reaper_, request_, {}),
+        : cq_(std::move(cq)), reaper_(cq_->reaper_),
           closed_failure_(std::make_shared<std::system_error>(
               std::make_error_code(std::errc::operation_canceled), "the Router was destroyed")),
           queue_failure_(std::make_shared<std::system_error>(
               std::make_error_code(std::errc::operation_canceled), "the queue was destroyed")) {}
-    RouterState(const RouterState&) = delete;
-    RouterState& operator=(const RouterState&) = delete;
+
+    /// Takes the completions from now on.
+    void start() { reaper_->attach(shared_from_this()); }
+
+    /// The last call. Whoever still waits is never resumed.
+    void close() noexcept {
+        closed_ = true;
+        if (!failure_) failure_ = closed_failure_;
+        cq_.reset();
+    }
+
+    const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
 
     // --- routes ---
 
@@ -100,59 +108,24 @@ public:
     }
     /// For those who were made ready by somebody else than the router.
     void wake() noexcept {
-        if (!running && !ready_.empty()) interrupt();
+        if (!resuming_ && !ready_.empty()) interrupt();
     }
 
     void add_stoppable(Stoppable& stoppable) noexcept { stoppable_.push_back(stoppable); }
 
     /// Makes the router look who is to be stopped or resumed. From any thread.
-    void interrupt() noexcept {
-        waiter_.stop_requested.store(true, std::memory_order_release);
-        reaper_->interrupt();
-    }
+    void interrupt() noexcept { reaper_->interrupt(); }
 
     /// Null, or why no completion will come any more.
     const Failure& failure() const noexcept { return failure_; }
     /// What a queue that is destroyed leaves to its operations.
     const Failure& queue_failure() const noexcept { return queue_failure_; }
 
-    // --- the router's coroutine, see router_loop.hpp ---
+    // --- what the completion queue brings ---
 
-    /// Ends it. Whoever still waits is never resumed.
-    void close() noexcept {
-        closed_ = true;
-        if (!failure_) failure_ = closed_failure_;
-        cq_.reset(); // detaches the coroutine, so that it may be destroyed
-        if (loop && !running) std::exchange(loop, nullptr).destroy();
-    }
-
-    /// Awaited: until turn() has something to do.
-    class Next {
-    public:
-        explicit Next(RouterState& state) noexcept : state_(state) {}
-        bool await_ready() const {
-            state_.request_.completions = state_.completions_;
-            state_.request_.outcome = CqRequest::Outcome::undecided;
-            if (state_.waiter_.stop_requested.load(std::memory_order_acquire)) return true;
-            return state_.reaper_->offer(state_.request_);
-        }
-        std::coroutine_handle<> await_suspend(std::coroutine_handle<> router) const noexcept {
-            state_.waiter_.handle = router;
-            return state_.reaper_->enqueue(state_.waiter_);
-        }
-        void await_resume() const noexcept {}
-
-    private:
-        RouterState& state_;
-    };
-
-    /// Settles what was delivered, and resumes who waited for it.
-    void turn() noexcept;
-
-    std::coroutine_handle<> loop; // null once it has ended
-    bool running = false;
-
-    const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
+    void deliver(std::size_t count) override;
+    void interrupted() override;
+    void fail(const std::system_error& cause) override;
 
 private:
     struct Route {
@@ -163,15 +136,12 @@ private:
     void dispatch(std::span<const ibv_wc> wcs);
     void note_causes(std::span<const ibv_wc> wcs) const noexcept;
     void dismiss_stopped() noexcept;
-    void fail(Failure failure) noexcept;
     void resume_ready();
-    void escape() noexcept;
 
     std::optional<AsyncCq> cq_;
     const std::shared_ptr<CqReaper> reaper_;
-    CqRequest request_;
-    CqWaiter waiter_; // of the loop
     bool closed_ = false;
+    bool resuming_ = false;
     Failure failure_;
     const Failure closed_failure_;
     const Failure queue_failure_;
@@ -180,7 +150,6 @@ private:
     std::vector<std::uint32_t> free_routes_;
     IntrusiveList<Resumable> ready_;
     IntrusiveList<Stoppable> stoppable_;
-    std::array<ibv_wc, 16> completions_;
 };
 
 inline std::uint64_t RouterState::add(WorkQueue& queue) {

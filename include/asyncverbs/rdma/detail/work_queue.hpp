@@ -147,6 +147,7 @@ private:
     }
     bool has_room() const noexcept { return in_flight_ < capacity_; }
     void check(Slices slices) const;
+    [[noreturn]] void complain_of(Slices slices) const;
     bool begin(OperationState& operation) noexcept;
     void defer(OperationState& operation, SendWork work, Slices slices);
     void defer(OperationState& operation, Slices slices);
@@ -163,6 +164,7 @@ private:
                std::uint32_t index) noexcept;
     static void write(ibv_sge* sges, Slices slices) noexcept;
     void refuse(OperationState& operation, const char* verb, int error);
+    void take_back(OperationState& operation, const char* verb, int result);
 
     void settle(std::uint32_t index, const ibv_wc& wc) noexcept;
     void settle_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
@@ -223,26 +225,26 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
 // request it is; what few do is kept out of it. That is a third of what an operation costs.
 
 [[gnu::always_inline]] inline void WorkQueue::check(Slices slices) const {
-    if (capacity_ == 0) [[unlikely]] {
+    bool fits = slices.size() <= max_slices_ && capacity_ > 0;
+    for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
+    if (!fits) [[unlikely]]
+        complain_of(slices);
+}
+
+[[noreturn]] inline void WorkQueue::complain_of(Slices slices) const {
+    if (capacity_ == 0) {
         throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
     }
-    if (slices.size() > max_slices_) [[unlikely]] {
-        throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
-                                                     " slices in one work request of a queue for " +
-                                                     std::to_string(max_slices_));
-    }
-    for (const Slice& slice : slices) {
-        if (slice.length > UINT32_MAX) [[unlikely]]
-            (void)slice.sge(); // throws
-    }
+    for (const Slice& slice : slices) (void)slice.sge(); // throws if it is too long
+    throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
+                                                 " slices in one work request of a queue for " +
+                                                 std::to_string(max_slices_));
 }
 
 // True: it is to be posted now.
 [[gnu::always_inline]] inline bool WorkQueue::begin(OperationState& operation) noexcept {
-    if (router_.failure()) [[unlikely]] {
-        operation.failure = router_.failure();
+    if (router_.failure()) [[unlikely]]
         return false;
-    }
     operation.queue = this;
     return waiting_.empty() && has_room();
 }
@@ -257,6 +259,7 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
 
 inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendRequest> request,
                                 Slices slices) {
+    operation.failure = router_.failure();
     if (operation.failure) return;
     try {
         operation.deferred.emplace(std::move(request), slices);
@@ -364,13 +367,18 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     }
 }
 
-// The operation's slot was given back.
-[[gnu::noinline]] inline void WorkQueue::refuse(OperationState& operation, const char* verb,
-                                                int error) {
-    operation.slot = OperationState::no_slot;
+// The operation has no slot, or not any more.
+inline void WorkQueue::refuse(OperationState& operation, const char* verb, int error) {
     operation.failure = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
                                                                   std::system_category(), verb);
     finish(operation);
+}
+
+[[gnu::noinline]] inline void WorkQueue::take_back(OperationState& operation, const char* verb,
+                                                   int result) {
+    const int error = verb_errno(result);
+    give_back(operation.slot);
+    refuse(operation, verb, error);
 }
 
 [[gnu::always_inline]] inline void WorkQueue::post(OperationState& operation, const SendWork& work,
@@ -381,12 +389,8 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     write(wr, work, sges_.data(), slices, index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
-    const int result = ibv_post_send(qp_, &wr, &bad);
-    if (result == 0) [[likely]]
-        return;
-    const int error = verb_errno(result);
-    give_back(index);
-    refuse(operation, "ibv_post_send", error);
+    if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
+        take_back(operation, "ibv_post_send", result);
 }
 
 [[gnu::always_inline]] inline void WorkQueue::post_receive(OperationState& operation,
@@ -403,11 +407,8 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     errno = 0;
     const int result =
         srq_ != nullptr ? ibv_post_srq_recv(srq_, &wr, &bad) : ibv_post_recv(qp_, &wr, &bad);
-    if (result == 0) [[likely]]
-        return;
-    const int error = verb_errno(result);
-    give_back(index);
-    refuse(operation, srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv", error);
+    if (result != 0) [[unlikely]]
+        take_back(operation, srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv", result);
 }
 
 template <class At>
@@ -578,7 +579,7 @@ inline OperationState::OperationState(OperationState&& other) noexcept
     if (queue != nullptr) queue->move(other, *this);
 }
 
-inline OperationState::~OperationState() {
+[[gnu::always_inline]] inline OperationState::~OperationState() {
     if (queue != nullptr) queue->forget(*this);
 }
 

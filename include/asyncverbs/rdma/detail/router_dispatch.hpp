@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+// How completions reach their work queues, and those who wait are resumed.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <system_error>
+
+#include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/rdma/detail/work_queue.hpp>
+
+namespace asyncverbs::detail {
+
+inline void RouterState::deliver(std::size_t count) {
+    dispatch(std::span(completions).first(count));
+    resume_ready();
+}
+
+inline void RouterState::interrupted() {
+    dismiss_stopped();
+    resume_ready();
+}
+
+inline void RouterState::fail(const std::system_error& cause) {
+    if (!failure_) {
+        failure_ = std::make_shared<std::system_error>(cause);
+        for (const Route& route : routes_) {
+            if (route.queue != nullptr) route.queue->fail_all(failure_);
+        }
+    }
+    resume_ready();
+}
+
+// Settles all of a batch before anybody is resumed.
+inline void RouterState::dispatch(std::span<const ibv_wc> wcs) {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
+            note_causes(wcs);
+        if (WorkQueue* const queue = find(wc.wr_id)) queue->complete(wc);
+    }
+}
+
+// The cause of a flush may be behind it in the batch: the two queues of a pair are flushed each for
+// itself.
+inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
+        const WorkQueue* const queue = find(wc.wr_id);
+        if (queue == nullptr || queue->cause() == nullptr) continue;
+        FlushCause& cause = *queue->cause();
+        if (cause.status == IBV_WC_SUCCESS) cause = {wc.status, wc.vendor_err};
+    }
+}
+
+inline void RouterState::dismiss_stopped() noexcept {
+    IntrusiveList<Stoppable> stopped;
+    stoppable_.move_if(stopped, [](const Stoppable& stoppable) {
+        return stoppable.requested.load(std::memory_order_acquire);
+    });
+    while (!stopped.empty()) {
+        Stoppable& stoppable = stopped.front();
+        stoppable.unlink();
+        make_ready(stoppable.waiter);
+    }
+}
+
+inline void RouterState::resume_ready() {
+    resuming_ = true;
+    try {
+        while (!ready_.empty() && !closed_) {
+            Resumable& waiter = ready_.front();
+            waiter.unlink();
+            waiter.coroutine.resume(); // may destroy queue pairs, and the router
+        }
+    } catch (...) {
+        resuming_ = false;
+        throw;
+    }
+    resuming_ = false;
+}
+
+} // namespace asyncverbs::detail
