@@ -37,6 +37,14 @@ run_on_device() {
     done
     "$programs/rdma_echo" --connections=10 --count=100 "$RDMA_ADDRESS"
     wait "$server" || { cat "$log" >&2; return 1; }
+    printf '\n== async_rping: RDMA reads and writes\n'
+    "$programs/async_rping" -s >"$log" 2>&1 &
+    server=$!
+    until "$programs/async_rping" -c -vV -C 3 -a "$RDMA_ADDRESS" 2>/dev/null; do # it does not listen yet
+        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
+        sleep 0.1
+    done
+    wait "$server" || { cat "$log" >&2; return 1; }
     rm -f -- "$log"
 }
 

@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 (($# > 0)) || set -- debug
 
-packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibverbs-utils)
+packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibverbs-utils
+    rdmacm-utils)
 [[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev)
 cmake/install-dependencies.sh "${packages[@]}"
 

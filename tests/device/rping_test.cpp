@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+// The example rping, with rdma-core's at the other end, with itself, and with peers that fail.
+#include "support/catch.hpp"
+#include "support/process.hpp"
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+using asyncverbs::support::contains;
+using asyncverbs::support::Process;
+
+namespace {
+
+constexpr const char* theirs = "rping";
+
+std::string device_address() {
+    const char* const text = std::getenv("RDMA_ADDRESS");
+    return text != nullptr ? text : "127.0.0.1";
+}
+
+using Arguments = std::vector<std::string>;
+
+Arguments with(const std::string& program, Arguments arguments) {
+    arguments.insert(arguments.begin(), program);
+    return arguments;
+}
+
+// A client that finds nobody is started again: rdma-core's server does not say when it listens.
+int run_client(const std::string& program, const Arguments& arguments, std::string& output) {
+    for (const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);;) {
+        Process client(with(program, arguments));
+        const int status = client.wait();
+        output = client.output() + client.error();
+        if (status == 0 || std::chrono::steady_clock::now() > late) return status;
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+}
+
+void await_output(Process& process, const std::string& text) {
+    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (process.output().find(text) == std::string::npos) {
+        INFO(process.output() << process.error());
+        REQUIRE(process.is_running());
+        REQUIRE(std::chrono::steady_clock::now() < late);
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+}
+
+} // namespace
+
+TEST_CASE("rping: either end may be rdma-core's", "[rping]") {
+    struct Ends {
+        const char* server;
+        const char* client;
+        const char* port;
+    };
+    const Ends ends = GENERATE(Ends{RPING, theirs, "7180"}, Ends{theirs, RPING, "7181"},
+                               Ends{RPING, RPING, "7182"});
+    const std::string size = GENERATE("64", "65535");
+    CAPTURE(ends.server, ends.client, size);
+    const std::string port = std::to_string(std::stoi(ends.port) + (size == "64" ? 0 : 10));
+    // rdma-core's server has a buffer of that size.
+    Process server(
+        with(ends.server, {"-s", "-v", "-S", size, "-a", device_address(), "-p", port}));
+    std::string output;
+    const int status = run_client(ends.client,
+                                  {"-c", "-v", "-V", "-C", "3", "-S", size, "-a", device_address(),
+                                   "-p", port},
+                                  output);
+    INFO(output.substr(0, 1000));
+    CHECK(status == 0);
+    CHECK(server.wait() == 0);
+    for (const char* ping : {"rdma-ping-0: ABCDE", "rdma-ping-1: BCDEF", "rdma-ping-2: CDEFG"}) {
+        CHECK_THAT(output, contains(std::string("ping data: ") + ping));
+        CHECK_THAT(server.output(), contains(std::string("server ping data: ") + ping));
+    }
+}
+
+TEST_CASE("rping: one server, several clients, one of which is killed", "[rping]") {
+    const std::string port = "7183";
+    Process server(with(RPING, {"-s", "-P", "-v", "-p", port}));
+    std::string output;
+    REQUIRE(run_client(RPING, {"-c", "-C", "1", "-a", device_address(), "-p", port}, output) == 0);
+    {
+        Process killed(with(RPING, {"-c", "-v", "-a", device_address(), "-p", port}));
+        await_output(killed, "rdma-ping-5:");
+        CHECK(run_client(theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port},
+                         output) == 0);
+        killed.kill();
+        CHECK(killed.wait() == 128 + SIGKILL);
+    }
+    CHECK(run_client(RPING, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output) ==
+          0);
+    CHECK(server.is_running());
+}
+
+TEST_CASE("rping: a server that is killed is missed", "[rping]") {
+    const std::string port = "7184";
+    Process server(with(RPING, {"-s", "-P", "-p", port}));
+    std::string output;
+    REQUIRE(run_client(RPING, {"-c", "-C", "1", "-a", device_address(), "-p", port}, output) == 0);
+    Process client(with(RPING, {"-c", "-v", "-a", device_address(), "-p", port}));
+    await_output(client, "rdma-ping-5:");
+    server.kill();
+    CHECK(server.wait() == 128 + SIGKILL);
+    CHECK(client.wait() == 1);
+    CHECK_THAT(client.error(), contains("error: "));
+}
+
+TEST_CASE("rping: what is wrong is said", "[rping]") {
+    const auto error_of = [](const Arguments& arguments) {
+        Process process(with(RPING, arguments));
+        CHECK(process.wait() == 1);
+        return process.error();
+    };
+    CHECK_THAT(error_of({}), contains("one of -c and -s is needed"));
+    CHECK_THAT(error_of({"-c", "-s"}), contains("one of -c and -s only"));
+    CHECK_THAT(error_of({"-c"}), contains("a client needs the server's address, -a"));
+    CHECK_THAT(error_of({"-s", "-S", "26"}), contains("-S takes a number from 27 to 65535"));
+    CHECK_THAT(error_of({"-s", "-C", "x"}), contains("-C takes a number from 0"));
+    CHECK_THAT(error_of({"-s", "-p"}), contains("-p takes a value"));
+    CHECK_THAT(error_of({"-s", "-Q"}), contains("unknown option -Q"));
+    CHECK_THAT(error_of({"-s", "more"}), contains("unexpected argument more"));
+    CHECK_THAT(error_of({"-c", "-a", device_address(), "-p", "9"}), contains("nobody listens"));
+}
