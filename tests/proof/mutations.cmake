@@ -175,7 +175,7 @@ mutation(wake-is-not-passed-on detail/cq_reaper.hpp
     if (!stops) serve();")
 
 mutation(pump-sleeps-too-early detail/cq_pump.hpp
-    "return reaper.anyone_waits();"
+    "return !reaper.idle();"
     "return false;")
 
 mutation(pump-is-not-woken detail/cq_reaper.hpp

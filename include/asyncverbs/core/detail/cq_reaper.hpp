@@ -113,6 +113,7 @@ private:
 
     bool anyone_waits() const noexcept { return !waiters_.empty() || !selective_.empty(); }
     void wake(std::error_code result, bool yielded);
+    void attend();
     void serve();
     void serve_sink();
     CqWaiter* next_served();
@@ -193,9 +194,7 @@ inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }
     sink_ = std::move(sink);
-    serve();
-    fail_if_reported();
-    dismiss_failed();
+    attend();
     if (pump.idle) pump.handle.resume();
 }
 
@@ -229,6 +228,11 @@ inline void CqReaper::turn(std::error_code result, bool yielded) {
     } catch (...) {
         fail();
     }
+    attend();
+}
+
+/// Whoever stops, then whoever still waits, then whoever waits in vain.
+inline void CqReaper::attend() {
     dismiss_stopped();
     serve();
     fail_if_reported();
