@@ -12,7 +12,7 @@ programs=build/examples/examples
 
 # The part that needs the device: cmake/soft-roce/run calls it with the environment set.
 run_on_device() {
-    local server log
+    local server log directory
     printf '\n== hello: two queue pairs, one message\n'
     "$programs/hello"
     printf '\n== poll_loop_notifier: the same in a loop of your own\n'
@@ -45,7 +45,20 @@ run_on_device() {
         sleep 0.1
     done
     wait "$server" || { cat "$log" >&2; return 1; }
-    rm -f -- "$log"
+    printf '\n== rdma_cp: a file, by RDMA writes\n'
+    directory=$(mktemp -d)
+    head -c 20000000 /dev/zero >"$directory/zeros"
+    mkdir "$directory/received"
+    "$programs/rdma_cp" --receive "$directory/received" >"$log" 2>&1 &
+    server=$!
+    until grep -q receiving "$log"; do
+        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
+        sleep 0.1
+    done
+    "$programs/rdma_cp" "$directory/zeros" "$RDMA_ADDRESS"
+    kill "$server"
+    cmp "$directory/zeros" "$directory/received/zeros"
+    rm -rf -- "$log" "$directory"
 }
 
 case ${1:-} in
@@ -58,7 +71,8 @@ case ${1:-} in
         exit ;;
 esac
 
-cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers
+cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
+    libxxhash-dev
 printf '== Building the examples in build/examples\n'
 cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
 cmake --build build/examples --parallel "$(nproc)"
