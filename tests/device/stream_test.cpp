@@ -3,6 +3,8 @@
 // is missing, the connection breaks.
 #include <asyncverbs/rdma/stream.hpp>
 
+#include <asyncverbs/cm/listener.hpp>
+#include <asyncverbs/cm/outgoing_connection.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>
@@ -10,12 +12,15 @@
 #include <asyncverbs/rdma/router.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <optional>
 #include <random>
 #include <span>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <tuple>
@@ -199,4 +204,48 @@ TEST_CASE("device: a peer that vanished ends reading and writing with the cause"
         CHECK(codes == std::vector{cause, cause});
     };
     run_bounded(loop, play(*pair.a.stream, pair.b.stream));
+}
+
+TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm]") {
+    EpollExecutor loop;
+    Listener listener(loop, "", "0");
+    const char* const address = std::getenv("RDMA_ADDRESS");
+    const std::string host = address != nullptr ? address : "127.0.0.1";
+    constexpr std::size_t total = 300'000;
+    const auto make = [&](const Context& context, auto& connection,
+                          std::optional<Router>& router) -> Stream {
+        const ProtectionDomain domain(context);
+        router.emplace(Router::create(context, 64, loop));
+        AsyncQp qp(*router, domain, Stream::queue_pair_options({}));
+        connection.prepare(qp.queue_pair());
+        return Stream(std::move(qp), domain);
+    };
+    const auto serve = [&]() -> Task<Checksum> {
+        IncomingConnection incoming = co_await listener.accept();
+        std::optional<Router> router;
+        Stream stream = make(incoming.context(), incoming, router);
+        Connection connection = co_await incoming.accept(stream.queue_pair());
+        const Checksum received = co_await receive(stream, loop, 3);
+        co_await stream.shutdown_write();
+        static_cast<void>(co_await connection.disconnected());
+        co_return received;
+    };
+    const auto dial = [&]() -> Task<Checksum> {
+        OutgoingConnection outgoing =
+            co_await resolve(loop, host, std::to_string(listener.port()));
+        std::optional<Router> router;
+        Stream stream = make(outgoing.context(), outgoing, router);
+        Connection connection = co_await outgoing.connect(stream.queue_pair());
+        const Checksum sent = co_await send(stream, total, 1);
+        std::array<std::byte, 1> rest{};
+        CHECK(co_await stream.read_some(rest) == 0);
+        co_await connection.disconnect();
+        co_return sent;
+    };
+    const auto both = [&]() -> Task<> {
+        const auto [received, sent] = co_await when_all(serve(), dial());
+        CHECK(received == sent);
+        CHECK(sent.count == total);
+    };
+    run_bounded(loop, both());
 }
