@@ -72,6 +72,7 @@ Offer SourceFile::offer() const {
     const std::size_t slash = path_.rfind('/');
     const std::string name = slash == path_.npos ? path_ : path_.substr(slash + 1);
     if (name.size() > max_name) throw FileError(path_ + ": the name is too long");
+    if (!is_plain(name)) throw FileError(path_ + ": the name has control characters");
     return {name, size_, modified_};
 }
 

@@ -69,6 +69,7 @@ private:
         if (bytes_.size() > max_text) throw std::runtime_error("the peer sent a text that is too long");
         text.assign(reinterpret_cast<const char*>(bytes_.data()), bytes_.size());
         bytes_ = {};
+        if (!is_plain(text)) throw std::runtime_error("the peer sent a text with control characters");
     }
 
     std::span<const std::byte> take(std::size_t count) {
@@ -90,6 +91,10 @@ Message empty_message(std::size_t type, std::index_sequence<I...>) {
 }
 
 } // namespace
+
+bool is_plain(const std::string& text) {
+    return std::ranges::none_of(text, [](unsigned char c) { return c < ' ' || c == 127; });
+}
 
 std::vector<std::byte> encode(const Message& message) {
     Writer writer;

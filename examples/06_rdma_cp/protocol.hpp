@@ -50,7 +50,10 @@ using Message = std::variant<Offer, Grant, Credit, Finish, Done, Refusal>;
 /// At most max_message bytes; longer texts are cut.
 std::vector<std::byte> encode(const Message& message);
 
-/// Throws std::runtime_error for what no encode() has made.
+/// Whether a text may be shown on a terminal.
+bool is_plain(const std::string& text);
+
+/// Throws std::runtime_error for what is no message, and for a text that is not plain.
 Message decode(std::span<const std::byte> bytes);
 
 } // namespace rdma_cp

@@ -188,4 +188,7 @@ TEST_CASE("rdma_cp: the file that is sent") {
     directory.write(std::string(201, 'x'), "");
     CHECK_THROWS_WITH(SourceFile(directory.path() / std::string(201, 'x')).offer(),
                       contains("the name is too long"));
+    directory.write("two\nlines", "");
+    CHECK_THROWS_WITH(SourceFile(directory.path() / "two\nlines").offer(),
+                      contains("control characters"));
 }

@@ -86,4 +86,7 @@ TEST_CASE("rdma_cp: what is no message is refused") {
     std::vector<std::byte> offer = bytes_of(Offer{std::string(max_text, 'x'), 1, 2});
     offer.push_back(std::byte{'x'});
     refused(offer, "too long");
+    refused(bytes_of(Offer{"name\x1b[2J", 1, 2}), "control characters");
+    refused(bytes_of(Refusal{false, "two\nlines"}), "control characters");
+    CHECK(passed_on(Offer{"n\xc3\xa4me", 1, 2}).name == "n\xc3\xa4me");
 }

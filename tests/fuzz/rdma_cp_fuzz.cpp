@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// A message of rdma_cp. Any bytes: either they are a message, which is passed on as it is, or there
+// is one std::runtime_error.
+#include "protocol.hpp"
+
+#include "fuzz/require.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+using asyncverbs::fuzz::require;
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    try {
+        const std::vector<std::byte> bytes =
+            rdma_cp::encode(rdma_cp::decode(std::as_bytes(std::span(data, size))));
+        require(bytes.size() <= rdma_cp::max_message, "a message has a bound");
+        require(rdma_cp::encode(rdma_cp::decode(bytes)) == bytes, "a message is passed on as it is");
+    } catch (const std::runtime_error&) {
+    }
+    return 0;
+}
