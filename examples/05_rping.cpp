@@ -189,8 +189,8 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
     const Slice source = memory.slice(0, options.size);
     const Slice sink = memory.slice(options.size, options.size);
     const auto advertise = [&](Slice slice) {
-        return end.send({reinterpret_cast<std::uintptr_t>(slice.address), slice.length,
-                         memory.rkey()});
+        return end.send(
+            {reinterpret_cast<std::uintptr_t>(slice.address), slice.length, memory.rkey()});
     };
     outgoing.prepare(end.qp().queue_pair());
     end.start();

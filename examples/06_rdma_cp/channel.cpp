@@ -10,17 +10,9 @@ using namespace asyncverbs;
 
 namespace rdma_cp {
 
-namespace {
-
-constexpr QueuePairOptions queue_pair_options{.max_send_wr = block_count + 2,
-                                              .max_recv_wr = block_count + 4};
-constexpr int cq_depth = queue_pair_options.max_send_wr + 1 + queue_pair_options.max_recv_wr;
-
-} // namespace
-
 Channel::Channel(EpollExecutor& loop, const Context& context)
-    : loop_(loop), domain_(context), router_(Router::create(context, cq_depth, loop)),
-      qp_(router_, domain_, queue_pair_options),
+    : loop_(loop), domain_(context), router_(Router::create(context, sends + 1 + receives, loop)),
+      qp_(router_, domain_, {.max_send_wr = sends, .max_recv_wr = receives}),
       messages_(MemoryRegion::allocate(domain_, (1 + receives) * max_message)) {}
 
 void Channel::start() {

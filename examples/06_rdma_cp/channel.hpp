@@ -63,9 +63,9 @@ public:
         return qp_.write_with_imm(block, to, slot);
     }
 
-    asyncverbs::Task<> drain() { return qp_.drain(); }
-
 private:
+    // All blocks, and a few messages.
+    static constexpr std::uint32_t sends = block_count + 2;
     static constexpr std::uint32_t receives = block_count + 4;
 
     asyncverbs::Slice incoming(std::uint32_t i) const {

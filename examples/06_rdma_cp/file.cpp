@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -42,8 +43,7 @@ struct stat status_of(int fd, const std::string& path) {
 
 void read_at(int fd, std::uint64_t offset, std::span<std::byte> bytes, const std::string& path) {
     while (!bytes.empty()) {
-        const ssize_t count =
-            ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+        const ssize_t count = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) fail_with_errno("reading " + path);
         if (count == 0) throw FileError(path + " became shorter while it was copied");
@@ -90,12 +90,11 @@ void SourceFile::check_unchanged() const {
 
 // --- the file that is received ---
 
-PartialFile::PartialFile(std::string directory, const Offer& offer, bool overwrite)
-    : directory_(std::move(directory)), name_(offer.name),
-      partial_name_("." + name_ + "." + std::to_string(offer.size) + "-" +
-                    std::to_string(offer.modified) + ".partial"),
-      whole_(offer.size), overwrite_(overwrite),
-      directory_fd_(open_or_fail(directory_, O_RDONLY | O_DIRECTORY)), fd_([this] {
+PartialFile::PartialFile(const std::string& directory, const Offer& offer, bool overwrite)
+    : name_(offer.name), partial_name_("." + name_ + "." + std::to_string(offer.size) + "-" +
+                                       std::to_string(offer.modified) + ".partial"),
+      overwrite_(overwrite), directory_fd_(open_or_fail(directory, O_RDONLY | O_DIRECTORY)),
+      fd_([this] {
           check_name();
           return ::openat(directory_fd_.get(), partial_name_.c_str(),
                           O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
@@ -107,7 +106,7 @@ PartialFile::PartialFile(std::string directory, const Offer& offer, bool overwri
     const struct stat status = status_of(fd_.get(), partial_name_);
     if (!S_ISREG(status.st_mode)) throw FileError(partial_name_ + " is not a regular file");
     size_ = static_cast<std::uint64_t>(status.st_size);
-    if (size_ > whole_) { // nobody else's doing, but it would never fit
+    if (size_ > offer.size) { // nobody else's doing, but it would never fit
         if (::ftruncate(fd_.get(), 0) != 0) fail("cannot be truncated");
         size_ = 0;
     }

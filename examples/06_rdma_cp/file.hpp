@@ -60,7 +60,7 @@ private:
 class PartialFile {
 public:
     /// Of `offer` in `directory`; what is there of it already stays.
-    PartialFile(std::string directory, const Offer& offer, bool overwrite);
+    PartialFile(const std::string& directory, const Offer& offer, bool overwrite);
 
     std::uint64_t size() const noexcept { return size_; }
     void append(std::span<const std::byte> bytes);
@@ -73,10 +73,8 @@ private:
     void hash_what_is_there();
     [[noreturn]] void fail(const std::string& what) const;
 
-    std::string directory_;
     std::string name_;
     std::string partial_name_;
-    std::uint64_t whole_;
     bool overwrite_;
     Descriptor directory_fd_;
     Descriptor fd_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// rdma_cp: copies files to a peer by RDMA writes, many in flight. What a broken connection leaves is
-// continued, and nobody takes a part for the whole.
+// rdma_cp: copies files to a peer by RDMA writes, many in flight. What a broken connection leaves
+// is continued, and nobody takes a part for the whole.
 #include "receiver.hpp"
 #include "sender.hpp"
 
@@ -19,7 +19,8 @@
 
 namespace {
 
-constexpr const char* help = R"(Usage: rdma_cp [-p PORT] FILE... HOST        copy files to the receiver on HOST
+constexpr const char* help =
+    R"(Usage: rdma_cp [-p PORT] FILE... HOST        copy files to the receiver on HOST
        rdma_cp -r DIR [-f] [-p PORT] [-b ADDRESS]   receive files into DIR
 
 A file that is not whole yet is called .NAME.SIZE-TIME.partial in DIR. When a connection breaks, the

@@ -48,7 +48,9 @@ public:
     void operator()(Offer& offer) { get(offer.size), get(offer.modified), get(offer.name); }
     void operator()(Grant& grant) { get(grant.offset), get(grant.address), get(grant.rkey); }
     void operator()(Credit&) {}
-    void operator()(Finish& finish) { std::ranges::copy(take(finish.digest.size()), finish.digest.begin()); }
+    void operator()(Finish& finish) {
+        std::ranges::copy(take(finish.digest.size()), finish.digest.begin());
+    }
     void operator()(Done&) {}
     void operator()(Refusal& refusal) { get(refusal.for_now), get(refusal.reason); }
 
@@ -56,7 +58,8 @@ public:
         requires std::is_integral_v<T>
     void get(T& value) {
         std::uint64_t all = 0;
-        for (const std::byte byte : take(sizeof(T))) all = all << 8 | std::to_integer<unsigned>(byte);
+        for (const std::byte byte : take(sizeof(T)))
+            all = all << 8 | std::to_integer<unsigned>(byte);
         value = static_cast<T>(all);
     }
 
@@ -66,14 +69,17 @@ public:
 
 private:
     void get(std::string& text) {
-        if (bytes_.size() > max_text) throw std::runtime_error("the peer sent a text that is too long");
+        if (bytes_.size() > max_text)
+            throw std::runtime_error("the peer sent a text that is too long");
         text.assign(reinterpret_cast<const char*>(bytes_.data()), bytes_.size());
         bytes_ = {};
-        if (!is_plain(text)) throw std::runtime_error("the peer sent a text with control characters");
+        if (!is_plain(text))
+            throw std::runtime_error("the peer sent a text with control characters");
     }
 
     std::span<const std::byte> take(std::size_t count) {
-        if (bytes_.size() < count) throw std::runtime_error("the peer sent a message that is too short");
+        if (bytes_.size() < count)
+            throw std::runtime_error("the peer sent a message that is too short");
         const std::span<const std::byte> taken = bytes_.first(count);
         bytes_ = bytes_.subspan(count);
         return taken;
@@ -107,8 +113,7 @@ Message decode(std::span<const std::byte> bytes) {
     Reader reader(bytes);
     std::uint8_t type = 0;
     reader.get(type);
-    Message message =
-        empty_message(type, std::make_index_sequence<std::variant_size_v<Message>>());
+    Message message = empty_message(type, std::make_index_sequence<std::variant_size_v<Message>>());
     std::visit(reader, message);
     reader.end();
     return message;

@@ -41,8 +41,9 @@ Task<> receive_file(Channel& channel, const ReceiverOptions& options, const Memo
 // What is wrong with the file is the sender's to know.
 Task<> receive(EpollExecutor& loop, const ReceiverOptions& options, IncomingConnection incoming) {
     Channel channel(loop, incoming.context());
-    const MemoryRegion blocks = MemoryRegion::allocate(
-        channel.domain(), block_count * block_size, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    const MemoryRegion blocks =
+        MemoryRegion::allocate(channel.domain(), block_count * block_size,
+                               IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
     incoming.prepare(channel.queue_pair());
     channel.start();
     Connection connection = co_await incoming.accept(channel.queue_pair());

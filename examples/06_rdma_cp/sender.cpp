@@ -105,8 +105,7 @@ private:
             }
             const auto slot = static_cast<std::uint32_t>(sent % block_count);
             if (sent >= block_count) co_await writes[slot];
-            const std::size_t length =
-                std::min<std::uint64_t>(block_size, file_.size() - offset);
+            const std::size_t length = std::min<std::uint64_t>(block_size, file_.size() - offset);
             const Slice block = blocks.slice(slot * block_size, length);
             file_.read(offset, block.bytes());
             checksum.add(block.bytes());

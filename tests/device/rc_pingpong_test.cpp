@@ -4,6 +4,8 @@
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
+#include "device/programs.hpp"
+
 #include <netinet/in.h>
 #include <pty.h>
 #include <sys/socket.h>
@@ -20,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+using asyncverbs::device::await_output;
+using asyncverbs::device::await_that;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
@@ -63,21 +67,7 @@ bool is_listening() {
     return false;
 }
 
-void await_listener(Process& server) {
-    while (!is_listening()) {
-        INFO("server: " << server.output() << server.error());
-        REQUIRE(server.is_running());
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-}
-
-void await_output(Process& process, const std::string& text) {
-    while (process.output().find(text) == std::string::npos) {
-        INFO(process.output() << process.error());
-        REQUIRE(process.is_running());
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-}
+void await_listener(Process& server) { await_that(server, is_listening); }
 
 struct Outcome {
     int status;

@@ -3,6 +3,8 @@
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
+#include "device/programs.hpp"
+
 #include <sys/mount.h>
 
 #include <cerrno>
@@ -21,27 +23,14 @@
 #include <thread>
 #include <vector>
 
+using asyncverbs::device::await_output;
+using asyncverbs::device::await_that;
+using asyncverbs::device::device_address;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string receiver_address() {
-    const char* const text = std::getenv("RDMA_ADDRESS");
-    return text != nullptr ? text : "127.0.0.1";
-}
-
-template <class Condition>
-void await_that(Process& process, Condition condition) {
-    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (!condition()) {
-        INFO(process.output() << process.error());
-        REQUIRE(process.is_running());
-        REQUIRE(std::chrono::steady_clock::now() < late);
-        std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-}
 
 // Files to send, a directory to receive them, and a receiver.
 class Copying {
@@ -74,7 +63,7 @@ public:
         std::vector<std::string> arguments{RDMA_CP, "--receive", to(), "--port", port_};
         arguments.insert(arguments.end(), options.begin(), options.end());
         receiver_.emplace(arguments);
-        await_that(*receiver_, [&] { return receiver_->output().find("port") != std::string::npos; });
+        await_output(*receiver_, "port");
         return *receiver_;
     }
     void kill_receiver() {
@@ -85,7 +74,7 @@ public:
     std::vector<std::string> sender(const std::vector<std::string>& names) const {
         std::vector<std::string> arguments{RDMA_CP, "--port", port_, "--try", "60"};
         for (const std::string& name : names) arguments.push_back(from(name));
-        arguments.push_back(receiver_address());
+        arguments.push_back(device_address());
         return arguments;
     }
 

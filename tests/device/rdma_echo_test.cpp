@@ -3,31 +3,20 @@
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
+#include "device/programs.hpp"
+
 #include <chrono>
 #include <cstdlib>
 #include <string>
 #include <string_view>
 #include <thread>
 
+using asyncverbs::device::await_output;
+using asyncverbs::device::device_address;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
 namespace {
-
-std::string address() {
-    const char* text = std::getenv("RDMA_ADDRESS");
-    return text != nullptr ? text : "127.0.0.1";
-}
-
-void await_output(Process& process, const std::string& text) {
-    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (process.output().find(text) == std::string::npos) {
-        INFO(process.output() << process.error());
-        REQUIRE(process.is_running());
-        REQUIRE(std::chrono::steady_clock::now() < late);
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-}
 
 std::size_t count(std::string_view text, std::string_view part) {
     std::size_t found = 0;
@@ -40,7 +29,8 @@ std::size_t count(std::string_view text, std::string_view part) {
 TEST_CASE("rdma_echo: one thread serves 200 clients", "[rdma_echo]") {
     Process server({RDMA_ECHO, "--port=7472", "--clients=200"});
     await_output(server, "listening on port 7472");
-    Process clients({RDMA_ECHO, "--port=7472", "--connections=200", "--count=20", address()});
+    Process clients(
+        {RDMA_ECHO, "--port=7472", "--connections=200", "--count=20", device_address()});
     INFO(server.output() << server.error() << clients.output() << clients.error());
     CHECK(clients.wait() == 0);
     CHECK_THAT(clients.output(), contains("4000 messages of 64 bytes over 200 connections"));
@@ -52,12 +42,12 @@ TEST_CASE("rdma_echo: a client that is killed does not disturb the others", "[rd
     Process server({RDMA_ECHO, "--port=7473", "--clients=2"});
     await_output(server, "listening");
     {
-        Process killed({RDMA_ECHO, "--port=7473", "--count=1000000", address()});
+        Process killed({RDMA_ECHO, "--port=7473", "--count=1000000", device_address()});
         await_output(server, "connected");
         killed.kill();
         CHECK(killed.wait() == 128 + SIGKILL);
     }
-    Process client({RDMA_ECHO, "--port=7473", "--size=100000", "--count=5", address()});
+    Process client({RDMA_ECHO, "--port=7473", "--size=100000", "--count=5", device_address()});
     INFO(server.output() << server.error() << client.output() << client.error());
     CHECK(client.wait() == 0);
     CHECK(server.wait() == 0);
@@ -75,5 +65,5 @@ TEST_CASE("rdma_echo: what is wrong is said", "[rdma_echo]") {
     CHECK_THAT(error_of({"a", "b"}), contains("one host at most"));
     CHECK_THAT(error_of({"--nonsense"}), contains("unknown option --nonsense"));
     CHECK_THAT(error_of({"--count"}), contains("--count takes a value"));
-    CHECK_THAT(error_of({"--port=9", address()}), contains("rejected (nobody listens)"));
+    CHECK_THAT(error_of({"--port=9", device_address()}), contains("rejected (nobody listens)"));
 }

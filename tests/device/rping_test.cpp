@@ -3,6 +3,8 @@
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
+#include "device/programs.hpp"
+
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -10,17 +12,14 @@
 #include <thread>
 #include <vector>
 
+using asyncverbs::device::await_output;
+using asyncverbs::device::device_address;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
 namespace {
 
 constexpr const char* theirs = "rping";
-
-std::string device_address() {
-    const char* const text = std::getenv("RDMA_ADDRESS");
-    return text != nullptr ? text : "127.0.0.1";
-}
 
 using Arguments = std::vector<std::string>;
 
@@ -40,16 +39,6 @@ int run_client(const std::string& program, const Arguments& arguments, std::stri
     }
 }
 
-void await_output(Process& process, const std::string& text) {
-    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (process.output().find(text) == std::string::npos) {
-        INFO(process.output() << process.error());
-        REQUIRE(process.is_running());
-        REQUIRE(std::chrono::steady_clock::now() < late);
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-}
-
 } // namespace
 
 TEST_CASE("rping: either end may be rdma-core's", "[rping]") {
@@ -64,13 +53,11 @@ TEST_CASE("rping: either end may be rdma-core's", "[rping]") {
     CAPTURE(ends.server, ends.client, size);
     const std::string port = std::to_string(std::stoi(ends.port) + (size == "64" ? 0 : 10));
     // rdma-core's server has a buffer of that size.
-    Process server(
-        with(ends.server, {"-s", "-v", "-S", size, "-a", device_address(), "-p", port}));
+    Process server(with(ends.server, {"-s", "-v", "-S", size, "-a", device_address(), "-p", port}));
     std::string output;
-    const int status = run_client(ends.client,
-                                  {"-c", "-v", "-V", "-C", "3", "-S", size, "-a", device_address(),
-                                   "-p", port},
-                                  output);
+    const int status = run_client(
+        ends.client, {"-c", "-v", "-V", "-C", "3", "-S", size, "-a", device_address(), "-p", port},
+        output);
     INFO(output.substr(0, 1000));
     CHECK(status == 0);
     CHECK(server.wait() == 0);

@@ -140,10 +140,10 @@ TEST_CASE("rdma_cp: a file that appears meanwhile is not overwritten") {
 TEST_CASE("rdma_cp: nothing leaves the directory") {
     const Directory directory;
     for (const char* name : {"../name", "/name", "a/b", "..", "."}) {
-        CHECK_THROWS_WITH(receive(directory, {name, 3, 7}), contains("not in the target directory"));
+        CHECK_THROWS_WITH(receive(directory, {name, 3, 7}),
+                          contains("not in the target directory"));
     }
-    for (const std::string& name :
-         {std::string(), std::string("a\0b", 3), std::string(201, 'x')}) {
+    for (const std::string& name : {std::string(), std::string("a\0b", 3), std::string(201, 'x')}) {
         CHECK_THROWS_WITH(receive(directory, {name, 3, 7}), contains("cannot have such a name"));
     }
     fs::create_symlink("/dev/null", directory.path() / ".name.3-7.partial");

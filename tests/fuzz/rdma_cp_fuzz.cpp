@@ -18,7 +18,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         const std::vector<std::byte> bytes =
             rdma_cp::encode(rdma_cp::decode(std::as_bytes(std::span(data, size))));
         require(bytes.size() <= rdma_cp::max_message, "a message has a bound");
-        require(rdma_cp::encode(rdma_cp::decode(bytes)) == bytes, "a message is passed on as it is");
+        require(rdma_cp::encode(rdma_cp::decode(bytes)) == bytes,
+                "a message is passed on as it is");
     } catch (const std::runtime_error&) {
     }
     return 0;

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// For the tests of the programs that are connected by address.
+#pragma once
+
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+#include "support/catch.hpp"
+#include "support/process.hpp"
+
+namespace asyncverbs::device {
+
+inline std::string device_address() {
+    const char* const text = std::getenv("RDMA_ADDRESS");
+    return text != nullptr ? text : "127.0.0.1";
+}
+
+// While the process runs, and not for ever.
+template <class Condition>
+void await_that(support::Process& process, Condition condition) {
+    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (!condition()) {
+        INFO(process.output() << process.error());
+        REQUIRE(process.is_running());
+        REQUIRE(std::chrono::steady_clock::now() < late);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+}
+
+inline void await_output(support::Process& process, const std::string& text) {
+    await_that(process, [&] { return process.output().find(text) != std::string::npos; });
+}
+
+} // namespace asyncverbs::device
