@@ -231,8 +231,7 @@ TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm]") {
         co_return received;
     };
     const auto dial = [&]() -> Task<Checksum> {
-        OutgoingConnection outgoing =
-            co_await resolve(loop, host, std::to_string(listener.port()));
+        OutgoingConnection outgoing = co_await resolve(loop, host, std::to_string(listener.port()));
         std::optional<Router> router;
         Stream stream = make(outgoing.context(), outgoing, router);
         Connection connection = co_await outgoing.connect(stream.queue_pair());

@@ -74,21 +74,25 @@ public:
 
     // --- two-sided ---
 
-    [[gnu::always_inline]] Operation send(Slices slices, SendOptions options = {}, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send(Slices slices, SendOptions options = {},
+                                          std::stop_token stop = {}) {
         return post(Work::send(options), slices, std::move(stop));
     }
     /// `imm` is in host order.
-    [[gnu::always_inline]] Operation send_with_imm(Slices slices, std::uint32_t imm, SendOptions options = {},
-                            std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_with_imm(Slices slices, std::uint32_t imm,
+                                                   SendOptions options = {},
+                                                   std::stop_token stop = {}) {
         return post(Work::send_with_imm(imm, options), slices, std::move(stop));
     }
-    [[gnu::always_inline]] Operation send_with_invalidate(Slices slices, std::uint32_t rkey, SendOptions options = {},
-                                   std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_with_invalidate(Slices slices, std::uint32_t rkey,
+                                                          SendOptions options = {},
+                                                          std::stop_token stop = {}) {
         return post(Work::send_with_invalidate(rkey, options), slices, std::move(stop));
     }
     /// UD.
-    [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer, std::uint32_t qp_num,
-                      std::uint32_t qkey, SendOptions options = {}, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer,
+                                             std::uint32_t qp_num, std::uint32_t qkey,
+                                             SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::send_to(peer, qp_num, qkey, options), slices, std::move(stop));
     }
     [[gnu::always_inline]] Operation recv(Slices slices, std::stop_token stop = {}) {
@@ -101,16 +105,17 @@ public:
 
     // --- one-sided: from, into or at the memory of the peer ---
 
-    [[gnu::always_inline]] Operation write(Slices slices, const RemoteSlice& remote, SendOptions options = {},
-                    std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation write(Slices slices, const RemoteSlice& remote,
+                                           SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::write(slices, remote, options), slices, std::move(stop));
     }
-    [[gnu::always_inline]] Operation write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
-                             SendOptions options = {}, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation write_with_imm(Slices slices, const RemoteSlice& remote,
+                                                    std::uint32_t imm, SendOptions options = {},
+                                                    std::stop_token stop = {}) {
         return post(Work::write_with_imm(slices, remote, imm, options), slices, std::move(stop));
     }
-    [[gnu::always_inline]] Operation read(Slices slices, const RemoteSlice& remote, SendOptions options = {},
-                   std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation read(Slices slices, const RemoteSlice& remote,
+                                          SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::read(slices, remote, options), slices, std::move(stop));
     }
     /// `before`, 8 bytes, receives what was there, whether it was swapped or not.

@@ -15,7 +15,8 @@
 
 namespace asyncverbs {
 
-/// Drains one AsyncCq, in the coroutine that waits for its channel, on behalf of any number of queue pairs.
+/// Drains one AsyncCq, in the coroutine that waits for its channel, on behalf of any number of
+/// queue pairs.
 ///
 ///     Router router = Router::create(context, 1024, loop);
 ///     AsyncQp qp(router, domain);

@@ -149,7 +149,7 @@ private:
     std::optional<std::system_error> failure_;
     std::atomic<int> reported_{nothing_reported}; // an ibv_event_type
 
-    std::mutex stop_mutex_; // stop_source_ is replaced while interrupt() may copy it
+    std::mutex stop_mutex_;                // stop_source_ is replaced while interrupt() may copy it
     std::atomic<bool> interrupted_{false}; // somebody stops stop_source_
     std::stop_source stop_source_;
 };
