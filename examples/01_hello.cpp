@@ -3,7 +3,7 @@
 // coroutine that awaits its arrival. The device is the one that RDMA_DEVICE names, else the first
 // active one.
 
-// [readme]
+// [readme:hello]
 #include <asyncverbs/asyncverbs.hpp>
 #include <cstdio>
 
@@ -32,4 +32,4 @@ int main() try {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }
-// [/readme]
+// [/readme:hello]
