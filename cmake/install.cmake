@@ -1,4 +1,5 @@
-# find_package(asyncverbs): the headers, the target, FindIBVerbs, FindRDMACM and the soft-RoCE runner.
+# find_package(asyncverbs) and pkg-config: the headers, the targets, the modules that find what they
+# need, and the soft-RoCE runner.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -8,17 +9,33 @@ set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/asyncverbs")
 install(TARGETS asyncverbs EXPORT asyncverbsTargets FILE_SET HEADERS)
 install(EXPORT asyncverbsTargets NAMESPACE asyncverbs:: DESTINATION "${package_dir}")
 
+# Each adapter is a component, whose targets are loaded only where they are asked for.
+get_property(adapters DIRECTORY PROPERTY ASYNCVERBS_ADAPTERS)
+set(adapter_packages "")
+foreach(adapter IN LISTS adapters)
+    install(TARGETS asyncverbs_${adapter} EXPORT asyncverbs_${adapter}Targets FILE_SET HEADERS)
+    install(EXPORT asyncverbs_${adapter}Targets NAMESPACE asyncverbs:: DESTINATION "${package_dir}")
+    get_target_property(packages asyncverbs_${adapter} ASYNCVERBS_PACKAGES)
+    string(APPEND adapter_packages "set(_asyncverbs_${adapter}_packages \"${packages}\")\n")
+endforeach()
+
 configure_package_config_file(
     cmake/asyncverbsConfig.cmake.in "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
     INSTALL_DESTINATION "${package_dir}")
 write_basic_package_version_file(
     "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
     COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+file(GLOB find_modules cmake/Find*.cmake)
 install(
     FILES
         "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
         "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
-        cmake/FindIBVerbs.cmake
-        cmake/FindRDMACM.cmake
+        ${find_modules}
     DESTINATION "${package_dir}")
 install(DIRECTORY cmake/soft-roce DESTINATION "${package_dir}" USE_SOURCE_PERMISSIONS)
+
+# The installed tree may be moved: pkg-config finds the headers from where the file is.
+set(pkgconfig_dir "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig")
+file(RELATIVE_PATH pkgconfig_to_include "${pkgconfig_dir}" "${CMAKE_INSTALL_FULL_INCLUDEDIR}")
+configure_file(cmake/asyncverbs.pc.in "${PROJECT_BINARY_DIR}/asyncverbs.pc" @ONLY)
+install(FILES "${PROJECT_BINARY_DIR}/asyncverbs.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")

@@ -36,3 +36,4 @@
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/verbs/slice.hpp>
+#include <asyncverbs/version.hpp>

@@ -1,0 +1,24 @@
+# asyncverbs_add_adapter(NAME PACKAGES package… LINK library… HEADERS header…)
+#
+# Adds the target asyncverbs::NAME, for a header that adapts the library to somebody's event loop,
+# where the packages of that loop are found; else says that it is left out. It is installed as the
+# component NAME: find_package(asyncverbs COMPONENTS NAME) finds the same packages again. What finds
+# a package is a module beside this file, or the package itself.
+function(asyncverbs_add_adapter name)
+    cmake_parse_arguments(PARSE_ARGV 1 adapter "" "" "PACKAGES;LINK;HEADERS")
+    foreach(package IN LISTS adapter_PACKAGES)
+        find_package(${package} QUIET)
+        if(NOT ${package}_FOUND)
+            message(STATUS "asyncverbs::${name} is left out: ${package} was not found")
+            return()
+        endif()
+    endforeach()
+    set(target asyncverbs_${name})
+    add_library(${target} INTERFACE)
+    add_library(asyncverbs::${name} ALIAS ${target})
+    target_link_libraries(${target} INTERFACE asyncverbs ${adapter_LINK})
+    target_sources(${target} INTERFACE FILE_SET HEADERS BASE_DIRS include FILES ${adapter_HEADERS})
+    set_target_properties(${target} PROPERTIES
+        EXPORT_NAME ${name} ASYNCVERBS_PACKAGES "${adapter_PACKAGES}")
+    set_property(DIRECTORY APPEND PROPERTY ASYNCVERBS_ADAPTERS ${name})
+endfunction()
