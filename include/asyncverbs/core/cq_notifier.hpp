@@ -18,17 +18,21 @@ namespace asyncverbs {
 /// errc::operation_canceled when `st` was stopped first, anything else for an error after which
 /// waiting is pointless.
 ///
-/// Semantic requirements:
-///  - It resumes on the thread that runs the notifier's loop, and only there; or it completes at
-///    once, without suspending.
-///  - A wake is a hint: it may complete with {} although nothing can be read. It must complete
-///    when something can, whether that came before or after the call: an edge-triggered notifier
-///    remembers an edge that nobody waited for. EPOLLERR and EPOLLHUP count as readable.
-///  - Destroying the suspended awaiter cancels it: its coroutine is not resumed afterwards.
+/// Semantic requirements, which check_notifier() of testing/notifier_conformance.hpp tests:
+///  - It is resumed by the notifier's loop, on the thread that runs that, and only there; or it
+///    completes at once, without suspending.
+///  - A wake is a hint: it may complete with {} although nothing can be read, but not every time.
+///    It must complete when something can be read, whether that came before or after the call: an
+///    edge-triggered notifier remembers an edge that nobody waited for. EPOLLERR and EPOLLHUP
+///    count as readable.
+///  - Destroying the suspended awaiter cancels it: its coroutine is not resumed afterwards, and a
+///    wake that was on the way is the next one's.
 ///  - A stop may be requested from any thread, also before the call and while it suspends. It is
 ///    never resumed inside request_stop(), but later, by the loop.
-///  - AsyncCq has at most one readable() outstanding.
-///  - The fd stays open until the notifier is destroyed, and is not the notifier's to close.
+///  - AsyncCq has at most one readable() outstanding. A coroutine that it resumes may wait again,
+///    or destroy the notifier, at once.
+///  - The fd stays open until the notifier is destroyed, and is not the notifier's to read or to
+///    close.
 ///  - Moving a notifier is allowed while no readable() is outstanding.
 ///
 /// A model, for a loop that resumes a coroutine when an fd is readable (`watch`), forgets one

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Plug in your own loop: a CqNotifier for a bare poll(2) loop, such as many programs have. PollLoop
 // stands for the loop that is there already; PollNotifier is what an AsyncCq needs to live in it.
+// How such a notifier is tested: tests/testing/notifier_conformance_test.cpp.
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
-#include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <array>
-#include <cerrno>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -27,92 +21,11 @@
 #include <system_error>
 #include <thread>
 #include <utility>
-#include <vector>
+
+#include "poll_loop.hpp"
+#include "poll_notifier.hpp"
 
 using namespace asyncverbs;
-
-// A loop that calls whoever waits for a file descriptor. Everything on one thread, but wake().
-class PollLoop {
-public:
-    struct Waiter {
-        int fd;
-        std::stop_token stop; // requested: called although the fd is not readable
-        std::coroutine_handle<> coroutine{};
-        bool ready = false;
-    };
-
-    PollLoop() : wake_fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-        if (wake_fd_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-    }
-    PollLoop(const PollLoop&) = delete;
-    PollLoop& operator=(const PollLoop&) = delete;
-    ~PollLoop() { ::close(wake_fd_); }
-
-    void add(Waiter& waiter) { waiters_.push_back(&waiter); }
-    void remove(Waiter& waiter) { std::erase(waiters_, &waiter); }
-    void wake() noexcept { ::eventfd_write(wake_fd_, 1); } // from any thread
-
-    void run_once() {
-        std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
-        for (const Waiter* waiter : waiters_) fds.push_back({waiter->fd, POLLIN, 0});
-        if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) {
-            throw std::system_error(errno, std::generic_category(), "poll");
-        }
-        eventfd_t ignored;
-        ::eventfd_read(wake_fd_, &ignored);
-        for (std::size_t i = 0; i < waiters_.size(); ++i) {
-            // Errors and hang-ups count as readable: whoever reads finds out.
-            waiters_[i]->ready = fds[i + 1].revents != 0 || waiters_[i]->stop.stop_requested();
-        }
-        // One at a time, for a coroutine that is resumed may destroy others that wait.
-        const auto is_ready = [](const Waiter* waiter) { return waiter->ready; };
-        for (;;) {
-            const auto next = std::find_if(waiters_.begin(), waiters_.end(), is_ready);
-            if (next == waiters_.end()) return;
-            Waiter& waiter = **next;
-            waiters_.erase(next);
-            waiter.coroutine.resume();
-        }
-    }
-
-private:
-    int wake_fd_;
-    std::vector<Waiter*> waiters_;
-};
-
-// The notifier. The awaiter is the waiter, so that a coroutine that is destroyed leaves the loop; a
-// stop only wakes the loop, which then resumes the coroutine on its own thread.
-class PollNotifier {
-public:
-    PollNotifier(PollLoop& loop, int fd) : loop_(loop), fd_(fd) {}
-    auto readable(std::stop_token stop) { return Readable(loop_, fd_, std::move(stop)); }
-
-private:
-    struct Readable : PollLoop::Waiter {
-        Readable(PollLoop& l, int f, std::stop_token s) : Waiter{f, std::move(s)}, loop(l) {}
-        ~Readable() { loop.remove(*this); }
-        bool await_ready() const { return stop.stop_requested(); }
-        void await_suspend(std::coroutine_handle<> waiting) {
-            coroutine = waiting;
-            loop.add(*this);
-            on_stop.emplace(stop, Wake{loop});
-        }
-        std::error_code await_resume() const {
-            return std::error_code(stop.stop_requested() ? ECANCELED : 0, std::generic_category());
-        }
-
-        struct Wake {
-            PollLoop& loop;
-            void operator()() const noexcept { loop.wake(); }
-        };
-        PollLoop& loop;
-        std::optional<std::stop_callback<Wake>> on_stop;
-    };
-
-    PollLoop& loop_;
-    int fd_;
-};
-static_assert(CqNotifier<PollNotifier>);
 
 namespace {
 
