@@ -37,3 +37,6 @@
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 #include <asyncverbs/version.hpp>
+
+/// The library. What is in its namespace `detail`, or in a folder of that name, is not for users.
+namespace asyncverbs {}

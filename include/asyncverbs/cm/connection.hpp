@@ -36,9 +36,12 @@ public:
         return private_data_.bytes();
     }
 
+    /// The address of this end.
     [[nodiscard]] SocketAddress local_address() const {
         return SocketAddress(*rdma_get_local_addr(session_->id()));
     }
+
+    /// The address of the other end.
     [[nodiscard]] SocketAddress peer_address() const {
         return SocketAddress(*rdma_get_peer_addr(session_->id()));
     }

@@ -11,14 +11,17 @@
 
 namespace asyncverbs {
 
-/// Its code() is errc::connection_refused, whoever refused and why.
+/// Thrown by connect() and OutgoingConnection::connect(). Its code() is errc::connection_refused,
+/// whoever refused and why.
 class ConnectionRejected : public std::system_error {
 public:
-    /// What the connection manager of InfiniBand and RoCE gives as reason where the peer's program
-    /// has rejected, and where nobody listens.
+    /// The reason() on InfiniBand and RoCE where the peer's program has rejected.
     static constexpr int by_program = 28;
+
+    /// The reason() on InfiniBand and RoCE where nobody listens.
     static constexpr int no_listener = 8;
 
+    /// For the connection manager: the answer to `call`.
     ConnectionRejected(const std::string& call, int reason, const detail::PrivateData& data)
         : std::system_error(std::make_error_code(std::errc::connection_refused),
                             call + ": rejected (" + text(reason) + ")"),

@@ -36,9 +36,12 @@ public:
     /// The device that the request came over; librdmacm's own, which keeps it open.
     [[nodiscard]] Context context() const { return detail::context_of(id()); }
 
+    /// The address of this end.
     [[nodiscard]] SocketAddress local_address() const {
         return SocketAddress(*rdma_get_local_addr(id()));
     }
+
+    /// The address of the other end.
     [[nodiscard]] SocketAddress peer_address() const {
         return SocketAddress(*rdma_get_peer_addr(id()));
     }

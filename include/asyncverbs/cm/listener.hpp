@@ -43,7 +43,10 @@ public:
              const ListenerOptions& options = {})
         : Listener(detail::CmLoop(loop), host, service, options) {}
 
+    /// The port, also where the system has chosen it.
     [[nodiscard]] std::uint16_t port() const { return local_address().port(); }
+
+    /// The address that it is bound to: the wildcard address where it listens on all devices.
     [[nodiscard]] SocketAddress local_address() const {
         return SocketAddress(*rdma_get_local_addr(session_->id()));
     }

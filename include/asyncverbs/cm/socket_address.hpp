@@ -16,7 +16,7 @@ namespace asyncverbs {
 /// A value. Default-constructed it is no address: port() is 0, text() is empty.
 class SocketAddress {
 public:
-    SocketAddress() noexcept = default;
+    SocketAddress() noexcept = default; ///< No address.
 
     /// Copies `address`. It is no address if it is of another family than IPv4 and IPv6.
     explicit SocketAddress(const sockaddr& address) noexcept {
@@ -49,6 +49,8 @@ public:
     [[nodiscard]] const sockaddr* native_handle() const noexcept {
         return reinterpret_cast<const sockaddr*>(&storage_);
     }
+
+    /// The same, for calls that forget to say const.
     [[nodiscard]] sockaddr* native_handle() noexcept {
         return reinterpret_cast<sockaddr*>(&storage_);
     }

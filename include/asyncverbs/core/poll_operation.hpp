@@ -121,6 +121,7 @@ public:
 /// once, as an rvalue; it must not be moved or destroyed while it is.
 class [[nodiscard]] PollOperation {
 public:
+    /// Awaits the completions, a std::span<ibv_wc>.
     detail::PollAwaiter operator co_await() && noexcept { return detail::PollAwaiter(operation_); }
 
 private:
@@ -136,6 +137,7 @@ private:
 /// std::error_code. Otherwise as PollOperation.
 class [[nodiscard]] PollWrIdOperation {
 public:
+    /// Awaits the completion, an ibv_wc.
     detail::PollWrIdAwaiter operator co_await() && noexcept {
         operation_.deliver_to(std::span(&completion_, 1));
         return detail::PollWrIdAwaiter(operation_);

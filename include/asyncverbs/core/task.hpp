@@ -41,13 +41,14 @@ class TaskAwaiter;
 template <class T = void>
 class [[nodiscard]] Task {
 public:
-    using promise_type = detail::TaskPromise<T>;
+    using promise_type = detail::TaskPromise<T>; ///< What the language asks a coroutine for.
 
     Task() noexcept = default; ///< Empty.
 
     /// False: default-constructed, moved from or awaited.
     explicit operator bool() const noexcept { return static_cast<bool>(coroutine_); }
 
+    /// Starts the task and awaits its result; see above.
     detail::TaskAwaiter<T> operator co_await() && {
         if (!coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");
         return detail::TaskAwaiter<T>(std::move(coroutine_));

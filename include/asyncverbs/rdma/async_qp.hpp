@@ -70,34 +70,45 @@ public:
     /// To bring it up. Posting and destroying are this object's, and so is the lifetime: nobody
     /// else may keep the queue pair's shared_handle().
     [[nodiscard]] QueuePair& queue_pair() noexcept { return state_->queue_pair; }
+    /// To look at it.
     [[nodiscard]] const QueuePair& queue_pair() const noexcept { return state_->queue_pair; }
 
     // --- two-sided ---
 
+    /// Sends the slices as one message, which takes a receive of the peer.
     [[gnu::always_inline]] Operation send(Slices slices, SendOptions options = {},
                                           std::stop_token stop = {}) {
         return post(Work::send(options), slices, std::move(stop));
     }
-    /// `imm` is in host order.
+
+    /// The same; the peer's completion carries `imm`, which is in host order.
     [[gnu::always_inline]] Operation send_with_imm(Slices slices, std::uint32_t imm,
                                                    SendOptions options = {},
                                                    std::stop_token stop = {}) {
         return post(Work::send_with_imm(imm, options), slices, std::move(stop));
     }
+
+    /// The same; also invalidates `rkey` of the peer, where the device offers it.
     [[gnu::always_inline]] Operation send_with_invalidate(Slices slices, std::uint32_t rkey,
                                                           SendOptions options = {},
                                                           std::stop_token stop = {}) {
         return post(Work::send_with_invalidate(rkey, options), slices, std::move(stop));
     }
-    /// UD.
+
+    /// UD: sends to the queue pair `qp_num` with `qkey`, by the way of `peer`, which is kept until
+    /// the completion.
     [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer,
                                              std::uint32_t qp_num, std::uint32_t qkey,
                                              SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::send_to(peer, qp_num, qkey, options), slices, std::move(stop));
     }
+
+    /// Receives one message into the slices, in their order. One that is longer than they are
+    /// breaks an RC connection; on UD the first 40 bytes take the sender's GRH.
     [[gnu::always_inline]] Operation recv(Slices slices, std::stop_token stop = {}) {
         return Operation(state_->receives, std::move(stop), slices);
     }
+
     /// The same; for code that awaits it later, to read better.
     [[gnu::always_inline]] Operation post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
@@ -105,26 +116,39 @@ public:
 
     // --- one-sided: from, into or at the memory of the peer ---
 
+    /// RDMA write: moves the slices, which together are at most `remote.length` long, to the start
+    /// of `remote`; else throws std::system_error (invalid_argument). The peer's program takes no
+    /// part.
     [[gnu::always_inline]] Operation write(Slices slices, const RemoteSlice& remote,
                                            SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::write(slices, remote, options), slices, std::move(stop));
     }
+
+    /// The same; also takes a receive of the peer, whose completion carries `imm` (host order).
     [[gnu::always_inline]] Operation write_with_imm(Slices slices, const RemoteSlice& remote,
                                                     std::uint32_t imm, SendOptions options = {},
                                                     std::stop_token stop = {}) {
         return post(Work::write_with_imm(slices, remote, imm, options), slices, std::move(stop));
     }
+
+    /// RDMA read: fills the slices, which together are at most `remote.length` long, from the start
+    /// of `remote`; else throws as write().
     [[gnu::always_inline]] Operation read(Slices slices, const RemoteSlice& remote,
                                           SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::read(slices, remote, options), slices, std::move(stop));
     }
-    /// `before`, 8 bytes, receives what was there, whether it was swapped or not.
+
+    /// Atomic: puts `swap` where there is `compare`. `before` receives what was there, whether it
+    /// was swapped or not. Both are 8 bytes, aligned at the peer, in its byte order; else throws
+    /// std::system_error (invalid_argument).
     Operation compare_and_swap(Slices before, const RemoteSlice& remote, std::uint64_t compare,
                                std::uint64_t swap, SendOptions options = {},
                                std::stop_token stop = {}) {
         return post(Work::compare_and_swap(before, remote, compare, swap, options), before,
                     std::move(stop));
     }
+
+    /// Atomic: adds `add`. Otherwise as compare_and_swap().
     Operation fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
                             SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::fetch_and_add(before, remote, add, options), before, std::move(stop));
@@ -132,6 +156,7 @@ public:
 
     // --- any of them ---
 
+    /// What `request` says, as the calls above do it.
     Operation post(const SendRequest& request, std::stop_token stop = {}) {
         return post(request.work(), request.slices(), std::move(stop));
     }

@@ -64,7 +64,10 @@ public:
     /// What all buffers are parts of, with the key for a peer's RDMA.
     [[nodiscard]] const MemoryRegion& region() const noexcept { return state_->region(); }
 
+    /// Bytes of one buffer.
     [[nodiscard]] std::size_t buffer_size() const noexcept { return state_->size(); }
+
+    /// How many buffers there are, lent or free.
     [[nodiscard]] std::size_t count() const noexcept { return state_->count(); }
 
     /// How many are free now.

@@ -16,7 +16,10 @@ namespace asyncverbs {
 /// The completion of one operation. A plain value.
 class Completion {
 public:
+    /// A successful one, of nothing.
     Completion() noexcept : wc_{}, cause_status_(IBV_WC_SUCCESS), cause_vendor_error_(0) {}
+
+    /// One that the device gave.
     explicit Completion(const ibv_wc& wc) noexcept
         : wc_(wc), cause_status_(wc.status), cause_vendor_error_(wc.vendor_err) {}
 

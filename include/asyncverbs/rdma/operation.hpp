@@ -120,10 +120,13 @@ public:
     /// Whether awaiting it would not suspend.
     [[nodiscard]] bool done() const noexcept { return state_.done(); }
 
+    /// Awaits the Completion; see above.
     detail::OperationAwaiter operator co_await() noexcept { return {state_, nullptr, stop_}; }
 
+    /// What wait() returns, to be awaited at once.
     class [[nodiscard]] Wait {
     public:
+        /// Awaits the Completion.
         detail::OperationAwaiter operator co_await() && noexcept { return {state_, error_, stop_}; }
 
     private:

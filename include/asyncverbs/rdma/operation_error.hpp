@@ -18,6 +18,7 @@ namespace asyncverbs {
 /// what() reads "receive on queue pair 17, flushed: transport retry counter exceeded".
 class OperationError : public std::system_error {
 public:
+    /// For a completion whose status is an error.
     explicit OperationError(const Completion& completion)
         : system_error(completion.error(), describe(completion)), completion_(completion) {}
 

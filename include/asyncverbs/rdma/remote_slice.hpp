@@ -13,9 +13,9 @@ namespace asyncverbs {
 
 /// `length` bytes at `address` of the peer, in the memory region of `rkey`. A plain value.
 struct RemoteSlice {
-    std::uint64_t address = 0;
-    std::size_t length = 0; // in bytes
-    std::uint32_t rkey = 0;
+    std::uint64_t address = 0; ///< at the peer
+    std::size_t length = 0;    ///< in bytes
+    std::uint32_t rkey = 0;    ///< of its memory region
 
     /// The slice's bytes from `offset` on. Throws as slice(offset, count) does.
     [[nodiscard]] RemoteSlice slice(std::size_t offset) const {

@@ -46,6 +46,8 @@ public:
     }
 
     Router(Router&&) noexcept = default;
+
+    /// Closes the router that was here before, as its destructor does.
     Router& operator=(Router&& other) noexcept {
         Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
         return *this;
@@ -54,6 +56,7 @@ public:
         if (state_) state_->close();
     }
 
+    /// What the queue pairs complete into.
     [[nodiscard]] const CompletionQueue& completion_queue() const noexcept {
         return state_->cq()->completion_queue();
     }

@@ -20,10 +20,10 @@ namespace asyncverbs {
 
 /// How to send. See ibv_post_send(3).
 struct SendOptions {
-    bool solicited = false;   // the receiver is woken even if it armed for solicited events alone
-    bool fence = false;       // after all reads and atomics that were posted before
-    bool inline_data = false; // copied when posted: the slices are free at once; lkeys do not count
-    bool signaled = true;     // false: completes, if all goes well, with the next that is signaled
+    bool solicited = false;   ///< the receiver is woken even if it armed for solicited events alone
+    bool fence = false;       ///< after all reads and atomics that were posted before
+    bool inline_data = false; ///< copied when posted: slices are free at once, lkeys do not count
+    bool signaled = true; ///< false: completes, if all goes well, with the next that is signaled
 };
 
 namespace detail {
@@ -129,48 +129,59 @@ class WorkQueue;
 } // namespace detail
 
 /// A work request of a send queue. It holds one slice, but refers to several, which have to exist
-/// until it was posted. The regions of the slices are kept from then to its completion.
+/// until it was posted. The regions of the slices are kept from then to its completion. Each
+/// is told in full at the function of the same name of AsyncQp.
 class SendRequest {
 public:
+    /// A message for a receive of the peer.
     static SendRequest send(Slices slices, SendOptions options = {}) {
         return {Work::send(options), slices};
     }
-    /// `imm` is in host order.
+
+    /// The same; the peer's completion carries `imm`, which is in host order.
     static SendRequest send_with_imm(Slices slices, std::uint32_t imm, SendOptions options = {}) {
         return {Work::send_with_imm(imm, options), slices};
     }
+
     /// Besides, invalidates `rkey` of the peer; where the device offers it.
     static SendRequest send_with_invalidate(Slices slices, std::uint32_t rkey,
                                             SendOptions options = {}) {
         return {Work::send_with_invalidate(rkey, options), slices};
     }
+
     /// UD: to queue pair `qp_num` with `qkey`, by the way of `peer`, which is kept as the slices.
     static SendRequest send_to(Slices slices, const AddressHandle& peer, std::uint32_t qp_num,
                                std::uint32_t qkey, SendOptions options = {}) {
         return {Work::send_to(peer, qp_num, qkey, options), slices};
     }
 
-    // RDMA. All throw std::system_error (invalid_argument) where the slices, taken together, are
-    // longer than what they are to move to or from.
+    /// RDMA write, to the start of `remote`. Throws std::system_error (invalid_argument) where the
+    /// slices, taken together, are longer than `remote`.
     static SendRequest write(Slices slices, const RemoteSlice& remote, SendOptions options = {}) {
         return {Work::write(slices, remote, options), slices};
     }
-    /// Besides, takes a receive of the peer, and delivers `imm` with its completion.
+
+    /// Besides, takes a receive of the peer, and delivers `imm` (host order) with its completion.
     static SendRequest write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
                                       SendOptions options = {}) {
         return {Work::write_with_imm(slices, remote, imm, options), slices};
     }
+
+    /// RDMA read, from the start of `remote`. Throws as write().
     static SendRequest read(Slices slices, const RemoteSlice& remote, SendOptions options = {}) {
         return {Work::read(slices, remote, options), slices};
     }
 
-    // Atomics work on 8 aligned bytes in the peer's byte order, and put what was there before into
-    // `before`. Both throw std::system_error (invalid_argument) for anything but 8 bytes.
+    /// Atomic, on 8 aligned bytes in the peer's byte order: puts `swap` where there is `compare`,
+    /// and what was there into `before`. Throws std::system_error (invalid_argument) for anything
+    /// but 8 aligned bytes.
     static SendRequest compare_and_swap(Slices before, const RemoteSlice& remote,
                                         std::uint64_t compare, std::uint64_t swap,
                                         SendOptions options = {}) {
         return {Work::compare_and_swap(before, remote, compare, swap, options), before};
     }
+
+    /// Atomic: adds `add`. Otherwise as compare_and_swap().
     static SendRequest fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
                                      SendOptions options = {}) {
         return {Work::fetch_and_add(before, remote, add, options), before};

@@ -13,8 +13,12 @@ namespace asyncverbs {
 /// it refers to what it was made of, which has to exist until the call returns.
 class Slices : public std::span<const Slice> {
 public:
-    Slices() noexcept = default;
+    Slices() noexcept = default; ///< None: a message without bytes.
+
+    /// One.
     Slices(const Slice& one) noexcept : span(&one, 1) {}
+
+    /// A std::vector, std::array, std::span of them, or another contiguous range.
     template <class Range>
         requires(std::constructible_from<std::span<const Slice>, const Range&> &&
                  !std::same_as<Range, Slices>)

@@ -68,6 +68,8 @@ public:
         : state_(std::make_shared<detail::StreamState>(std::move(qp), domain, options)) {}
 
     Stream(Stream&&) noexcept = default;
+
+    /// Drops the stream that was here before, as its destructor does.
     Stream& operator=(Stream&& other) noexcept {
         Stream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
         return *this;
@@ -86,6 +88,7 @@ public:
     Task<std::size_t> read_some(std::span<std::byte> to, std::stop_token stop = {}) {
         return detail::StreamState::read(state_, detail::SpanCursor(to), std::move(stop));
     }
+
     /// The same into several, one after the other.
     Task<std::size_t> read_some(std::span<const std::span<std::byte>> to,
                                 std::stop_token stop = {}) {
@@ -99,6 +102,7 @@ public:
     Task<> write_all(std::span<const std::byte> from, std::stop_token stop = {}) {
         return detail::StreamState::write(state_, detail::SpanCursor(from), std::move(stop));
     }
+
     /// The same of several, one after the other, together in as few messages as may be.
     Task<> write_all(std::span<const std::span<const std::byte>> from, std::stop_token stop = {}) {
         return detail::StreamState::write(state_, detail::SpanCursor<const std::byte>(from),

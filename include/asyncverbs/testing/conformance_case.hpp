@@ -21,8 +21,8 @@ public:
 
 /// A case, which is independent of all others and can be run any number of times.
 struct ConformanceCase {
-    std::string_view name;   // unique within its suite, such as "stop: before the call"
-    std::string_view clause; // what the contract says
+    std::string_view name;   ///< unique within its suite, such as "stop: before the call"
+    std::string_view clause; ///< what the contract says
     /// Returns if the clause is kept. Throws ConformanceFailure if not. A notifier that blocks for
     /// ever cannot be interrupted: after some time without progress the case says so on stderr and
     /// aborts the program.

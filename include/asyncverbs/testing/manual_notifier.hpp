@@ -29,6 +29,7 @@ class ManualNotifier {
     };
 
 public:
+    /// What readable() returns; an awaiter.
     class Readable {
     public:
         Readable(std::shared_ptr<State> state, std::stop_token stop) : state_(std::move(state)) {
@@ -51,6 +52,8 @@ public:
         std::shared_ptr<State> state_;
     };
 
+    /// Gives what notify() says, at a run() after that; errc::operation_canceled at the first run()
+    /// after `stop` was requested. One at a time.
     Readable readable(std::stop_token stop) { return {state_, std::move(stop)}; }
 
     /// What readable() gives at the next run(), also if it is not awaited yet.

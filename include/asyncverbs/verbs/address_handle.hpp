@@ -42,6 +42,7 @@ public:
     AddressHandle(AddressHandle&&) noexcept = default;
     AddressHandle& operator=(AddressHandle&&) noexcept = default;
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_ah* native_handle() const noexcept { return ah_.get(); }
 
     /// Shares ownership: the handle and its parents live as long as the pointer, or a copy, exists.

@@ -38,6 +38,7 @@ public:
     /// from it. Closed with the channel: an event loop must have let go of it by then.
     [[nodiscard]] int fd() const noexcept { return channel_ ? channel_->fd : -1; }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_comp_channel* native_handle() const noexcept { return channel_.get(); }
 
     /// Shares ownership: the channel and its device live as long as the pointer, or a copy, exists.

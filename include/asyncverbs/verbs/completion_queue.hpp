@@ -85,6 +85,7 @@ public:
         return capacity_;
     }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_cq* native_handle() const noexcept { return cq_.get(); }
 
     /// Shares ownership: the queue and its parents live as long as the pointer, or a copy, exists.

@@ -32,17 +32,23 @@ public:
         }
     }
 
+    /// Leaves `other` empty.
     DeviceList(DeviceList&& other) noexcept
         : devices_(std::move(other.devices_)), size_(std::exchange(other.size_, 0)) {}
+    /// Frees the list that was here before.
     DeviceList& operator=(DeviceList&& other) noexcept {
         devices_ = std::move(other.devices_);
         size_ = std::exchange(other.size_, 0);
         return *this;
     }
 
+    /// The first device; the elements are pointers. As of a range of the standard library.
     [[nodiscard]] ibv_device* const* begin() const noexcept { return devices_.get(); }
+    /// Behind the last one.
     [[nodiscard]] ibv_device* const* end() const noexcept { return devices_.get() + size_; }
+    /// How many devices there are.
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
+    /// Whether there is none.
     [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
 
     /// The device at `index`, which must be less than size().

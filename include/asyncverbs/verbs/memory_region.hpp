@@ -50,6 +50,7 @@ public:
     /// The key that a peer's RDMA reads, writes and atomics name the region by.
     [[nodiscard]] std::uint32_t rkey() const { return get()->rkey; }
 
+    /// The memory that is registered.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept {
         return mr_ ? std::span(static_cast<std::byte*>(mr_->addr), mr_->length)
                    : std::span<std::byte>();
@@ -68,6 +69,7 @@ public:
         return slice().slice(offset, length);
     }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_mr* native_handle() const noexcept { return mr_.get(); }
 
     /// Shares ownership: the region, its parents and the memory that it has allocated live as long

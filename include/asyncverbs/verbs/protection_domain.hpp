@@ -33,6 +33,7 @@ public:
     /// The device that the domain belongs to.
     [[nodiscard]] const Context& context() const noexcept { return context_; }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_pd* native_handle() const noexcept { return pd_.get(); }
 
     /// Shares ownership: the domain and its device live as long as the pointer, or a copy, exists.

@@ -182,6 +182,7 @@ public:
         return detail::post(ibv_post_recv, qp_.get(), requests, error);
     }
 
+    /// The number by which peers and completions name it. Throws invalid_argument when moved from.
     [[nodiscard]] std::uint32_t qp_num() const { return get()->qp_num; }
 
     /// What the queue pair was made with; the capacities are those that completion queues reserve.
@@ -190,6 +191,7 @@ public:
     /// The capacities that the device says it gave: at least what was asked for.
     [[nodiscard]] const ibv_qp_cap& granted() const noexcept { return granted_; }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_qp* native_handle() const noexcept { return qp_.get(); }
 
     /// Shares ownership: the queue pair and its parents live as long as the pointer, or a copy.

@@ -19,8 +19,8 @@ namespace asyncverbs {
 
 /// What a shared receive queue is made with.
 struct SharedReceiveQueueOptions {
-    std::uint32_t max_wr = 16; // receives that may be outstanding
-    std::uint32_t max_sge = 1; // scatter/gather elements of one receive
+    std::uint32_t max_wr = 16; ///< receives that may be outstanding
+    std::uint32_t max_sge = 1; ///< scatter/gather elements of one receive
 };
 
 /// Owns a shared receive queue (ibv_srq); keeps its protection domain alive, its queue pairs keep
@@ -103,6 +103,7 @@ public:
         return reservations_->reserve(recv_cq.capacity());
     }
 
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_srq* native_handle() const noexcept { return srq_.get(); }
 
     /// Shares ownership: the queue and its domain live as long as the pointer, or a copy, exists.

@@ -20,16 +20,18 @@ namespace asyncverbs {
 /// long as it, or a copy, exists; whether it keeps the memory as well depends on the region.
 /// A slice that was made of an address and a key by hand keeps nothing.
 struct Slice {
-    Slice() noexcept = default;
+    Slice() noexcept = default; ///< Of no memory.
+
+    /// `count` bytes in the region of `key`, which `owner` keeps registered.
     // A constructor: GCC 12 destroys aggregates twice in expressions that await.
     Slice(std::byte* bytes, std::size_t count, std::uint32_t key,
           std::shared_ptr<ibv_mr> owner = nullptr) noexcept
         : address(bytes), length(count), lkey(key), region(std::move(owner)) {}
 
-    std::byte* address = nullptr;
-    std::size_t length = 0; // in bytes
-    std::uint32_t lkey = 0;
-    std::shared_ptr<ibv_mr> region;
+    std::byte* address = nullptr;   ///< of the first byte
+    std::size_t length = 0;         ///< in bytes
+    std::uint32_t lkey = 0;         ///< of the memory region, for local use
+    std::shared_ptr<ibv_mr> region; ///< what is kept registered; nullptr: nothing
 
     /// The slice's bytes from `offset` on. Throws as slice(offset, length) does.
     [[nodiscard]] Slice slice(std::size_t offset) const {
@@ -48,6 +50,7 @@ struct Slice {
         return {address + offset, count, lkey, region};
     }
 
+    /// The memory itself.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {address, length}; }
 
     /// The slice as a scatter/gather element. Throws std::system_error (invalid_argument) for more
