@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One of two translation units that include everything: what is not inline is defined twice.
+// What a program looks like that uses the library: more than one file includes it.
 #include <asyncverbs/asyncverbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 

@@ -28,7 +28,7 @@ namespace asyncverbs {
     return std::all_of(std::begin(gid.raw), std::end(gid.raw), [](auto byte) { return byte == 0; });
 }
 
-/// Whether the GID holds an IPv4 address: `::ffff:a.b.c.d`.
+/// Whether the GID holds an IPv4 address, as "::ffff:10.7.0.1" does.
 [[nodiscard]] inline bool is_ipv4_mapped_gid(const ibv_gid& gid) noexcept {
     constexpr std::array<unsigned char, 12> prefix{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     return std::memcmp(gid.raw, prefix.data(), prefix.size()) == 0;
