@@ -17,6 +17,7 @@
 #include <asyncverbs/core/epoll_notifier.hpp>
 #include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/core/shared_channel.hpp>
 #include <asyncverbs/core/sync_wait.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>

@@ -22,12 +22,14 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/escaping.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;
 using asyncverbs::support::contains;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::Escaping;
 using WrIds = std::vector<std::uint64_t>;
 
 static_assert(CqNotifier<ManualNotifier>);
@@ -871,40 +873,6 @@ TEST_CASE("AsyncCq: an exception of the notifier is a fatal error") {
     CHECK_THROWS_WITH(consumer.get(),
                       contains(unknown ? "exception of unknown type" : "the loop is gone"));
 }
-
-namespace {
-
-// Lets what it throws escape to who resumes it.
-struct Escaping {
-    struct promise_type {
-        Escaping get_return_object() noexcept {
-            return {std::coroutine_handle<promise_type>::from_promise(*this)};
-        }
-        std::suspend_never initial_suspend() const noexcept { return {}; }
-        std::suspend_always final_suspend() const noexcept { return {}; }
-        void return_void() const noexcept {}
-        void unhandled_exception() const { throw; }
-    };
-    // Clang 19 destroys such a coroutine, once it has thrown, as if suspended where it was last.
-    struct Pass {
-        bool await_ready() const noexcept { return false; }
-        bool await_suspend(std::coroutine_handle<>) const noexcept { return false; }
-        void await_resume() const noexcept {}
-    };
-
-    static Escaping run(std::optional<AsyncCq>& cq, bool destroys = false) {
-        std::array<ibv_wc, 1> wcs{};
-        std::error_code error;
-        co_await cq->poll(wcs, error);
-        if (destroys) cq.reset();
-        co_await Pass{};
-        throw std::runtime_error("escaped");
-    }
-
-    std::coroutine_handle<promise_type> handle;
-};
-
-} // namespace
 
 TEST_CASE("AsyncCq: an exception that escapes a resumed coroutine passes to the loop") {
     Fixture f;

@@ -74,8 +74,8 @@ mutation(re-arm-while-armed cq_poller.hpp
 
 mutation(armed-is-not-cleared cq_poller.hpp
     "    armed_ = false;
-    ++statistics_.events;"
-    "    ++statistics_.events;")
+    statistics_.events += count;"
+    "    statistics_.events += count;")
 
 mutation(arm-is-not-forgotten cq_poller.hpp
     "{ armed_ = may_wait_ = false; }"
@@ -92,11 +92,11 @@ mutation(polls-for-ever detail/cq_reaper.hpp
 # --- events and acks ---
 
 mutation(event-is-not-read detail/cq_reaper.hpp
-    "        poller_.consume();"
-    "        poller_.forget_arm();")
+    "if (!events_are_credited_) poller_.consume();"
+    "poller_.forget_arm();")
 
 mutation(ack-is-dropped cq_poller.hpp
-    "if (++unacked_ >= ack_batch_) flush_acks();"
+    "if ((unacked_ += count) >= ack_batch_) flush_acks();"
     "if (unacked_ >= ack_batch_) flush_acks();")
 
 mutation(ack-is-repeated cq_poller.hpp
@@ -104,11 +104,13 @@ mutation(ack-is-repeated cq_poller.hpp
     "unacked_")
 
 mutation(ack-without-event cq_poller.hpp
-    "if (error == EAGAIN) return false;"
-    "if (error == EAGAIN) {
-                ++unacked_;
-                return false;
-            }")
+    "    }
+    return false;
+}"
+    "    }
+    ++unacked_;
+    return false;
+}")
 
 mutation(no-ack-at-the-end cq_poller.hpp
     "~CqPoller() { flush_acks(); }"
@@ -142,9 +144,9 @@ mutation(edge-leaves-own-event cq_poller.hpp
     "ibv_ack_cq_events(source, 1);
         return false;")
 
-mutation(interrupted-read-is-empty cq_poller.hpp
+mutation(interrupted-read-is-empty detail/cq_event.hpp
     "if (error == EINTR) continue;"
-    "if (error == EINTR) return false;")
+    "if (error == EINTR) return nullptr;")
 
 mutation(missed-edge-is-forgotten detail/epoll_entry.hpp
     "            missed_edge_ = true;"
@@ -170,12 +172,12 @@ mutation(leftover-is-not-passed-on detail/cq_reaper.hpp
 mutation(wake-is-not-passed-on detail/cq_reaper.hpp
     "    dismiss_stopped();
     serve();"
-    "    const bool stops = stop_source_.stop_requested();
+    "    const bool stops = interruption_.pending();
     dismiss_stopped();
     if (!stops) serve();")
 
 mutation(pump-sleeps-too-early detail/cq_pump.hpp
-    "return !reaper.idle();"
+    "return !owner.idle();"
     "return false;")
 
 mutation(pump-is-not-woken detail/cq_reaper.hpp
@@ -222,7 +224,7 @@ mutation(cancel-reaches-one-waiter-only detail/cq_reaper.hpp
         leaving_.push_back(first);
     }")
 
-mutation(cancels-are-not-renewed detail/cq_reaper.hpp
+mutation(cancels-are-not-renewed detail/interruption.hpp
     "        stop_source_ = std::move(next);"
     "")
 
@@ -236,9 +238,9 @@ mutation(failing-arm-is-ignored cq_poller.hpp
     "throw_verb_error(\"ibv_req_notify_cq\", detail::verb_errno(result));"
     "(void)result;")
 
-mutation(failing-read-is-ignored cq_poller.hpp
+mutation(failing-read-is-ignored detail/cq_event.hpp
     "throw_verb_error(\"ibv_get_cq_event\", error);"
-    "return false;")
+    "return nullptr;")
 
 mutation(failure-does-not-reach-waiters detail/cq_reaper.hpp
     "    fail_if_reported();

@@ -19,6 +19,7 @@
 #include <asyncverbs/core/detail/cq_pump.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_registry.hpp>
+#include <asyncverbs/core/detail/loop_notifier.hpp>
 #include <asyncverbs/core/poll_operation.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
@@ -65,8 +66,8 @@ public:
 
     /// Creates a CQ of at least `depth` entries whose channel `loop` waits for. Loop is an
     /// EpollExecutor or whatever else has `notifier(const CompletionChannel&)` or
-    /// `notifier(int fd)` that returns a CqNotifier; it must outlive the AsyncCq unless its
-    /// notifiers say otherwise.
+    /// `notifier(int fd)` that returns a CqNotifier, and must outlive the AsyncCq unless its
+    /// notifiers say otherwise. Or it is a SharedChannel, which the CQ then is on.
     /// Throws std::system_error as CompletionQueue and the notifier do.
     template <class Loop>
     static AsyncCq create(const Context& context, int depth, Loop& loop,
@@ -140,7 +141,9 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
                             "AsyncCqOptions: max_wait needs a TimedCqNotifier");
     }
     if constexpr (CqNotifier<N>) { // else the error above is the only one
-        reaper_ = detail::start_reaper(std::move(cq), std::move(notifier), options);
+        reaper_ = std::make_shared<detail::CqReaper>(std::move(cq), options, TimedCqNotifier<N>,
+                                                     detail::reads_events<N>);
+        detail::start_pump(reaper_, std::move(notifier));
         detail::CqRegistry::instance().add(*reaper_);
     }
 }
@@ -148,15 +151,15 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
 template <class Loop>
 AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
                         const AsyncCqOptions& options) {
-    CompletionQueue cq(context, depth);
-    auto notifier = [&] {
-        if constexpr (requires { loop.notifier(cq.channel()); }) {
-            return loop.notifier(cq.channel());
-        } else {
-            return loop.notifier(cq.channel().fd());
-        }
-    }();
-    return AsyncCq(std::move(cq), std::move(notifier), options);
+    if constexpr (requires { loop.channel(); }) { // a SharedChannel
+        CompletionQueue cq(context, depth, loop.channel());
+        auto notifier = loop.notifier(cq);
+        return AsyncCq(std::move(cq), std::move(notifier), options);
+    } else {
+        CompletionQueue cq(context, depth);
+        auto notifier = detail::loop_notifier(loop, cq.channel());
+        return AsyncCq(std::move(cq), std::move(notifier), options);
+    }
 }
 
 } // namespace asyncverbs

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/detail/cq_event.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
 #include <asyncverbs/verbs/error.hpp>
@@ -41,7 +42,7 @@ namespace asyncverbs {
 ///     }
 ///
 /// Takes the CQ over: nobody else may poll it, arm it or read events of its channel. An event of
-/// another CQ on the same channel is acked to that CQ, but wakes nobody there.
+/// another CQ on the same channel is acked to that CQ, but wakes nobody there (SharedChannel does).
 /// Every failing verb throws std::system_error that names it; a CQ that failed stays unusable.
 /// Thread safety: none; one thread at a time. Lifetime: pinned; the destructor acks what was
 /// consumed and lets go of the CQ, which is destroyed with the last queue pair that uses it.
@@ -69,6 +70,10 @@ public:
     /// spurious. See ibv_get_cq_event(3).
     bool consume();
 
+    /// The same for `events` of this CQ, at least one, that somebody else has read from the
+    /// channel, and not acked.
+    void credit(unsigned events);
+
     /// Makes the next poll_or_arm() arm again although an arm is outstanding: for a caller that
     /// has waited long enough to suspect that the kernel dropped the event.
     void forget_arm() noexcept { armed_ = may_wait_ = false; }
@@ -82,6 +87,7 @@ public:
 private:
     std::size_t arm_and_poll(std::span<ibv_wc> wcs);
     void arm();
+    void count_events(unsigned count) noexcept;
     void flush_acks() noexcept;
 
     CompletionQueue cq_;
@@ -136,25 +142,28 @@ inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs) {
 inline bool CqPoller::consume() {
     may_wait_ = false;
     ++statistics_.wakes;
-    for (;;) {
-        ibv_cq* source = nullptr;
-        void* context = nullptr;
-        errno = 0;
-        if (const int result = ibv_get_cq_event(channel_, &source, &context)) {
-            const int error = detail::verb_errno(result);
-            if (error == EINTR) continue;
-            if (error == EAGAIN) return false;
-            throw_verb_error("ibv_get_cq_event", error);
+    while (ibv_cq* const source = detail::get_cq_event(channel_)) {
+        if (source == native_) {
+            count_events(1);
+            return true;
         }
-        if (source == native_) break;
         // Credit the event to its own CQ (I4), and read on: behind it may be one of ours, for
         // which an edge-triggered notifier will not fire again (I3).
         ibv_ack_cq_events(source, 1);
     }
+    return false;
+}
+
+inline void CqPoller::credit(unsigned events) {
+    may_wait_ = false;
+    ++statistics_.wakes;
+    count_events(events);
+}
+
+inline void CqPoller::count_events(unsigned count) noexcept {
     armed_ = false;
-    ++statistics_.events;
-    if (++unacked_ >= ack_batch_) flush_acks();
-    return true;
+    statistics_.events += count;
+    if ((unacked_ += count) >= ack_batch_) flush_acks();
 }
 
 inline void CqPoller::arm() {

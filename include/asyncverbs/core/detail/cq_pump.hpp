@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The coroutine that waits for a completion channel on behalf of everybody who waits for the CQ:
-// one per AsyncCq, allocated once, whatever the notifier's type. It sleeps while nobody waits.
+// The coroutine that waits for a completion channel on behalf of everybody who waits for its CQ, or
+// CQs: allocated once, whatever the notifier's type. It sleeps while nobody waits.
 #pragma once
 
 #include <cassert>
@@ -13,10 +13,16 @@
 
 #include <asyncverbs/core/cq_notifier.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
+#include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/core/detail/unique_coroutine.hpp>
 
 namespace asyncverbs::detail {
 
+// A notifier that has read the channel's events itself, and says how many were of this CQ.
+template <class N>
+concept reads_events = requires(N& n) { n.take_events(); };
+
+// Owner is the CqReaper of one CQ, or the ChannelHub of several.
 struct CqPump {
     struct promise_type {
         CqPump get_return_object() noexcept {
@@ -28,22 +34,22 @@ struct CqPump {
         void unhandled_exception() const { throw; }
     };
 
-    // The notifier goes before the reaper, which holds the channel: an fd is deregistered before
+    // The notifier goes before the owner, which holds the channel: an fd is deregistered before
     // it is closed (I12).
-    template <class N>
+    template <class Owner, class N>
     struct Parts {
-        Parts(std::shared_ptr<CqReaper> owner, N wait)
-            : reaper(std::move(owner)), notifier(std::move(wait)) {}
-        std::shared_ptr<CqReaper> reaper;
+        Parts(std::shared_ptr<Owner> o, N n) : owner(std::move(o)), notifier(std::move(n)) {}
+        std::shared_ptr<Owner> owner;
         N notifier;
     };
 
     // Suspended here while nobody waits; the first who does transfers to the pump.
+    template <class Owner>
     struct Idle {
-        CqReaper& reaper;
-        bool await_ready() const noexcept { return !reaper.idle(); }
-        void await_suspend(std::coroutine_handle<>) const noexcept { reaper.pump.idle = true; }
-        void await_resume() const noexcept { reaper.pump.idle = false; }
+        Owner& owner;
+        bool await_ready() const noexcept { return !owner.idle(); }
+        void await_suspend(std::coroutine_handle<>) const noexcept { owner.pump.idle = true; }
+        void await_resume() const noexcept { owner.pump.idle = false; }
     };
 
     // Suspends and goes on at once. A coroutine that ends with an exception has to be destroyed;
@@ -56,7 +62,7 @@ struct CqPump {
         void await_resume() const noexcept {}
     };
 
-    // A frame that an exception leaves cannot destroy itself, and its AsyncCq has gone before. It
+    // A frame that an exception leaves cannot destroy itself, and nobody else knows it any more. It
     // is empty; the next one on this thread takes its place, or the thread ends.
     static void bury(std::coroutine_handle<> frame) {
         thread_local UniqueCoroutine<promise_type> last;
@@ -64,68 +70,87 @@ struct CqPump {
         last = UniqueCoroutine<promise_type>(pump.promise());
     }
 
-    template <class N>
-    static CqPump run(Parts<N> parts);
+    template <class Owner, class N>
+    static CqPump run(Parts<Owner, N> parts);
+
+    // In the place of a pump that an exception is about to end.
+    template <class Owner, class N>
+    static void succeed(Parts<Owner, N>& parts);
 
     std::coroutine_handle<promise_type> handle;
 };
 
-template <class N>
-CqPump CqPump::run(Parts<N> parts) {
-    CqReaper& reaper = *parts.reaper;
-    while (!reaper.finished()) {
-        co_await Idle{reaper};
-        const bool yielding = reaper.must_yield();
-        assert(reaper.may_wait() || yielding); // I1
+template <class Owner, class N>
+CqPump CqPump::run(Parts<Owner, N> parts) {
+    Owner& owner = *parts.owner;
+    while (!owner.finished()) {
+        co_await Idle<Owner>{owner};
+        const bool yielding = owner.must_yield();
+        assert(owner.may_wait() || yielding); // I1
 
         std::error_code result;
         try {
             if constexpr (TimedCqNotifier<N>) {
-                const auto bound = yielding ? std::chrono::nanoseconds(0) : reaper.max_wait;
+                const auto bound = yielding ? std::chrono::nanoseconds(0) : owner.wait_bound();
                 if (yielding || bound.count() != 0) {
-                    result = co_await parts.notifier.readable(reaper.stop_token(), bound);
+                    result = co_await parts.notifier.readable(owner.stop_token(), bound);
                 } else {
-                    result = co_await parts.notifier.readable(reaper.stop_token());
+                    result = co_await parts.notifier.readable(owner.stop_token());
                 }
             } else {
-                result = co_await parts.notifier.readable(reaper.stop_token());
+                result = co_await parts.notifier.readable(owner.stop_token());
             }
         } catch (...) {
-            reaper.fail();
+            owner.fail();
             result = std::make_error_code(std::errc::operation_canceled); // nothing to consume
         }
 
-        reaper.pump.running = true;
+        owner.pump.running = true;
         try {
-            reaper.turn(result, yielding);
+            if constexpr (reads_events<N>) {
+                owner.credit(parts.notifier.take_events());
+            }
+            owner.turn(result, yielding);
         } catch (...) {
-            // What a resumed coroutine let escape belongs to whoever runs the loop. It ends the
-            // pump; who waits or polls later learns of it.
-            reaper.pump.escaped = std::current_exception();
-            reaper.fail();
-            reaper.dismiss_all();
+            // What a resumed coroutine let escape belongs to whoever runs the loop.
+            owner.pump.escaped = std::current_exception();
+            owner.escaped();
         }
-        reaper.pump.running = false;
-        if (reaper.pump.escaped) {
+        owner.pump.running = false;
+        if (owner.pump.escaped) {
             co_await Here{}; // where nothing is alive that has a destructor
-            std::exception_ptr escaped = std::exchange(reaper.pump.escaped, nullptr);
-            if (reaper.closed()) {
-                bury(reaper.pump.handle);
-                const Parts<N> gone(std::move(parts)); // the last that refers to the reaper
+            std::exception_ptr escaped = std::exchange(owner.pump.escaped, nullptr);
+            if (owner.closed()) {
+                bury(owner.pump.handle);
+                const Parts<Owner, N> gone(std::move(parts)); // the last that refers to the owner
+            } else if (!owner.finished()) {
+                succeed(parts);
             }
             std::rethrow_exception(std::move(escaped));
         }
     }
-    reaper.pump.handle = nullptr;
+    owner.pump.handle = nullptr;
 }
 
-/// A reaper whose pump waits with `notifier`.
-template <CqNotifier N>
-std::shared_ptr<CqReaper> start_reaper(CompletionQueue cq, N notifier,
-                                       const AsyncCqOptions& options) {
-    auto reaper = std::make_shared<CqReaper>(std::move(cq), options, TimedCqNotifier<N>);
-    reaper->pump.handle = CqPump::run(CqPump::Parts<N>(reaper, std::move(notifier))).handle;
-    return reaper;
+template <class Owner, class N>
+void CqPump::succeed(Parts<Owner, N>& parts) {
+    const std::shared_ptr<Owner> owner = parts.owner;
+    bury(owner->pump.handle);
+    owner->pump.handle = nullptr;
+    try {
+        owner->pump.handle = run(Parts<Owner, N>(std::move(parts))).handle;
+    } catch (...) { // no memory
+        owner->fail();
+        return owner->dismiss_all();
+    }
+    owner->pump.idle = true;
+    if (!owner->idle()) owner->pump.handle.resume();
+}
+
+/// An owner whose pump waits with `notifier`.
+template <class Owner, CqNotifier N>
+void start_pump(const std::shared_ptr<Owner>& owner, N notifier) {
+    owner->pump.handle = CqPump::run(CqPump::Parts<Owner, N>(owner, std::move(notifier))).handle;
 }
 
 } // namespace asyncverbs::detail

@@ -21,7 +21,6 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -33,16 +32,20 @@
 #include <asyncverbs/core/cq_poller.hpp>
 #include <asyncverbs/core/detail/cq_sink.hpp>
 #include <asyncverbs/core/detail/cq_waiter.hpp>
+#include <asyncverbs/core/detail/current_failure.hpp>
+#include <asyncverbs/core/detail/interruption.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/kept_completions.hpp>
+#include <asyncverbs/core/detail/pump_state.hpp>
 
 namespace asyncverbs::detail {
 
 class CqReaper : public ListNode, public std::enable_shared_from_this<CqReaper> {
 public:
-    CqReaper(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield)
-        : max_wait(options.max_wait), poller_(std::move(cq), options.ack_batch),
-          can_yield_(can_yield) {}
+    /// `reads_events`: the pump's notifier reads the channel, and says so by credit().
+    CqReaper(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield, bool reads_events)
+        : poller_(std::move(cq), options.ack_batch), max_wait_(options.max_wait),
+          can_yield_(can_yield), events_are_credited_(reads_events) {}
 
     // --- for the coroutines that poll ---
 
@@ -61,7 +64,7 @@ public:
 
     /// Makes the pump look for waiters that are to stop, and for what was reported. From any
     /// thread.
-    void interrupt() noexcept;
+    void interrupt() noexcept { interruption_.request(); }
 
     /// The device says that no completion will come any more (I10); true: for the first time. From
     /// any thread, to be followed by interrupt().
@@ -78,21 +81,19 @@ public:
 
     // --- for the pump ---
 
-    struct Pump {
-        std::coroutine_handle<> handle; // null once it has ended
-        bool idle = true;
-        bool running = false;       // and may be resuming somebody
-        std::exception_ptr escaped; // of whom it resumed
-    };
-    Pump pump;
-    const std::chrono::nanoseconds max_wait;
+    PumpState pump;
 
     bool idle() const noexcept { return !sink_ && !anyone_waits(); }
     bool may_wait() const noexcept { return poller_.may_wait(); }
     bool must_yield() const noexcept { return can_yield_ && busy_polls_ >= polls_per_turn; }
+    std::chrono::nanoseconds wait_bound() const noexcept { return max_wait_; }
     bool closed() const noexcept { return closed_; }
     bool finished() const noexcept { return closed_ || failure_; }
-    std::stop_token stop_token() const noexcept { return stop_source_.get_token(); }
+    std::stop_token stop_token() const noexcept { return interruption_.token(); }
+
+    void credit(unsigned events) {
+        if (events > 0) poller_.credit(events);
+    }
 
     /// After each wait: step 4, then whoever stops, then steps 1 and 2 for whoever still waits.
     void turn(std::error_code result, bool yielded);
@@ -100,6 +101,13 @@ public:
     /// Called in a catch block. The first error is the cause, and it is final: it reaches all
     /// current and later waiters (I5).
     void fail() noexcept;
+
+    /// Called in a catch block: a coroutine that turn() resumed let this escape. It ends the pump;
+    /// who waits or polls later learns of it.
+    void escaped() noexcept {
+        fail();
+        dismiss_all();
+    }
 
     /// Resumes all who wait, with the failure. What they let escape is dropped: it is not the
     /// first.
@@ -137,7 +145,9 @@ private:
     void dismiss(CqRequest::Outcome outcome);
 
     CqPoller poller_;
+    const std::chrono::nanoseconds max_wait_;
     const bool can_yield_;
+    const bool events_are_credited_;
     bool closed_ = false;
     unsigned busy_polls_ = 0;
 
@@ -148,10 +158,7 @@ private:
     std::shared_ptr<CqSink> sink_; // null: coroutines poll
     std::optional<std::system_error> failure_;
     std::atomic<int> reported_{nothing_reported}; // an ibv_event_type
-
-    std::mutex stop_mutex_;                // stop_source_ is replaced while interrupt() may copy it
-    std::atomic<bool> interrupted_{false}; // somebody stops stop_source_
-    std::stop_source stop_source_;
+    Interruption interruption_;
 };
 
 inline void CqWaiter::OnStop::operator()() const noexcept {
@@ -198,16 +205,6 @@ inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
     if (pump.idle) pump.handle.resume();
 }
 
-inline void CqReaper::interrupt() noexcept {
-    std::stop_source source{std::nostopstate};
-    {
-        const std::lock_guard lock(stop_mutex_);
-        interrupted_.store(true, std::memory_order_relaxed);
-        source = stop_source_;
-    }
-    source.request_stop(); // calls the notifier, hence with no lock held (I8)
-}
-
 inline void CqReaper::close() noexcept {
     closed_ = true;
     sink_.reset();
@@ -218,8 +215,7 @@ inline void CqReaper::close() noexcept {
             waiter.on_stop.reset(); // it refers to this reaper
         }
     }
-    // A pump that is resuming the coroutine that closes us ends by itself when that returns.
-    if (pump.handle && !pump.running) std::exchange(pump.handle, nullptr).destroy();
+    pump.close();
 }
 
 inline void CqReaper::turn(std::error_code result, bool yielded) {
@@ -242,7 +238,7 @@ inline void CqReaper::attend() {
 inline void CqReaper::wake(std::error_code result, bool yielded) {
     busy_polls_ = 0;
     if (!result) {
-        poller_.consume();
+        if (!events_are_credited_) poller_.consume();
     } else if (result == std::errc::timed_out) {
         // The event of this arm may have been dropped: arm again and look (max_wait).
         if (!yielded) poller_.forget_arm();
@@ -346,17 +342,12 @@ inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs) {
 
 /// Decided before the poll: a completion that has left the CQ is always delivered (I7).
 inline void CqReaper::dismiss_stopped() {
-    // The flag is cheaper to ask, and says that the source will be stopped if it is not yet.
-    if (!interrupted_.load(std::memory_order_relaxed) || !stop_source_.stop_requested()) return;
+    if (!interruption_.pending()) return;
     try {
-        std::stop_source next;
-        const std::lock_guard lock(stop_mutex_);
-        interrupted_.store(false, std::memory_order_relaxed);
-        stop_source_ = std::move(next);
+        interruption_.renew();
     } catch (...) {
         fail();
     }
-    // Whoever raises its flag from now on interrupts the new source.
     const auto stops = [](const CqWaiter& waiter) {
         return waiter.stop_requested.load(std::memory_order_acquire);
     };
@@ -401,17 +392,7 @@ inline void CqReaper::dismiss(CqRequest::Outcome outcome) {
 }
 
 inline void CqReaper::fail() noexcept {
-    if (failure_) return;
-    const auto code = std::make_error_code(std::errc::state_not_recoverable);
-    try {
-        throw;
-    } catch (const std::system_error& error) {
-        failure_ = error;
-    } catch (const std::exception& error) {
-        failure_.emplace(code, error.what());
-    } catch (...) {
-        failure_.emplace(code, "an exception of unknown type");
-    }
+    if (!failure_) failure_ = current_failure();
 }
 
 } // namespace asyncverbs::detail

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+// What the CQs of a SharedChannel share: one pump, which waits for the channel while any of them
+// does, reads its events, credits each to the CQ that it names, and resumes who waits for that.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <algorithm>
+#include <chrono>
+#include <coroutine>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <asyncverbs/core/detail/cq_event.hpp>
+#include <asyncverbs/core/detail/current_failure.hpp>
+#include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/interruption.hpp>
+#include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/pump_state.hpp>
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs::detail {
+
+// What the hub sees of a CQ. In a list while `waiting` waits.
+struct ChannelNode : ListNode {
+    explicit ChannelNode(ibv_cq* native) noexcept : cq(native) {}
+
+    ibv_cq* const cq;
+    unsigned events = 0; // read, and not yet taken over
+    std::coroutine_handle<> waiting;
+    std::stop_token stop;
+    Deadline::Clock::time_point deadline = Deadline::never;
+};
+
+class ChannelHub {
+public:
+    explicit ChannelHub(std::shared_ptr<ibv_comp_channel> channel) : channel_(std::move(channel)) {}
+
+    // --- for its CQs ---
+
+    /// Events that name `node.cq` are counted there from now on. Throws std::system_error
+    /// (device_or_resource_busy) if there is one for that CQ.
+    void add(ChannelNode& node) {
+        if (find(node.cq) != nullptr) {
+            throw_error(std::errc::device_or_resource_busy,
+                        "the completion queue has a notifier already");
+        }
+        nodes_.insert(place_of(node.cq), &node);
+    }
+    void remove(ChannelNode& node) noexcept {
+        node.unlink();
+        nodes_.erase(place_of(node.cq));
+    }
+
+    /// Puts a CQ that has no event in line, and returns what runs next: the pump, if it was idle.
+    std::coroutine_handle<> wait(ChannelNode& node) noexcept;
+
+    /// Makes the pump look for those that are to stop. From any thread.
+    void interrupt() noexcept { interruption_.request(); }
+
+    /// Why no event will come any more, if so.
+    const std::optional<std::system_error>& failure() const noexcept { return failure_; }
+
+    /// The last that referred to it has gone.
+    void close() noexcept {
+        closed_ = true;
+        pump.close();
+    }
+
+    // --- for the pump ---
+
+    PumpState pump;
+
+    bool idle() const noexcept { return waiting_.empty(); }
+    bool may_wait() const noexcept { return true; } // each of the CQs that wait may
+    bool must_yield() noexcept {
+        wait_until_ = next_deadline();
+        return wait_until_ == Deadline::next_turn;
+    }
+    std::chrono::nanoseconds wait_bound() const noexcept;
+    bool closed() const noexcept { return closed_; }
+    bool finished() const noexcept { return closed_ || failure_; }
+    std::stop_token stop_token() const noexcept { return interruption_.token(); }
+    void turn(std::error_code result, bool yielded);
+    void escaped() noexcept {} // it concerns one CQ, whose own pump has seen to it
+    void fail() noexcept;
+    void dismiss_all() noexcept;
+
+private:
+    std::vector<ChannelNode*>::iterator place_of(const ibv_cq* cq) noexcept {
+        const auto before = [](const ChannelNode* node, const ibv_cq* wanted) {
+            return std::less<>()(static_cast<const ibv_cq*>(node->cq), wanted);
+        };
+        return std::lower_bound(nodes_.begin(), nodes_.end(), cq, before);
+    }
+    ChannelNode* find(const ibv_cq* cq) noexcept {
+        const auto place = place_of(cq);
+        return place != nodes_.end() && (*place)->cq == cq ? *place : nullptr;
+    }
+    Deadline::Clock::time_point next_deadline() noexcept;
+    void read_events();
+    void find_ready(bool interrupted);
+    void resume_ready();
+
+    std::shared_ptr<ibv_comp_channel> channel_;
+    std::vector<ChannelNode*> nodes_; // by the address of their CQ
+    IntrusiveList<ChannelNode> waiting_;
+    IntrusiveList<ChannelNode> ready_; // about to be resumed
+    bool timed_ = false;               // one that waits may have a deadline
+    Deadline::Clock::time_point wait_until_ = Deadline::never;
+    Interruption interruption_;
+    bool closed_ = false;
+    std::optional<std::system_error> failure_;
+};
+
+inline std::coroutine_handle<> ChannelHub::wait(ChannelNode& node) noexcept {
+    waiting_.push_back(node);
+    timed_ |= node.deadline != Deadline::never;
+    if (pump.idle) return pump.handle;
+    if (!pump.running && node.deadline < wait_until_) interrupt(); // it has to wait for less
+    return std::noop_coroutine();
+}
+
+inline Deadline::Clock::time_point ChannelHub::next_deadline() noexcept {
+    auto next = Deadline::never;
+    if (timed_) {
+        waiting_.for_each([&](ChannelNode& node) { next = std::min(next, node.deadline); });
+    }
+    timed_ = next != Deadline::never;
+    return next;
+}
+
+inline std::chrono::nanoseconds ChannelHub::wait_bound() const noexcept {
+    if (wait_until_ == Deadline::never) return std::chrono::nanoseconds(0);
+    const std::chrono::nanoseconds left = wait_until_ - Deadline::Clock::now();
+    return std::max(left, std::chrono::nanoseconds(1));
+}
+
+inline void ChannelHub::turn(std::error_code result, bool) {
+    bool interrupted = false;
+    try {
+        if (!result) {
+            read_events();
+        } else if (result != std::errc::timed_out && result != std::errc::operation_canceled) {
+            throw std::system_error(result, "CqNotifier::readable");
+        }
+        interrupted = interruption_.pending();
+        if (interrupted) interruption_.renew();
+    } catch (...) {
+        fail();
+    }
+    find_ready(interrupted);
+    resume_ready();
+}
+
+/// All that are there: several CQs may have fired on one edge (I3).
+inline void ChannelHub::read_events() {
+    while (ibv_cq* const source = get_cq_event(channel_.get())) {
+        ChannelNode* const node = find(source);
+        if (node == nullptr) {
+            ibv_ack_cq_events(source, 1); // nobody's any more, or not yet (I4)
+            continue;
+        }
+        if (++node->events > 1 || !node->waiting) continue;
+        node->unlink();
+        ready_.push_back(*node);
+    }
+}
+
+inline void ChannelHub::find_ready(bool interrupted) {
+    if (failure_) return ready_.append(waiting_);
+    if (!interrupted && !timed_) return;
+    const auto now = timed_ ? Deadline::Clock::now() : Deadline::next_turn;
+    waiting_.move_if(ready_, [&](const ChannelNode& node) {
+        return node.deadline <= now || node.stop.stop_requested();
+    });
+}
+
+inline void ChannelHub::resume_ready() {
+    std::exception_ptr first;
+    while (!ready_.empty()) { // who leaves is unlinked
+        ChannelNode& node = ready_.front();
+        node.unlink();
+        try {
+            std::exchange(node.waiting, nullptr).resume();
+        } catch (...) {
+            if (!first) first = std::current_exception(); // one can leave; the others wait on
+        }
+    }
+    if (first) std::rethrow_exception(std::move(first));
+}
+
+inline void ChannelHub::fail() noexcept {
+    if (!failure_) failure_ = current_failure();
+}
+
+inline void ChannelHub::dismiss_all() noexcept {
+    find_ready(true);
+    try {
+        resume_ready();
+    } catch (...) {
+    }
+}
+
+} // namespace asyncverbs::detail

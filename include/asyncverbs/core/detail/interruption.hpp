@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+// Ends a wait that is in progress, or else the next one, so that whoever waits looks around: a stop
+// token that is renewed each time that its stop was heeded.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <stop_token>
+#include <utility>
+
+namespace asyncverbs::detail {
+
+// One thread waits with token(); request() comes from any thread.
+class Interruption {
+public:
+    std::stop_token token() const noexcept { return stop_source_.get_token(); }
+
+    void request() noexcept {
+        std::stop_source source{std::nostopstate};
+        {
+            const std::lock_guard lock(mutex_);
+            requested_.store(true, std::memory_order_relaxed);
+            source = stop_source_;
+        }
+        source.request_stop(); // calls the notifier, hence with no lock held (I8)
+    }
+
+    bool pending() const noexcept {
+        // The flag is cheaper to ask, and says that the source will be stopped if it is not yet.
+        return requested_.load(std::memory_order_relaxed) && stop_source_.stop_requested();
+    }
+
+    /// Heeds it: whoever raises a flag from now on interrupts the next wait. May throw bad_alloc.
+    void renew() {
+        std::stop_source next;
+        const std::lock_guard lock(mutex_);
+        requested_.store(false, std::memory_order_relaxed);
+        stop_source_ = std::move(next);
+    }
+
+private:
+    std::mutex mutex_; // stop_source_ is replaced while request() may copy it
+    std::atomic<bool> requested_{false};
+    std::stop_source stop_source_;
+};
+
+} // namespace asyncverbs::detail

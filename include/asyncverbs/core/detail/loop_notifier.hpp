@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// How AsyncCq and SharedChannel get a notifier from an event loop: for a completion channel, if the
+// loop knows what that is, else for its file descriptor.
+#pragma once
+
+#include <utility>
+
+#include <asyncverbs/verbs/completion_channel.hpp>
+
+namespace asyncverbs::detail {
+
+template <class Loop>
+auto loop_notifier(Loop& loop, const CompletionChannel& channel) {
+    if constexpr (requires { loop.notifier(channel); }) {
+        return loop.notifier(channel);
+    } else {
+        return loop.notifier(channel.fd());
+    }
+}
+
+template <class Loop>
+using loop_notifier_t =
+    decltype(loop_notifier(std::declval<Loop&>(), std::declval<const CompletionChannel&>()));
+
+} // namespace asyncverbs::detail

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// What a completion queue must survive although no sound program does it: a coroutine whose
+// exception reaches the event loop.
+#pragma once
+
+#include <asyncverbs/core/async_cq.hpp>
+
+#include <array>
+#include <coroutine>
+#include <optional>
+#include <stdexcept>
+#include <system_error>
+
+namespace asyncverbs::support {
+
+// A coroutine that polls once, and lets what it then throws escape to who resumes it.
+struct Escaping {
+    struct promise_type {
+        Escaping get_return_object() noexcept {
+            return {std::coroutine_handle<promise_type>::from_promise(*this)};
+        }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_always final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() const { throw; }
+    };
+    // Clang 19 destroys such a coroutine, once it has thrown, as if suspended where it was last.
+    struct Pass {
+        bool await_ready() const noexcept { return false; }
+        bool await_suspend(std::coroutine_handle<>) const noexcept { return false; }
+        void await_resume() const noexcept {}
+    };
+
+    static Escaping run(std::optional<AsyncCq>& cq, bool destroys = false) {
+        std::array<ibv_wc, 1> wcs{};
+        std::error_code error;
+        co_await cq->poll(wcs, error);
+        if (destroys) cq.reset();
+        co_await Pass{};
+        throw std::runtime_error("escaped");
+    }
+
+    std::coroutine_handle<promise_type> handle;
+};
+
+} // namespace asyncverbs::support
