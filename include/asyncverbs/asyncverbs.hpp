@@ -15,6 +15,7 @@
 #include <asyncverbs/core/device_events.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/epoll_notifier.hpp>
+#include <asyncverbs/core/executor_pool.hpp>
 #include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/shared_channel.hpp>

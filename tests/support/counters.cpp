@@ -5,11 +5,13 @@
 #include "support/counters.hpp"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdarg>
@@ -36,6 +38,8 @@ struct Countdown {
 thread_local Countdown allocations;
 thread_local Countdown system_calls;
 thread_local const char* failed_call = "";
+
+std::atomic<int> pinnings_left = 0; // to the one that fails; 0: none does
 
 void count_allocation() {
     ++count.allocations;
@@ -69,6 +73,8 @@ bool stop_failing() noexcept {
 
 const char* failed_system_call() noexcept { return failed_call; }
 
+void fail_pinning(int nth) noexcept { pinnings_left = nth; }
+
 FailureShelter::FailureShelter() noexcept { ++shelters; }
 FailureShelter::~FailureShelter() { --shelters; }
 
@@ -77,6 +83,7 @@ FailureShelter::~FailureShelter() { --shelters; }
 using asyncverbs::support::count;
 using asyncverbs::support::count_allocation;
 using asyncverbs::support::interruptions;
+using asyncverbs::support::pinnings_left;
 using asyncverbs::support::system_call_fails;
 
 extern "C" {
@@ -90,6 +97,7 @@ int __real_epoll_create1(int flags);
 int __real_eventfd(unsigned value, int flags);
 int __real_timerfd_create(int clock, int flags);
 int __real_fcntl(int fd, int command, ...);
+int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 int __wrap_epoll_create1(int flags) {
     return system_call_fails("epoll_create1") ? -1 : __real_epoll_create1(flags);
@@ -111,6 +119,11 @@ int __wrap_fcntl(int fd, int command, ...) {
     const int argument = va_arg(arguments, int);
     va_end(arguments);
     return __real_fcntl(fd, command, argument);
+}
+
+int __wrap_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus) {
+    if (pinnings_left > 0 && --pinnings_left == 0) return EINVAL;
+    return __real_pthread_setaffinity_np(thread, size, cpus);
 }
 
 int __wrap_epoll_wait(int fd, epoll_event* events, int size, int timeout) {

@@ -49,6 +49,9 @@ void fail_system_call(std::size_t skip) noexcept;
 // Takes back what was asked for by these two. Returns whether one of them did fail.
 bool stop_failing() noexcept;
 
+// The nth pthread_setaffinity_np from now, on whichever thread, fails with EINVAL.
+void fail_pinning(int nth) noexcept;
+
 // The name of the system call that failed, "" if none did since fail_system_call().
 const char* failed_system_call() noexcept;
 

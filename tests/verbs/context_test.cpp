@@ -64,6 +64,15 @@ TEST_CASE("a device with a name is opened though its port is down", "[verbs][con
     CHECK(Context::open("down").name() == "down");
 }
 
+TEST_CASE("a device has at least one completion vector", "[verbs][context]") {
+    SimulatedVerbs verbs;
+    const Context context = Context::open();
+    for (const int reported : {8, 1, 0}) {
+        context.native_handle()->num_comp_vectors = reported;
+        CHECK(context.num_comp_vectors() == (reported == 8 ? 8 : 1));
+    }
+}
+
 TEST_CASE("no active port: the error says what there is", "[verbs][context]") {
     SimulatedVerbs verbs(
         {{.name = "mlx5_0", .ports = {port_in(IBV_PORT_DOWN), port_in(IBV_PORT_INIT)}},

@@ -73,6 +73,10 @@ public:
     static AsyncCq create(const Context& context, int depth, Loop& loop,
                           const AsyncCqOptions& options = {});
 
+    /// The same with a CQ that is there, such as one of another completion vector.
+    template <class Loop>
+    static AsyncCq create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options = {});
+
     AsyncCq(AsyncCq&&) noexcept = default;
     AsyncCq& operator=(AsyncCq&& other) noexcept {
         AsyncCq(std::move(other)).reaper_.swap(reaper_); // the temporary closes the old one
@@ -151,12 +155,19 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
 template <class Loop>
 AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
                         const AsyncCqOptions& options) {
-    if constexpr (requires { loop.channel(); }) { // a SharedChannel
-        CompletionQueue cq(context, depth, loop.channel());
+    if constexpr (detail::has_channel<Loop>) {
+        return create(CompletionQueue(context, depth, loop.channel()), loop, options);
+    } else {
+        return create(CompletionQueue(context, depth), loop, options);
+    }
+}
+
+template <class Loop>
+AsyncCq AsyncCq::create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options) {
+    if constexpr (detail::has_channel<Loop>) {
         auto notifier = loop.notifier(cq);
         return AsyncCq(std::move(cq), std::move(notifier), options);
     } else {
-        CompletionQueue cq(context, depth);
         auto notifier = detail::loop_notifier(loop, cq.channel());
         return AsyncCq(std::move(cq), std::move(notifier), options);
     }

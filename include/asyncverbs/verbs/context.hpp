@@ -76,6 +76,14 @@ public:
     /// The device's name, such as "mlx5_0".
     [[nodiscard]] std::string name() const { return ibv_get_device_name(get()->device); }
 
+    /// How many completion vectors there are: each is an interrupt, and so a CPU that hears of
+    /// completions first, as /proc/irq/*/smp_affinity_list says. At least 1, for vector 0 is valid
+    /// on every device. See CompletionQueue.
+    [[nodiscard]] int num_comp_vectors() const {
+        const int count = get()->num_comp_vectors;
+        return count < 1 ? 1 : count;
+    }
+
     /// The device's limits. Throws std::system_error naming ibv_query_device.
     /// See ibv_query_device(3).
     [[nodiscard]] ibv_device_attr query_device() const {

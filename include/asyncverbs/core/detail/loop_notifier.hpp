@@ -9,6 +9,10 @@
 
 namespace asyncverbs::detail {
 
+// A SharedChannel, whose notifiers are for the completion queues on it.
+template <class Loop>
+concept has_channel = requires(Loop& loop) { loop.channel(); };
+
 template <class Loop>
 auto loop_notifier(Loop& loop, const CompletionChannel& channel) {
     if constexpr (requires { loop.notifier(channel); }) {

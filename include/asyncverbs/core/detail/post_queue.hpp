@@ -11,10 +11,12 @@ namespace asyncverbs::detail {
 
 // Of the posting threads push() and wake(), of the loop's thread sleep() and take().
 //
+// On a cache line of its own: threads that post take that line from the loop, and no other.
+//
 //   head_ = &asleep_   the loop sleeps or does not run: whoever changes this wakes it
 //   head_ = nullptr    it runs, or was woken, and will look before it sleeps
 //   else               as nullptr, with a stack of nodes, the newest first
-class PostQueue {
+class alignas(64) PostQueue {
 public:
     /// True: the loop sleeps and is to be woken. `node` may be gone when this returns.
     bool push(ReadyNode& node) noexcept {
