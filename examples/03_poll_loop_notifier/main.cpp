@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Plug in your own loop: a CqNotifier for a bare poll(2) loop, such as many programs have. PollLoop
 // stands for the loop that is there already; PollNotifier is what an AsyncCq needs to live in it.
-// How such a notifier is tested: tests/testing/notifier_conformance_test.cpp.
+// How such a notifier is tested: conformance.cpp.
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>

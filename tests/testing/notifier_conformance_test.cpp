@@ -1,88 +1,228 @@
 // SPDX-License-Identifier: MIT
-// The notifiers of this library conform.
+// The notifiers of this library conform, and so does a user's own, that of the example. Each defect
+// is found by the case that is there for it.
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/testing/async_cq_conformance.hpp>
 
-#include <poll.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <csignal>
 #include <memory>
+#include <set>
+#include <stdexcept>
 #include <stop_token>
+#include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
+#include <vector>
 
-#include "03_poll_loop_notifier/poll_notifier.hpp"
 #include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/simulated_verbs.hpp"
+#include "testing/defective_notifier.hpp"
+#include "testing/harnesses.hpp"
 
 using namespace asyncverbs;
+using namespace asyncverbs::support;
 
 namespace {
 
-struct PollHarness {
-    PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds at_most) {
-        loop.run_once(static_cast<int>(at_most.count()));
-    }
-    PollLoop loop;
+// Each harness that is made has the defect of the moment.
+Defect defect_to_find = Defect::none;
+
+struct DefectiveHarness {
+    static constexpr bool edge_triggered = true;
+    DefectiveNotifier notifier(int fd) { return DefectiveNotifier(loop, fd); }
+    void turn(std::chrono::milliseconds at_most) { loop.turn(at_most); }
+    DefectiveLoop loop{defect_to_find};
 };
 
-// Sleeps as a foreign loop does in which the executor is embedded.
-void sleep_until_readable(int epoll_fd, std::chrono::milliseconds at_most) {
-    pollfd fd{epoll_fd, POLLIN, 0};
-    ::poll(&fd, 1, static_cast<int>(at_most.count()));
+// Hides that its notifiers are edge-triggered.
+struct BoastfulHarness : DefectiveHarness {
+    static constexpr bool edge_triggered = false;
+};
+
+// What the case says of a notifier with this defect.
+template <class Harness = DefectiveHarness>
+std::string verdict(Defect defect, std::string_view name) {
+    defect_to_find = defect;
+    const auto cases = notifier_cases<Harness>(std::chrono::milliseconds(300));
+    const auto found = std::find_if(cases.begin(), cases.end(),
+                                    [&](const ConformanceCase& each) { return each.name == name; });
+    if (found == cases.end()) return "there is no such case";
+    try {
+        // On a busy machine one that is too early may come late enough, once.
+        for (int i = 0; i < (defect == Defect::times_out_early ? 20 : 1); ++i) found->run();
+    } catch (const ConformanceFailure& failure) {
+        CHECK_THAT(failure.what(), contains(std::string(name) + ": "));
+        CHECK_THAT(failure.what(), contains(std::string(found->clause)));
+        return failure.what();
+    }
+    return "it passes";
 }
 
-struct EpollHarness {
-    EpollNotifier notifier(int fd) { return executor.notifier(fd); }
-    void turn(std::chrono::milliseconds at_most) {
-        sleep_until_readable(executor.native_handle(), at_most);
-        executor.run_once();
+// How a child process ends that does this.
+int status_of_child(void (*body)()) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+        body();
+        ::_exit(0);
     }
-    EpollExecutor executor;
-};
-
-// A turn that never sleeps.
-struct BusyHarness {
-    EpollNotifier notifier(int fd) { return executor.notifier(fd); }
-    void turn(std::chrono::milliseconds) { executor.run_once(); }
-    EpollExecutor executor;
-};
-
-// EpollNotifier waits for an edge with a completion channel alone; this is the same for any fd.
-class EdgeNotifier {
-public:
-    EdgeNotifier(std::shared_ptr<detail::EpollLoop> loop, int fd)
-        : registration_(std::make_unique<detail::EpollRegistration>(std::move(loop), fd,
-                                                                    detail::EpollTrigger::edge)) {}
-    detail::EpollReadableOperation readable(std::stop_token stop) {
-        return {*registration_, detail::Deadline::never, std::move(stop)};
-    }
-    detail::EpollReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
-        return {*registration_, detail::Deadline::after(bound), std::move(stop)};
-    }
-
-private:
-    std::unique_ptr<detail::EpollRegistration> registration_;
-};
-static_assert(TimedCqNotifier<EdgeNotifier>);
-
-struct EdgeHarness {
-    static constexpr bool edge_triggered = true;
-    EdgeNotifier notifier(int fd) { return EdgeNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds at_most) {
-        sleep_until_readable(loop->epoll_fd(), at_most);
-        const detail::EpollLoop::Running running(*loop);
-        loop->turn(false);
-    }
-    ~EdgeHarness() { loop->discard_all(); }
-    std::shared_ptr<detail::EpollLoop> loop = std::make_shared<detail::EpollLoop>();
-};
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    return status;
+}
 
 } // namespace
 
 TEMPLATE_TEST_CASE("Conformance:", "[conformance]", PollHarness, EpollHarness, BusyHarness,
-                   EdgeHarness) {
+                   EdgeHarness, DefectiveHarness) {
+    defect_to_find = Defect::none;
     for (const ConformanceCase& each : notifier_cases<TestType>()) {
         DYNAMIC_SECTION(each.name) { each.run(); }
     }
+}
+
+TEMPLATE_TEST_CASE("Conformance: AsyncCq", "[conformance]", PollHarness, EpollHarness, BusyHarness,
+                   EdgeHarness, DefectiveHarness) {
+    defect_to_find = Defect::none;
+    const simulated::SimulatedVerbs sim;
+    for (const ConformanceCase& each : async_cq_cases<TestType>(Context::open())) {
+        DYNAMIC_SECTION(each.name) { each.run(); }
+    }
+}
+
+// The device goes: its channel has an error, and nothing to read.
+TEMPLATE_TEST_CASE("Conformance: an error of the channel reaches who waits", "[conformance]",
+                   PollHarness, EpollHarness, BusyHarness, EdgeHarness, DefectiveHarness) {
+    defect_to_find = Defect::none;
+    simulated::SimulatedVerbs sim;
+    const Context context = Context::open();
+    TestType harness;
+    AsyncCq cq = AsyncCq::create(context, 8, harness);
+    std::array<ibv_wc, 1> wcs;
+    std::error_code error;
+    const auto wait = [&]() -> Coroutine { co_await cq.poll(wcs, error); };
+    const Coroutine waiter = wait();
+    harness.turn(std::chrono::milliseconds(1));
+    CHECK(!waiter.done());
+    sim.disassociate(context.native_handle());
+    for (int i = 0; i < 100 && !waiter.done(); ++i) harness.turn(std::chrono::milliseconds(100));
+    CHECK(waiter.done());
+    CHECK(error == std::errc::io_error);
+    sim.take_problems();
+}
+
+TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
+    struct Row {
+        Defect defect;
+        std::string_view name;
+        std::string verdict;
+    };
+    const Row rows[] = {
+        {Defect::edge_for_nobody_is_forgotten, "readable: while nobody waits", "in vain"},
+        {Defect::reads, "readable: before the call", "the byte has gone"},
+        {Defect::hang_up_is_ignored, "error: a hang-up", "in vain"},
+        {Defect::error_is_ignored, "error: without anything to read", "in vain"},
+        {Defect::never_waits, "spurious: does not spin with nothing to read", "spins"},
+        {Defect::wakes_the_other_notifier, "two notifiers: each its own descriptor", "in vain"},
+        {Defect::resumes_twice, "readable: after the call", "resumed twice"},
+        {Defect::resumes_on_a_thread_of_its_own, "readable: after the call", "another thread"},
+        {Defect::resumes_in_await_suspend, "readable: while nobody waits",
+         "before await_suspend() had returned"},
+        {Defect::wait_within_the_resume_is_forgotten,
+         "many rounds: each begins within the resume of the last", "in vain"},
+        {Defect::throws, "readable: before the call", "thrown by the notifier"},
+
+        {Defect::stop_before_the_call_is_ignored, "stop: before the call", "in vain"},
+        {Defect::stop_while_suspending_is_ignored,
+         "stop: between await_ready() and await_suspend()", "in vain"},
+        {Defect::stop_is_ignored, "stop: while it waits", "in vain"},
+        {Defect::stop_does_not_wake, "stop: from another thread while the loop sleeps", "in vain"},
+        {Defect::stop_resumes_at_once, "stop: while it waits", "inside request_stop()"},
+        {Defect::stop_resumes_at_once, "stop: by another coroutine, in a turn of the loop",
+         "inside request_stop()"},
+        {Defect::stop_resumes_at_once, "stop: from another thread while the loop sleeps",
+         "another thread"},
+        {Defect::stop_is_readable, "stop: before the call", "got {} each time"},
+        {Defect::stop_takes_the_edge,
+         "stop: and readable in one turn, of which the next wait is "
+         "told",
+         "in vain"},
+        {Defect::stop_lasts, "stop: while it waits", "a wait that nothing ends gave"},
+        {Defect::stop_of_an_earlier_wait_counts, "stop: the token of an earlier wait",
+         "a wait that nothing ends gave"},
+
+        {Defect::destroyed_is_resumed, "destroyed: while it waits", "after it was destroyed"},
+        {Defect::destroyed_in_the_turn_is_resumed,
+         "destroyed: by a coroutine that is resumed in the same turn", "after it was destroyed"},
+        {Defect::destroyed_takes_the_edge,
+         "destroyed: when it is readable, of which the next wait is told", "in vain"},
+        {Defect::closes, "notifier: destroyed, and its descriptor left as it was", "was closed"},
+        {Defect::knows_a_descriptor_by_its_number,
+         "notifier: destroyed, and the number of its descriptor used again", "in vain"},
+        {Defect::moving_forgets, "notifier: moved", "in vain"},
+
+        {Defect::no_bound, "bounded: the time passes", "in vain"},
+        {Defect::times_out_early, "bounded: the time passes", "before its time"},
+        {Defect::bound_overflows, "bounded: readable in time", "gave"},
+        {Defect::bound_of_an_earlier_wait_counts, "bounded: the bound of an earlier wait", "gave"},
+        {Defect::no_time_does_not_suspend, "bounded: no time, which lets others run",
+         "resumed only when this one had ended"},
+        {Defect::no_time_is_never_readable, "bounded: no time", "expected {}"},
+    };
+    for (const Row& row : rows) {
+        DYNAMIC_SECTION(row.name << ": " << row.verdict) {
+            CHECK_THAT(verdict(row.defect, row.name), contains(row.verdict));
+            CHECK(verdict(Defect::none, row.name) == "it passes");
+        }
+    }
+    SECTION("readable: as long as it is not read, by a notifier that looks for edges") {
+        CHECK_THAT(verdict<BoastfulHarness>(Defect::none, "readable: as long as it is not read"),
+                   contains("in vain"));
+        CHECK(verdict(Defect::none, "readable: as long as it is not read") ==
+              "there is no such case");
+    }
+}
+
+TEST_CASE("Conformance: what is printed, and how many failed", "[conformance]") {
+    const std::vector<ConformanceCase> cases = {
+        {"good", "", [] {}},
+        {"bad", "", [] { throw ConformanceFailure("bad: it is"); }},
+        {"worse", "", [] { throw std::runtime_error("no conformance failure"); }},
+    };
+    CHECK(run_conformance(cases) == 2);
+    CHECK(run_conformance({}) == 0);
+}
+
+TEST_CASE("Conformance: names are unique, and each has its clause", "[conformance]") {
+    std::set<std::string_view> names;
+    for (const ConformanceCase& each : notifier_cases<EpollHarness>()) {
+        CHECK(names.insert(each.name).second);
+        CHECK(!each.clause.empty());
+    }
+}
+
+TEST_CASE("Conformance: a notifier that blocks is named, and ends the program", "[conformance]") {
+    const int status = status_of_child([] {
+        std::signal(SIGABRT, SIG_DFL); // not the one of the test framework
+        ::rlimit no_core{};
+        ::setrlimit(RLIMIT_CORE, &no_core);
+        detail::conformance::Watchdog dog("the case", std::chrono::milliseconds(50));
+        for (;;) ::pause();
+    });
+    CHECK(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == SIGABRT);
+
+    CHECK(status_of_child([] {
+              detail::conformance::Watchdog dog("the case", std::chrono::seconds(60));
+              dog.progress();
+          }) == 0);
 }

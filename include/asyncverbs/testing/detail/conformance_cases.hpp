@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <asyncverbs/testing/conformance_case.hpp>
@@ -40,7 +41,9 @@ class CaseList {
 public:
     explicit CaseList(std::chrono::milliseconds patience) : patience_(patience) {}
 
-    void add(std::string_view name, std::string_view clause, void (*body)(Bench<Harness>&)) {
+    /// `body` is called with a Bench.
+    template <class Body>
+    void add(std::string_view name, std::string_view clause, Body body) {
         cases_.push_back({name, clause, [name, clause, body, patience = patience_] {
                               run_case(name, clause, [&] {
                                   Bench<Harness> bench(name, patience);

@@ -38,7 +38,17 @@ public:
     };
 
     Place place() const noexcept { return place_; }
-    bool on_loop_thread() const noexcept { return std::this_thread::get_id() == thread_; }
+
+    /// A coroutine goes on, which the loop may have resumed. Reports what must not be, and returns
+    /// whether this is the thread of the loop.
+    bool resumed() noexcept {
+        if (std::this_thread::get_id() != thread_) {
+            report("it was resumed on another thread than the loop's");
+            return false;
+        }
+        if (place_ == Place::in_request_stop) report("it was resumed inside request_stop()");
+        return true;
+    }
 
     /// From any thread. The text is a literal.
     void report(const char* violation) noexcept {
@@ -102,14 +112,9 @@ private:
 
     void resumed() noexcept {
         using Place = Witness::Place;
-        if (!witness_.on_loop_thread()) {
-            // Nothing else is touched: it belongs to the thread of the loop.
-            return witness_.report("it was resumed on another thread than the loop's");
-        }
+        if (!witness_.resumed()) return; // nothing else here is for other threads
         if (!on_resumed_) return witness_.report(why_not_);
-        if (witness_.place() == Place::in_request_stop) {
-            witness_.report("it was resumed inside request_stop()");
-        } else if (witness_.place() == Place::in_await_suspend) {
+        if (witness_.place() == Place::in_await_suspend) {
             witness_.report("it was resumed before await_suspend() had returned");
         } else if (witness_.place() != Place::in_turn) {
             witness_.report("it was not resumed by the loop");

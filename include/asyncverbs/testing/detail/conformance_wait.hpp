@@ -106,11 +106,18 @@ public:
     /// Begins, with nothing to read, and is left waiting, after as many spurious wakes as it takes.
     template <class... Arguments>
     void park(Notifier& notifier, const Arguments&... arguments) {
+        begin(notifier, arguments...);
+        stay(notifier, arguments...);
+    }
+
+    /// It is still waiting, or has been woken spuriously and then is begun again.
+    template <class... Arguments>
+    void stay(Notifier& notifier, const Arguments&... arguments) {
         for (int i = 0; i < enough; ++i) {
-            begin(notifier, arguments...);
             bench_.settle();
             if (!done()) return;
             if (*result_) fail("a wait that nothing ends gave " + result_->message());
+            begin(notifier, arguments...);
         }
         fail("nothing can be read, but the wait ends each time: whoever relies on it spins");
     }

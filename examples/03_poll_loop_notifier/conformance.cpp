@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// How the author of a notifier tests it: every sentence of the contract, on this loop. Needs no
+// device. See asyncverbs/testing/async_cq_conformance.hpp for the tests that use one.
+// [readme:conformance]
+#include <asyncverbs/testing/notifier_conformance.hpp>
+
+#include "poll_notifier.hpp"
+
+struct PollHarness {
+    PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
+    void turn(std::chrono::milliseconds most) { loop.run_once(static_cast<int>(most.count())); }
+    PollLoop loop;
+};
+
+int main() { return asyncverbs::check_notifier<PollHarness>(); }
+// [/readme:conformance]

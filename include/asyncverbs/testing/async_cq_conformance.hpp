@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// The conformance suite of notifiers, its part that needs a device: completion channels in the loop
+// of a harness, between two queue pairs of one process.
+#pragma once
+
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include <asyncverbs/testing/conformance_case.hpp>
+#include <asyncverbs/testing/detail/async_cq_cases.hpp>
+#include <asyncverbs/testing/detail/conformance_cases.hpp>
+#include <asyncverbs/testing/notifier_conformance.hpp>
+#include <asyncverbs/verbs/context.hpp>
+
+namespace asyncverbs {
+
+/// The cases of an AsyncCq on a loop of the harness, see NotifierHarness: what notifier_cases()
+/// tries on pipes, on completion channels. `context` is any device with an active port, real or
+/// soft-RoCE (`cmake/soft-roce/run`); the cases keep it open. A harness that also has
+/// `notifier(const CompletionChannel&)` is asked for that.
+template <NotifierHarness H>
+std::vector<ConformanceCase>
+async_cq_cases(Context context, std::chrono::milliseconds patience = std::chrono::seconds(10)) {
+    detail::conformance::CaseList<H> cases(patience);
+    detail::conformance::AsyncCqCases<H>::add_to(cases, std::move(context));
+    return cases.take();
+}
+
+/// Runs all of them and prints their outcomes. Returns how many failed, for main() to return:
+///
+///     int main() {
+///         using asyncverbs::check_async_cq, asyncverbs::check_notifier, asyncverbs::Context;
+///         return check_notifier<MyHarness>() + check_async_cq<MyHarness>(Context::open());
+///     }
+template <NotifierHarness H>
+int check_async_cq(Context context) {
+    return run_conformance(async_cq_cases<H>(std::move(context)));
+}
+
+} // namespace asyncverbs

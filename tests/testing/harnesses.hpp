@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// The loops that the conformance suite is run on: EpollExecutor, alone and within another loop, and
+// the poll(2) loop of the example.
+#pragma once
+
+#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/testing/notifier_conformance.hpp>
+#include <asyncverbs/verbs/completion_channel.hpp>
+
+#include <poll.h>
+
+#include <chrono>
+#include <memory>
+#include <stop_token>
+#include <utility>
+
+#include "03_poll_loop_notifier/poll_notifier.hpp"
+
+namespace asyncverbs::support {
+
+struct PollHarness {
+    PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
+    void turn(std::chrono::milliseconds at_most) {
+        loop.run_once(static_cast<int>(at_most.count()));
+    }
+    PollLoop loop;
+};
+
+inline void sleep_until_readable(int epoll_fd, std::chrono::milliseconds at_most) {
+    pollfd fd{epoll_fd, POLLIN, 0};
+    ::poll(&fd, 1, static_cast<int>(at_most.count()));
+}
+
+// The executor within another loop, which sleeps for it.
+struct EpollHarness {
+    EpollNotifier notifier(int fd) { return executor.notifier(fd); }
+    EpollNotifier notifier(const CompletionChannel& channel) { return executor.notifier(channel); }
+    void turn(std::chrono::milliseconds at_most) {
+        sleep_until_readable(executor.native_handle(), at_most);
+        executor.run_once();
+    }
+    EpollExecutor executor;
+};
+
+// A turn that never sleeps. Also completion channels are waited for by level.
+struct BusyHarness {
+    EpollNotifier notifier(int fd) { return executor.notifier(fd); }
+    void turn(std::chrono::milliseconds) { executor.run_once(); }
+    EpollExecutor executor;
+};
+
+// EpollNotifier waits for an edge with a completion channel alone; this is the same for any fd.
+class EdgeNotifier {
+public:
+    EdgeNotifier(std::shared_ptr<detail::EpollLoop> loop, int fd)
+        : registration_(std::make_unique<detail::EpollRegistration>(std::move(loop), fd,
+                                                                    detail::EpollTrigger::edge)) {}
+    detail::EpollReadableOperation readable(std::stop_token stop) {
+        return {*registration_, detail::Deadline::never, std::move(stop)};
+    }
+    detail::EpollReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
+        return {*registration_, detail::Deadline::after(bound), std::move(stop)};
+    }
+
+private:
+    std::unique_ptr<detail::EpollRegistration> registration_;
+};
+static_assert(TimedCqNotifier<EdgeNotifier>);
+
+struct EdgeHarness {
+    static constexpr bool edge_triggered = true;
+
+    EdgeHarness() = default;
+    EdgeHarness(const EdgeHarness&) = delete;
+    EdgeHarness& operator=(const EdgeHarness&) = delete;
+    ~EdgeHarness() { loop->discard_all(); }
+
+    EdgeNotifier notifier(int fd) { return EdgeNotifier(loop, fd); }
+    void turn(std::chrono::milliseconds at_most) {
+        sleep_until_readable(loop->epoll_fd(), at_most);
+        const detail::EpollLoop::Running running(*loop);
+        loop->turn(false);
+    }
+    std::shared_ptr<detail::EpollLoop> loop = std::make_shared<detail::EpollLoop>();
+};
+
+} // namespace asyncverbs::support
