@@ -947,6 +947,8 @@ TEST_CASE("AsyncCq: bad options") {
         AsyncCq(CompletionQueue(context, 8), ManualNotifier(), options);
     };
     CHECK_THROWS_WITH(make({.ack_batch = 0}), contains("ack_batch must be at least 1"));
+    CHECK_THROWS_WITH(make({.busy_poll = {.limit = std::chrono::seconds(-1)}}),
+                      contains("busy_poll.limit"));
     CHECK_THROWS_WITH(make({.max_wait = std::chrono::seconds(-1)}), contains("max_wait"));
     CHECK_THROWS_WITH(make({.max_wait = std::chrono::seconds(1)}), contains("TimedCqNotifier"));
 }
@@ -997,4 +999,53 @@ TEST_CASE("AsyncCq: a CQ that is always ready takes a turn of the loop now and t
     CHECK(turns == 4);
     CHECK(got.size() == 5000);
     CHECK(f.sim.calls("ibv_req_notify_cq") == 0);
+}
+
+// --- timestamps ---
+
+TEST_CASE("AsyncCq: timestamps come with their completions, kept ones too") {
+    SimulatedVerbs sim({DeviceOptions{.name = "sim0", .completion_timestamps = true}});
+    const Context context = Context::open();
+    ManualNotifier notifier;
+    AsyncCq cq(CompletionQueue::extended(context, 8, IBV_WC_EX_WITH_COMPLETION_TIMESTAMP),
+               notifier);
+    struct Local {
+        static Coroutine poll(AsyncCq& queue, WrIds& got, std::vector<std::uint64_t>& times) {
+            std::array<ibv_wc, 2> wcs{};
+            std::array<std::uint64_t, 2> timestamps{};
+            const std::span<ibv_wc> done = co_await queue.poll_timestamped(wcs, timestamps);
+            for (std::size_t i = 0; i < done.size(); ++i) {
+                got.push_back(done[i].wr_id);
+                times.push_back(timestamps[i]);
+            }
+        }
+    };
+    WrIds got, selective;
+    std::vector<std::uint64_t> times;
+    const Coroutine waiting = Local::poll(cq, got, times);
+    sim.complete(cq.native_handle(), 1);
+    notifier.notify();
+    notifier.run();
+    CHECK(waiting.done());
+    for (std::uint64_t id = 2; id <= 4; ++id) sim.complete(cq.native_handle(), id);
+    const Coroutine one = poll_one_wr_id(cq, 3, selective);
+    CHECK(selective == WrIds{3});
+    const Coroutine kept = Local::poll(cq, got, times);
+    CHECK(kept.done());
+    CHECK(got == WrIds{1, 2, 4});
+    CHECK(times == std::vector<std::uint64_t>{1001, 1002, 1004});
+}
+
+TEST_CASE("AsyncCq: timestamps that cannot be had are refused at once") {
+    SimulatedVerbs sim({DeviceOptions{.name = "sim0", .completion_timestamps = true}});
+    const Context context = Context::open();
+    AsyncCq plain(CompletionQueue(context, 8), ManualNotifier());
+    AsyncCq extended(CompletionQueue::extended(context, 8, IBV_WC_EX_WITH_COMPLETION_TIMESTAMP),
+                     ManualNotifier());
+    std::array<ibv_wc, 2> wcs{};
+    std::array<std::uint64_t, 1> timestamps{};
+    CHECK_THROWS_WITH((void)plain.poll_timestamped(std::span(wcs).first(1), timestamps),
+                      contains("has no timestamps"));
+    CHECK_THROWS_WITH((void)extended.poll_timestamped(wcs, timestamps),
+                      contains("differ in length"));
 }

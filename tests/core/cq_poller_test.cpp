@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -19,6 +20,7 @@
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;
+using namespace std::chrono_literals;
 using asyncverbs::support::contains;
 
 namespace {
@@ -31,6 +33,9 @@ bool readable(int fd) {
 struct Fixture {
     explicit Fixture(const ProviderModel& provider = rxe, unsigned ack_batch = 16)
         : sim(provider), context(Context::open()), poller(CompletionQueue(context, 8), ack_batch),
+          cq(poller.completion_queue().native_handle()) {}
+    explicit Fixture(const AsyncCqOptions& options)
+        : context(Context::open()), poller(CompletionQueue(context, 8), options),
           cq(poller.completion_queue().native_handle()) {}
 
     void complete(std::uint64_t wr_id) { sim.complete(cq, wr_id); }
@@ -231,9 +236,179 @@ TEST_CASE("CqPoller: bad input") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     CHECK_THROWS_WITH(CqPoller(CompletionQueue(context, 8), 0), contains("ack batch of 0"));
+    CHECK_THROWS_WITH(
+        CqPoller(CompletionQueue(context, 8), AsyncCqOptions{.busy_poll = {.limit = -1ns}}),
+        contains("BusyPoll: the limit is negative"));
     CqPoller poller(CompletionQueue(context, 8));
     CHECK_THROWS_WITH(poller.poll_or_arm({}), contains("span for completions is empty"));
     CompletionQueue moved_from(context, 8);
     const CompletionQueue moved_to = std::move(moved_from);
     CHECK_THROWS_WITH(CqPoller(std::move(moved_from)), contains("moved from"));
+}
+
+// --- spin, then sleep ---
+
+TEST_CASE("CqPoller: busy polling finds a completion without arming") {
+    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 1h}});
+    int polls = 0;
+    f.sim.on_call([&](const Call& call) {
+        const bool polled = call.verb == "ibv_poll_cq" && call.moment == Call::Moment::after;
+        if (polled && ++polls == 10) f.complete(1);
+    });
+    CHECK(f.poll_or_arm() == 1);
+    CHECK(f.poller.statistics().polls == 11);
+    CHECK(f.poller.statistics().busy_polls == 10);
+    CHECK(f.poller.statistics().completions == 1);
+    CHECK(f.poller.statistics().arms == 0);
+}
+
+TEST_CASE("CqPoller: busy polling ends, and then the CQ is armed and polled once more (I1)",
+          "[I1]") {
+    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 100us}});
+    CHECK(f.poll_or_arm() == 0);
+    CHECK(f.poller.may_wait());
+    CHECK(f.sim.armed(f.cq));
+    CHECK(f.poller.statistics().busy_polls > 0);
+    CHECK(f.poller.statistics().polls == f.poller.statistics().busy_polls + 2);
+    const auto before = f.poller.statistics().busy_polls;
+    CHECK(f.poll_or_arm() == 0); // armed already
+    CHECK(f.poller.statistics().busy_polls == before);
+    CHECK(f.poller.statistics().arms == 1);
+}
+
+TEST_CASE("CqPoller: busy polling is off unless it is asked for") {
+    Fixture f;
+    CHECK(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().polls == 2);
+    CHECK(f.poller.statistics().busy_polls == 0);
+}
+
+TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {
+    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 1h, .adaptive = true}});
+    CHECK(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().busy_polls == 0);
+    f.complete(1);
+    CHECK(f.poller.consume()); // within the hour
+    CHECK(f.poll_or_arm() == 1);
+    bool completed = false;
+    f.sim.on_call([&](const Call& call) {
+        if (call.verb == "ibv_poll_cq" && f.poller.statistics().busy_polls == 5 && !completed) {
+            completed = true;
+            f.complete(2);
+        }
+    });
+    CHECK(f.poll_or_arm() == 1);
+    CHECK(f.poller.statistics().busy_polls >= 5);
+    CHECK(f.poller.statistics().arms == 1);
+}
+
+// --- solicited completions ---
+
+TEST_CASE("CqPoller: armed for solicited completions alone, others wake nobody", "[field-9]") {
+    Fixture f(AsyncCqOptions{.solicited_only = true});
+    CHECK(f.poll_or_arm() == 0);
+    f.complete(1);
+    CHECK_FALSE(readable(f.poller.fd()));
+    ibv_wc wc{};
+    wc.wr_id = 2;
+    f.sim.push(f.cq, wc, true);
+    CHECK(readable(f.poller.fd()));
+    CHECK(f.poller.consume());
+    CHECK(f.poll_or_arm() == 2); // what came meanwhile comes with it
+    CHECK(f.poll_or_arm() == 0);
+    f.sim.complete(f.cq, 3, IBV_WC_WR_FLUSH_ERR);
+    CHECK(readable(f.poller.fd())); // so does an error
+}
+
+// --- extended completion queues ---
+
+namespace {
+
+struct Extended {
+    Extended()
+        : sim({DeviceOptions{.name = "sim0", .completion_timestamps = true}}),
+          context(Context::open()) {}
+    CompletionQueue queue(std::uint64_t flags) {
+        return CompletionQueue::extended(context, 8, flags);
+    }
+    SimulatedVerbs sim;
+    Context context;
+    std::array<ibv_wc, 4> wcs{};
+    std::array<std::uint64_t, 4> timestamps{};
+};
+
+ibv_wc receive(std::uint64_t wr_id) {
+    ibv_wc wc{};
+    wc.wr_id = wr_id;
+    wc.opcode = IBV_WC_RECV;
+    wc.byte_len = 99;
+    wc.imm_data = 0x01020304;
+    wc.qp_num = 17;
+    wc.src_qp = 18;
+    wc.wc_flags = IBV_WC_WITH_IMM | IBV_WC_GRH;
+    wc.slid = 5;
+    wc.sl = 6;
+    wc.dlid_path_bits = 7;
+    return wc;
+}
+
+} // namespace
+
+TEST_CASE("CqPoller: an extended CQ gives what ibv_poll_cq would, and timestamps") {
+    Extended f;
+    const bool wall_clock = GENERATE(false, true);
+    CqPoller poller(f.queue(wall_clock ? IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK
+                                       : IBV_WC_EX_WITH_COMPLETION_TIMESTAMP));
+    ibv_cq* const cq = poller.completion_queue().native_handle();
+    for (std::uint64_t id = 1; id <= 5; ++id) f.sim.push(cq, receive(id));
+    REQUIRE(poller.poll_or_arm(f.wcs, f.timestamps.data()) == 4);
+    const std::uint64_t unit = wall_clock ? 1'000'000 : 1;
+    for (std::size_t i = 0; i < 4; ++i) {
+        const ibv_wc& wc = f.wcs[i];
+        CHECK(wc.wr_id == i + 1);
+        CHECK(wc.status == IBV_WC_SUCCESS);
+        CHECK(wc.opcode == IBV_WC_RECV);
+        CHECK(wc.byte_len == 99);
+        CHECK(wc.imm_data == 0x01020304);
+        CHECK(wc.qp_num == 17);
+        CHECK(wc.src_qp == 18);
+        CHECK(wc.wc_flags == (IBV_WC_WITH_IMM | IBV_WC_GRH));
+        CHECK(wc.slid == 5);
+        CHECK(wc.sl == 6);
+        CHECK(wc.dlid_path_bits == 7);
+        CHECK(f.timestamps[i] == (1001 + i) * unit);
+    }
+    CHECK(poller.poll_or_arm(f.wcs) == 1); // whoever does not want the timestamps
+    CHECK(f.wcs[0].wr_id == 5);
+    CHECK(poller.poll_or_arm(f.wcs) == 0);
+    CHECK(f.sim.armed(cq));
+    CHECK(f.sim.calls("ibv_poll_cq") == 0);
+}
+
+TEST_CASE("CqPoller: of an error completion in an extended CQ only what is valid is read",
+          "[I11][field-51]") {
+    Extended f;
+    CqPoller poller(f.queue(IBV_WC_EX_WITH_COMPLETION_TIMESTAMP));
+    f.sim.complete(poller.completion_queue().native_handle(), 3, IBV_WC_RETRY_EXC_ERR, 17);
+    f.timestamps[0] = 1;
+    REQUIRE(poller.poll_or_arm(f.wcs, f.timestamps.data()) == 1);
+    CHECK(f.wcs[0].wr_id == 3);
+    CHECK(f.wcs[0].status == IBV_WC_RETRY_EXC_ERR);
+    CHECK(f.wcs[0].qp_num == 17);
+    CHECK(f.wcs[0].byte_len == 0);
+    CHECK(f.timestamps[0] == 0);
+}
+
+TEST_CASE("CqPoller: errors of polling an extended CQ", "[I5][I7]") {
+    Extended f;
+    CqPoller poller(f.queue(0));
+    ibv_cq* const cq = poller.completion_queue().native_handle();
+    f.sim.fail("ibv_start_poll", {.error = EIO});
+    CHECK_THROWS_WITH(poller.poll(f.wcs), "ibv_start_poll: Input/output error");
+    f.sim.complete(cq, 1);
+    f.sim.complete(cq, 2);
+    f.sim.fail("ibv_next_poll", {.error = EIO});
+    CHECK(poller.poll(f.wcs) == 1); // it has left the CQ
+    CHECK(poller.poll(f.wcs) == 1);
+    CHECK(f.wcs[0].wr_id == 2);
 }

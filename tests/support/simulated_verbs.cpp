@@ -337,6 +337,11 @@ bool SimulatedVerbs::armed(const ibv_cq* cq) const {
     return living<CompletionQueue>(*simulation_, cq).arm != CompletionQueue::Arm::none;
 }
 
+ibv_moderate_cq SimulatedVerbs::moderation(const ibv_cq* cq) const {
+    const std::lock_guard lock(simulation_->mutex);
+    return living<CompletionQueue>(*simulation_, cq).moderation;
+}
+
 int SimulatedVerbs::queued_completions(const ibv_cq* cq) const {
     const std::lock_guard lock(simulation_->mutex);
     return static_cast<int>(living<CompletionQueue>(*simulation_, cq).entries.size());

@@ -147,6 +147,7 @@ public:
     CqCounters counters(const ibv_cq* cq) const; // also of one that was destroyed
     CqCounters counters() const;                 // the sum over all
     bool armed(const ibv_cq* cq) const;
+    ibv_moderate_cq moderation(const ibv_cq* cq) const;
     int queued_completions(const ibv_cq* cq) const;
     int queued_events(const ibv_comp_channel* channel) const;
     int posted_sends(const ibv_qp* qp) const;

@@ -38,6 +38,7 @@ void Simulation::post_completion(CompletionQueue& cq, const CompletionQueue::Ent
         return;
     }
     cq.entries.push_back(entry);
+    cq.entries.back().timestamp = 1000 + cq.counters.completions_pushed;
     // An error counts as solicited.
     const bool solicited = entry.solicited || entry.wc.status != IBV_WC_SUCCESS;
     cq.entries.back().solicited = solicited;
@@ -123,6 +124,45 @@ void free_slots(Simulation& simulation, const CompletionQueue::Entry& entry) {
 
 } // namespace
 
+CompletionQueue::Entry take_entry(Simulation& simulation, CompletionQueue& cq) {
+    const CompletionQueue::Entry entry = cq.entries.front();
+    cq.entries.pop_front();
+    ++cq.counters.completions_polled;
+    free_slots(simulation, entry);
+    return entry;
+}
+
+int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
+              const ibv_cq_init_attr_ex& attributes, CompletionQueue*& created) {
+    Context* parent = nullptr;
+    if (const int error = simulation.use<Context>(verb, context, parent)) {
+        return error;
+    }
+    CompletionChannel* events = nullptr;
+    if (attributes.channel != nullptr) {
+        events = simulation.check<CompletionChannel>(verb, attributes.channel);
+        if (events == nullptr || &events->owner() != parent) {
+            return EINVAL;
+        }
+    }
+    const int cqe = static_cast<int>(attributes.cqe);
+    const int comp_vector = static_cast<int>(attributes.comp_vector);
+    if (!valid_depth(*parent, cqe) || comp_vector < 0 || comp_vector >= parent->num_comp_vectors) {
+        return EINVAL;
+    }
+    CompletionQueue& cq = simulation.registry<CompletionQueue>().add(*parent, events);
+    cq.cq_context = attributes.cq_context;
+    cq.handle = cq.number;
+    cq.cqe = capacity(cq, cqe);
+    ++parent->users;
+    if (events != nullptr) {
+        ++events->users;
+        ++events->refcnt;
+    }
+    created = &cq;
+    return 0;
+}
+
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
     return run_int(Verb::poll_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
         auto* polled = simulation.check<CompletionQueue>(Verb::poll_cq, cq);
@@ -131,13 +171,10 @@ int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
         }
         int count = 0;
         for (; count < num_entries && !polled->entries.empty(); ++count) {
-            wc[count] = polled->entries.front().wc;
-            free_slots(simulation, polled->entries.front());
-            polled->entries.pop_front();
+            wc[count] = take_entry(simulation, *polled).wc;
         }
         ++polled->counters.polls;
         polled->counters.empty_polls += count == 0 ? 1u : 0u;
-        polled->counters.completions_polled += static_cast<std::uint64_t>(count);
         return {.value = count};
     });
 }
@@ -209,32 +246,15 @@ extern "C" ibv_cq* ibv_create_cq(ibv_context* context, int cqe, void* cq_context
                                  ibv_comp_channel* channel, int comp_vector) {
     return run_create<ibv_cq>(
         Verb::create_cq, context, [&](Simulation& simulation, ibv_cq*& created) {
-            Context* parent = nullptr;
-            if (const int error = simulation.use<Context>(Verb::create_cq, context, parent)) {
-                return error;
-            }
-            CompletionChannel* events = nullptr;
-            if (channel != nullptr) {
-                events = simulation.check<CompletionChannel>(Verb::create_cq, channel);
-                if (events == nullptr || &events->owner() != parent) {
-                    return EINVAL;
-                }
-            }
-            if (!valid_depth(*parent, cqe) || comp_vector < 0 ||
-                comp_vector >= parent->num_comp_vectors) {
-                return EINVAL;
-            }
-            CompletionQueue& cq = simulation.registry<CompletionQueue>().add(*parent, events);
-            cq.cq_context = cq_context;
-            cq.handle = cq.number;
-            cq.cqe = capacity(cq, cqe);
-            ++parent->users;
-            if (events != nullptr) {
-                ++events->users;
-                ++events->refcnt;
-            }
-            created = &cq;
-            return 0;
+            ibv_cq_init_attr_ex attributes{};
+            attributes.cqe = static_cast<std::uint32_t>(cqe);
+            attributes.cq_context = cq_context;
+            attributes.channel = channel;
+            attributes.comp_vector = static_cast<std::uint32_t>(comp_vector);
+            CompletionQueue* cq = nullptr;
+            const int error = create_cq(simulation, Verb::create_cq, context, attributes, cq);
+            created = cq;
+            return error;
         });
 }
 
@@ -276,6 +296,9 @@ extern "C" int ibv_destroy_cq(ibv_cq* cq) {
                                  "completion events");
         simulation.check_account(Verb::destroy_cq, *destroyed, destroyed->async_events,
                                  "asynchronous events");
+        if (destroyed->current) {
+            simulation.record(Verb::destroy_cq, "ibv_start_poll without ibv_end_poll");
+        }
         destroyed->entries.clear();
         --parent.users;
         return {};

@@ -28,8 +28,11 @@ Context::Context(Device& opened) : ibv_context{}, opened_device(opened) {
     cmd_fd = -1;
     async_fd = async_events.fd();
     num_comp_vectors = 1;
-    // Not the extended kind: the inline verbs that need one fall back or report EOPNOTSUPP.
-    abi_compat = nullptr;
+    // Extended, with these alone: inline verbs that need others fall back or report EOPNOTSUPP.
+    abi_compat = __VERBS_ABI_IS_EXTENDED;
+    extended().sz = sizeof(verbs_context);
+    extended().create_cq_ex = create_cq_ex;
+    if (opened.options.cq_moderation) extended().modify_cq = modify_cq;
 }
 
 void Simulation::disassociate(Context& context) {

@@ -9,9 +9,11 @@
 
 #include <rdma/rdma_cma.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,7 +43,14 @@ struct Device : ibv_device, Tracked {
     bool plugged = true;
 };
 
-struct Context : ibv_context, Tracked {
+// What precedes the ibv_context of an extended one in memory: see verbs_get_ctx().
+struct alignas(verbs_context) ContextExtension {
+    std::array<std::byte, offsetof(verbs_context, context)> bytes{};
+
+    verbs_context& extended() { return *reinterpret_cast<verbs_context*>(bytes.data()); }
+};
+
+struct Context : ContextExtension, ibv_context, Tracked {
     using Native = ibv_context;
     static constexpr std::string_view kind = "context";
 
@@ -111,7 +120,20 @@ private:
     Context& context_;
 };
 
-struct CompletionQueue : ibv_cq, Tracked {
+// What an ibv_cq_ex has behind what it shares with ibv_cq, in the same order.
+struct CqExtension {
+    std::uint32_t comp_mask;
+    ibv_wc_status status;
+    std::uint64_t wr_id;
+    int (*start_poll)(ibv_cq_ex*, ibv_poll_cq_attr*);
+    int (*next_poll)(ibv_cq_ex*);
+    void (*end_poll)(ibv_cq_ex*);
+    std::array<std::byte, sizeof(ibv_cq_ex) - offsetof(ibv_cq_ex, read_opcode)> readers;
+};
+static_assert(offsetof(ibv_cq_ex, comp_mask) == sizeof(ibv_cq));
+static_assert(sizeof(ibv_cq) + sizeof(CqExtension) == sizeof(ibv_cq_ex));
+
+struct CompletionQueue : ibv_cq, CqExtension, Tracked {
     using Native = ibv_cq;
     static constexpr std::string_view kind = "completion queue";
 
@@ -122,18 +144,22 @@ struct CompletionQueue : ibv_cq, Tracked {
         bool solicited = false;
         bool is_receive = false;
         std::uint32_t slots = 0; // of the work queue that polling it frees
+        std::uint64_t timestamp = 0;
     };
 
     CompletionQueue(Context& parent, CompletionChannel* events)
-        : ibv_cq{}, completion_channel(events), context_(parent) {
+        : ibv_cq{}, CqExtension{}, completion_channel(events), context_(parent) {
         context = &parent;
         channel = events;
     }
+    ibv_cq_ex* extended() { return reinterpret_cast<ibv_cq_ex*>(static_cast<ibv_cq*>(this)); }
     Context& owner() { return context_; }
     const ProviderModel& provider() const { return context_.opened_device.options.provider; }
 
     CompletionChannel* completion_channel;
     std::deque<Entry> entries;
+    std::optional<Entry> current; // between ibv_start_poll and ibv_end_poll
+    ibv_moderate_cq moderation{};
     Arm arm = Arm::none;
     // Index model: an arm carries the sequence number of the events that were read, and the device
     // fires once per number.

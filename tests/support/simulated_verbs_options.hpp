@@ -58,6 +58,9 @@ struct DeviceOptions {
     ProviderModel provider{};
     ibv_device_attr attr = default_device_attr();
     std::uint32_t max_inline_data = 256;
+    // What soft-RoCE does not offer: timestamps of completions, and ibv_modify_cq.
+    bool completion_timestamps = false;
+    bool cq_moderation = false;
     std::vector<PortOptions> ports = {PortOptions{}};
 };
 

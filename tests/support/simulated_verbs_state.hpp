@@ -47,11 +47,15 @@ enum class Verb : std::size_t {
     create_comp_channel,
     destroy_comp_channel,
     create_cq,
+    create_cq_ex,
+    modify_cq,
     resize_cq,
     destroy_cq,
     get_cq_event,
     ack_cq_events,
     poll_cq,
+    start_poll,
+    next_poll,
     req_notify_cq,
     create_qp,
     query_qp,
@@ -249,6 +253,13 @@ bool valid_address(const Context& context, const ibv_ah_attr& attr);
 // The verbs that applications call through ibv_context::ops.
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc);
 int req_notify_cq(ibv_cq* cq, int solicited_only);
+// Takes the oldest completion off the queue.
+CompletionQueue::Entry take_entry(Simulation& simulation, CompletionQueue& cq);
+// What ibv_create_cq and ibv_create_cq_ex have in common; 0 or an errno.
+int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
+              const ibv_cq_init_attr_ex& attributes, CompletionQueue*& created);
+ibv_cq_ex* create_cq_ex(ibv_context* context, ibv_cq_init_attr_ex* attributes);
+int modify_cq(ibv_cq* cq, ibv_modify_cq_attr* attributes);
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
 int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);

@@ -2,6 +2,8 @@
 #include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -144,4 +146,65 @@ TEST_CASE("a moved-from completion queue owns nothing", "[verbs][completion_queu
     const Context taken(std::move(context));
     CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { CompletionQueue cq(context, 16); }),
                contains("this Context was moved from"));
+}
+
+TEST_CASE("an extended completion queue says what its completions carry",
+          "[verbs][completion_queue]") {
+    SimulatedVerbs verbs({{.name = "sim0", .completion_timestamps = true}});
+    const Context context = Context::open("sim0");
+    CompletionQueue cq =
+        CompletionQueue::extended(context, 16, IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+    CHECK(cq.depth() == 16);
+    CHECK(cq.wc_flags() == IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+    CHECK(ibv_cq_ex_to_cq(cq.extended_handle()) == cq.native_handle());
+    const CompletionQueue moved(std::move(cq));
+    CHECK(cq.extended_handle() == nullptr);
+    CHECK(moved.extended_handle() != nullptr);
+    const CompletionQueue shared =
+        CompletionQueue::extended(context, 16, 0, moved.channel()); // nothing but the other way
+    CHECK(shared.native_handle()->channel == moved.native_handle()->channel);
+    CHECK(shared.wc_flags() == 0);
+    const CompletionQueue plain(context, 16);
+    CHECK(plain.extended_handle() == nullptr);
+    CHECK(plain.wc_flags() == 0);
+}
+
+TEST_CASE("a device that has no timestamps says so", "[verbs][completion_queue]") {
+    SimulatedVerbs verbs;
+    const Context context = Context::open("sim0");
+    const auto make = [&](std::uint64_t flags) { CompletionQueue::extended(context, 16, flags); };
+    CHECK(failure_text(std::errc::operation_not_supported, [&] {
+              make(IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+          }) == "ibv_create_cq_ex: Operation not supported");
+    CHECK_NOTHROW(make(0));
+    CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { make(IBV_WC_EX_WITH_CVLAN); }),
+               contains("no timestamps"));
+    CHECK(verbs.calls("ibv_create_cq_ex") == 2);
+}
+
+TEST_CASE("the events of a completion queue are moderated", "[verbs][completion_queue]") {
+    using std::chrono::microseconds;
+    SimulatedVerbs verbs({{.name = "sim0", .cq_moderation = true}, {.name = "sim1"}});
+    const CompletionQueue cq(Context::open("sim0"), 16);
+    cq.moderate(8, microseconds(65'535));
+    CHECK(verbs.moderation(cq.native_handle()).cq_count == 8);
+    CHECK(verbs.moderation(cq.native_handle()).cq_period == 65'535);
+    cq.moderate(0, microseconds(0));
+    CHECK(verbs.moderation(cq.native_handle()).cq_count == 0);
+    for (const int period : {-1, 65'536}) {
+        CHECK_THAT(failure_text(std::errc::invalid_argument,
+                                [&] { cq.moderate(1, microseconds(period)); }),
+                   contains("valid are 0 to 65535"));
+    }
+    verbs.fail("ibv_modify_cq", {.error = EINVAL});
+    CHECK(failure_text(std::errc::invalid_argument, [&] { cq.moderate(1, microseconds(1)); }) ==
+          "ibv_modify_cq: Invalid argument");
+    CompletionQueue elsewhere(Context::open("sim1"), 16);
+    CHECK(failure_text(std::errc::operation_not_supported, [&] {
+              elsewhere.moderate(1, microseconds(1));
+          }) == "ibv_modify_cq: Operation not supported");
+    const CompletionQueue moved(std::move(elsewhere));
+    CHECK_THAT(
+        failure_text(std::errc::invalid_argument, [&] { elsewhere.moderate(1, microseconds(1)); }),
+        contains("moved from"));
 }

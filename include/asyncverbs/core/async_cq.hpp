@@ -59,7 +59,7 @@ class RouterState;
 class AsyncCq {
 public:
     /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
-    /// Throws std::system_error: invalid_argument for an ack batch of 0 or a negative max_wait,
+    /// Throws std::system_error: invalid_argument for an ack batch of 0 or a negative duration,
     /// not_supported for a max_wait with a notifier that is not a TimedCqNotifier.
     template <class N>
     AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {});
@@ -102,6 +102,19 @@ public:
         return {*reaper_, wcs, &error, std::move(stop)};
     }
 
+    /// The same for a CompletionQueue that is extended by timestamps: the timestamp of each
+    /// completion goes to the element of `timestamps` with its index, 0 for an error completion.
+    /// Throws std::system_error at once: invalid_argument if the spans differ in length,
+    /// operation_not_supported if the CQ has no timestamps.
+    PollOperation poll_timestamped(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps,
+                                   std::stop_token stop = {}) {
+        return {*reaper_, wcs, check(wcs, timestamps), nullptr, std::move(stop)};
+    }
+    PollOperation poll_timestamped(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps,
+                                   std::error_code& error, std::stop_token stop = {}) {
+        return {*reaper_, wcs, check(wcs, timestamps), &error, std::move(stop)};
+    }
+
     /// Awaits the completion with this `wr_id`. Others that come first are kept, in order, and go
     /// to the next poll() or try_poll(); keeping them is what may allocate. Errors as in poll().
     PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::stop_token stop = {}) {
@@ -130,15 +143,29 @@ public:
 private:
     friend class detail::RouterState;
 
+    std::uint64_t* check(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps) const {
+        if (completion_queue().wc_flags() == 0) {
+            detail::throw_error(std::errc::operation_not_supported,
+                                "AsyncCq::poll_timestamped: the queue has no timestamps");
+        }
+        if (wcs.size() != timestamps.size()) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "AsyncCq::poll_timestamped: the spans differ in length");
+        }
+        return timestamps.data();
+    }
+
     std::shared_ptr<detail::CqReaper> reaper_;
 };
 
 template <class N>
 AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) {
     detail::check_cq_notifier<N>();
-    if (options.ack_batch == 0 || options.max_wait.count() < 0) {
+    if (options.ack_batch == 0 || options.max_wait.count() < 0 ||
+        options.busy_poll.limit.count() < 0) {
         detail::throw_error(std::errc::invalid_argument,
-                            "AsyncCqOptions: ack_batch must be at least 1, max_wait at least 0");
+                            "AsyncCqOptions: ack_batch must be at least 1, max_wait and "
+                            "busy_poll.limit at least 0");
     }
     if (options.max_wait.count() > 0 && !TimedCqNotifier<N>) {
         detail::throw_error(std::errc::not_supported,

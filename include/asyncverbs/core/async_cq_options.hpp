@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// How an AsyncCq acks and for how long it trusts an arm.
+// How a CQ is armed, waited for and acked.
 #pragma once
 
 #include <chrono>
+
+#include <asyncverbs/core/busy_poll.hpp>
 
 namespace asyncverbs {
 
@@ -14,6 +16,14 @@ struct AsyncCqOptions {
     /// The longest wait before the CQ is armed and polled again although no event came, for
     /// devices and kernels that drop events; zero: no bound. Needs a TimedCqNotifier.
     std::chrono::nanoseconds max_wait{0};
+
+    /// Polls for a while before the CQ is armed. Off.
+    BusyPoll busy_poll{};
+
+    /// Only completions of sends with IBV_SEND_SOLICITED at the peer, and errors, end a wait; what
+    /// else has come by then is delivered with them, or when somebody polls. See
+    /// ibv_req_notify_cq(3).
+    bool solicited_only = false;
 };
 
 } // namespace asyncverbs

@@ -15,9 +15,12 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/detail/busy_poll_window.hpp>
 #include <asyncverbs/core/detail/cq_event.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
@@ -50,18 +53,24 @@ class CqPoller {
 public:
     /// `ack_batch`: events that are acked together, at least 1. Sets O_NONBLOCK on the channel.
     /// Throws std::system_error (invalid_argument) for a batch of 0.
-    explicit CqPoller(CompletionQueue cq, unsigned ack_batch = 16);
+    explicit CqPoller(CompletionQueue cq, unsigned ack_batch = 16)
+        : CqPoller(std::move(cq), AsyncCqOptions{ack_batch, {}, {}, false}) {}
+
+    /// With all options but max_wait, which is the caller's: see forget_arm(). Throws also for a
+    /// negative busy_poll.limit.
+    CqPoller(CompletionQueue cq, const AsyncCqOptions& options);
     CqPoller(const CqPoller&) = delete;
     CqPoller& operator=(const CqPoller&) = delete;
     ~CqPoller() { flush_acks(); }
 
     /// Step 1: moves completions to the front of `wcs` and returns how many, 0 if there are none.
-    /// An empty `wcs` is an invalid_argument. See ibv_poll_cq(3).
-    std::size_t poll(std::span<ibv_wc> wcs);
+    /// An empty `wcs` is an invalid_argument. Of a CQ with timestamps, those of the completions go
+    /// to `timestamps`, unless it is null; it has as many elements as `wcs`. See ibv_poll_cq(3).
+    std::size_t poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
     /// Steps 1 and 2: as poll(), but 0 means that the CQ is armed and was empty after that:
     /// waiting for fd() cannot miss a completion. See ibv_req_notify_cq(3).
-    std::size_t poll_or_arm(std::span<ibv_wc> wcs);
+    std::size_t poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
     /// Whether nothing was consumed or polled since poll_or_arm() returned 0 (invariant I1).
     bool may_wait() const noexcept { return may_wait_; }
@@ -85,7 +94,8 @@ public:
     const CqStatistics& statistics() const noexcept { return statistics_; }
 
 private:
-    std::size_t arm_and_poll(std::span<ibv_wc> wcs);
+    std::size_t arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
+    std::size_t poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
     void arm();
     void count_events(unsigned count) noexcept;
     void flush_acks() noexcept;
@@ -94,48 +104,78 @@ private:
     ibv_cq* const native_;
     ibv_comp_channel* const channel_;
     const unsigned ack_batch_;
+    const bool solicited_only_;
+    detail::BusyPollWindow busy_poll_;
     unsigned unacked_ = 0;
     bool armed_ = false;
     bool may_wait_ = false;
     CqStatistics statistics_;
 };
 
-inline CqPoller::CqPoller(CompletionQueue cq, unsigned ack_batch)
+inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     : cq_(std::move(cq)), native_(detail::alive(cq_.shared_handle(), "CompletionQueue").get()),
-      channel_(native_->channel), ack_batch_(ack_batch) {
-    if (ack_batch == 0) {
+      channel_(native_->channel), ack_batch_(options.ack_batch),
+      solicited_only_(options.solicited_only), busy_poll_(options.busy_poll) {
+    if (options.ack_batch == 0) {
         detail::throw_error(std::errc::invalid_argument,
                             "an ack batch of 0 events: at least 1 is needed");
+    }
+    if (options.busy_poll.limit.count() < 0) {
+        detail::throw_error(std::errc::invalid_argument, "BusyPoll: the limit is negative");
     }
     detail::set_non_blocking(channel_->fd); // somebody may have made it blocking
 }
 
-inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs) {
+inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (wcs.empty()) {
         detail::throw_error(std::errc::invalid_argument, "the span for completions is empty");
     }
     may_wait_ = false;
     ++statistics_.polls;
-    const auto capacity = static_cast<int>(std::min<std::size_t>(wcs.size(), INT_MAX));
-    const int polled = ibv_poll_cq(native_, capacity, wcs.data());
-    // A negative result is not an errno, and errno is not set (I5).
-    if (polled < 0) throw_verb_error("ibv_poll_cq", EIO);
-    return static_cast<std::size_t>(polled);
+    std::size_t polled = 0;
+    if (ibv_cq_ex* const extended = cq_.extended_handle()) {
+        polled = detail::poll_extended(extended, cq_.wc_flags(), wcs, timestamps);
+    } else {
+        const auto capacity = static_cast<int>(std::min<std::size_t>(wcs.size(), INT_MAX));
+        const int result = ibv_poll_cq(native_, capacity, wcs.data());
+        // A negative result is not an errno, and errno is not set (I5).
+        if (result < 0) throw_verb_error("ibv_poll_cq", EIO);
+        polled = static_cast<std::size_t>(result);
+    }
+    statistics_.completions += polled;
+    return polled;
 }
 
-inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {
-    if (const std::size_t polled = poll(wcs)) return polled;
-    return arm_and_poll(wcs);
+inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
+    return arm_and_poll(wcs, timestamps);
 }
 
 // Apart from the step before it, which is small enough to be inlined.
-inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs) {
+inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (!armed_) {
+        if (busy_poll_.enabled()) {
+            if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;
+        }
         arm();
         // A completion may have landed between the poll and the arm (I1).
-        if (const std::size_t polled = poll(wcs)) return polled;
+        if (const std::size_t polled = poll(wcs, timestamps)) {
+            busy_poll_.end();
+            return polled;
+        }
     }
     may_wait_ = true;
+    return 0;
+}
+
+inline std::size_t CqPoller::poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+    using Clock = detail::BusyPollWindow::Clock;
+    const auto begin = Clock::now();
+    while (Clock::now() - begin < busy_poll_.length()) {
+        ++statistics_.busy_polls;
+        if (const std::size_t polled = poll(wcs, timestamps)) return polled;
+    }
+    busy_poll_.begin(begin);
     return 0;
 }
 
@@ -162,6 +202,7 @@ inline void CqPoller::credit(unsigned events) {
 
 inline void CqPoller::count_events(unsigned count) noexcept {
     armed_ = false;
+    if (busy_poll_.enabled()) busy_poll_.woke(detail::BusyPollWindow::Clock::now());
     statistics_.events += count;
     if ((unacked_ += count) >= ack_batch_) flush_acks();
 }
@@ -169,7 +210,7 @@ inline void CqPoller::count_events(unsigned count) noexcept {
 inline void CqPoller::arm() {
     ++statistics_.arms;
     errno = 0;
-    if (const int result = ibv_req_notify_cq(native_, 0)) {
+    if (const int result = ibv_req_notify_cq(native_, solicited_only_ ? 1 : 0)) {
         throw_verb_error("ibv_req_notify_cq", detail::verb_errno(result));
     }
     armed_ = true;

@@ -30,6 +30,7 @@ public:
         : reaper_(other.reaper_), request_(other.request_), error_(other.error_),
           stop_(std::move(other.stop_)) {}
 
+    void stamp(std::uint64_t* timestamps) noexcept { request_.timestamps = timestamps; }
     void deliver_to(std::span<ibv_wc> completions) noexcept { request_.completions = completions; }
 
     bool await_ready() {
@@ -126,6 +127,11 @@ public:
 
 private:
     friend class AsyncCq;
+    PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::uint64_t* timestamps,
+                  std::error_code* error, std::stop_token stop) noexcept
+        : PollOperation(reaper, wcs, error, std::move(stop)) {
+        operation_.stamp(timestamps);
+    }
     PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::error_code* error,
                   std::stop_token stop) noexcept
         : operation_(reaper, wcs, std::nullopt, error, std::move(stop)) {}

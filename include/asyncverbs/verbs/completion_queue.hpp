@@ -5,13 +5,17 @@
 #pragma once
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include <asyncverbs/verbs/completion_channel.hpp>
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 
 namespace asyncverbs {
@@ -37,29 +41,21 @@ public:
     /// The same on a channel that several queues share. The channel must be of the same Context.
     CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
                     int comp_vector = 0)
-        : context_(detail::alive(context.shared_handle(), "Context")),
-          channel_(detail::alive(channel.shared_handle(), "CompletionChannel")) {
-        if (channel_.native_handle()->context != context_.native_handle()) {
-            detail::throw_error(std::errc::invalid_argument,
-                                "the completion channel belongs to another Context");
-        }
-        const std::string device = context_.name();
-        detail::check_range("completion queue depth", depth, 1, context_.query_device().max_cqe,
-                            device);
-        // 0 is valid everywhere, also on a device that reports no vectors at all.
-        if (comp_vector != 0) {
-            detail::check_range("completion vector", comp_vector, 0,
-                                context_.native_handle()->num_comp_vectors - 1, device);
-        }
-        errno = 0;
-        ibv_cq* native = ibv_create_cq(context_.native_handle(), depth, nullptr,
-                                       channel_.native_handle(), comp_vector);
-        if (native == nullptr) {
-            throw_verb_error("ibv_create_cq", detail::verb_errno());
-        }
-        cq_ =
-            detail::own(native, ibv_destroy_cq, channel_.shared_handle(), context_.shared_handle());
-        capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
+        : CompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
+
+    /// An extended queue. `wc_flags` says what its completions carry besides what ibv_wc holds:
+    /// IBV_WC_EX_WITH_COMPLETION_TIMESTAMP, a count of the device's clock, whose frequency is
+    /// hca_core_clock of ibv_query_device_ex(3), or IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK,
+    /// nanoseconds of real time; get them by AsyncCq::poll_timestamped(). Throws also
+    /// invalid_argument for other flags, and operation_not_supported naming ibv_create_cq_ex where
+    /// the device has no such queues. See ibv_create_cq_ex(3).
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    int comp_vector = 0) {
+        return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
+    }
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    const CompletionChannel& channel, int comp_vector = 0) {
+        return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
     }
 
     CompletionQueue(CompletionQueue&&) noexcept = default;
@@ -71,6 +67,24 @@ public:
     /// How many entries the queue pairs on this queue have reserved; at most depth().
     [[nodiscard]] int reserved() const noexcept {
         return capacity_ ? static_cast<int>(capacity_->reserved()) : 0;
+    }
+
+    /// At most one event for `max_count` completions, or for those of `max_period`, up to 65,535
+    /// microseconds, whichever comes first: fewer interrupts for more latency. Zeros turn it off.
+    /// Throws std::system_error: invalid_argument for a period out of range, or naming
+    /// ibv_modify_cq, with operation_not_supported where the device cannot. See ibv_modify_cq(3).
+    void moderate(std::uint16_t max_count, std::chrono::microseconds max_period) const {
+        detail::check_range("moderation period in microseconds", max_period.count(), 0, 65'535,
+                            context_.name());
+        ibv_modify_cq_attr attributes{};
+        attributes.attr_mask = IBV_CQ_ATTR_MODERATE;
+        attributes.moderate.cq_count = max_count;
+        attributes.moderate.cq_period = static_cast<std::uint16_t>(max_period.count());
+        errno = 0;
+        const auto& native = detail::alive(cq_, "CompletionQueue");
+        if (const int result = ibv_modify_cq(native.get(), &attributes)) {
+            throw_verb_error("ibv_modify_cq", detail::verb_errno(result));
+        }
     }
 
     /// The channel that announces this queue's completions.
@@ -88,14 +102,74 @@ public:
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_cq* native_handle() const noexcept { return cq_.get(); }
 
+    /// nullptr unless the queue is an extended one.
+    [[nodiscard]] ibv_cq_ex* extended_handle() const noexcept {
+        // What ibv_cq_ex_to_cq() does, backwards.
+        return wc_flags_ ? reinterpret_cast<ibv_cq_ex*>(cq_.get()) : nullptr;
+    }
+
+    /// What was asked for when the extended queue was made; else 0.
+    [[nodiscard]] std::uint64_t wc_flags() const noexcept { return wc_flags_.value_or(0); }
+
     /// Shares ownership: the queue and its parents live as long as the pointer, or a copy, exists.
     [[nodiscard]] const std::shared_ptr<ibv_cq>& shared_handle() const noexcept { return cq_; }
 
 private:
+    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
+                    int comp_vector, std::optional<std::uint64_t> wc_flags);
+
+    ibv_cq* create(int depth, int comp_vector) const;
+
     Context context_;
     CompletionChannel channel_;
     std::shared_ptr<ibv_cq> cq_;
+    std::optional<std::uint64_t> wc_flags_; // of an extended queue
     std::shared_ptr<detail::CqCapacity> capacity_;
 };
+
+inline CompletionQueue::CompletionQueue(const Context& context, int depth,
+                                        const CompletionChannel& channel, int comp_vector,
+                                        std::optional<std::uint64_t> wc_flags)
+    : context_(detail::alive(context.shared_handle(), "Context")),
+      channel_(detail::alive(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
+    if (channel_.native_handle()->context != context_.native_handle()) {
+        detail::throw_error(std::errc::invalid_argument,
+                            "the completion channel belongs to another Context");
+    }
+    const std::string device = context_.name();
+    detail::check_range("completion queue depth", depth, 1, context_.query_device().max_cqe,
+                        device);
+    // 0 is valid everywhere, also on a device that reports no vectors at all.
+    if (comp_vector != 0) {
+        detail::check_range("completion vector", comp_vector, 0,
+                            context_.native_handle()->num_comp_vectors - 1, device);
+    }
+    if ((this->wc_flags() & ~detail::timestamp_flags) != 0) {
+        detail::throw_error(std::errc::invalid_argument,
+                            "wc_flags of an extended completion queue that are no timestamps");
+    }
+    cq_ = detail::own(create(depth, comp_vector), ibv_destroy_cq, channel_.shared_handle(),
+                      context_.shared_handle());
+    capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
+}
+
+inline ibv_cq* CompletionQueue::create(int depth, int comp_vector) const {
+    ibv_context* const context = context_.native_handle();
+    errno = 0;
+    if (!wc_flags_) {
+        ibv_cq* native =
+            ibv_create_cq(context, depth, nullptr, channel_.native_handle(), comp_vector);
+        if (native == nullptr) throw_verb_error("ibv_create_cq", detail::verb_errno());
+        return native;
+    }
+    ibv_cq_init_attr_ex attributes{};
+    attributes.cqe = static_cast<std::uint32_t>(depth);
+    attributes.channel = channel_.native_handle();
+    attributes.comp_vector = static_cast<std::uint32_t>(comp_vector);
+    attributes.wc_flags = IBV_WC_STANDARD_FLAGS | *wc_flags_;
+    ibv_cq_ex* native = ibv_create_cq_ex(context, &attributes);
+    if (native == nullptr) throw_verb_error("ibv_create_cq_ex", detail::verb_errno());
+    return ibv_cq_ex_to_cq(native);
+}
 
 } // namespace asyncverbs

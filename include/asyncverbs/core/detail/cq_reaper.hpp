@@ -44,8 +44,8 @@ class CqReaper : public ListNode, public std::enable_shared_from_this<CqReaper> 
 public:
     /// `reads_events`: the pump's notifier reads the channel, and says so by credit().
     CqReaper(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield, bool reads_events)
-        : poller_(std::move(cq), options.ack_batch), max_wait_(options.max_wait),
-          can_yield_(can_yield), events_are_credited_(reads_events) {}
+        : poller_(std::move(cq), options), max_wait_(options.max_wait), can_yield_(can_yield),
+          events_are_credited_(reads_events) {}
 
     // --- for the coroutines that poll ---
 
@@ -56,7 +56,7 @@ public:
     std::coroutine_handle<> enqueue(CqWaiter& waiter) noexcept;
 
     /// What is there now, without arming. Nothing while others wait, for they came first.
-    std::size_t try_poll(std::span<ibv_wc> wcs);
+    std::size_t try_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
     /// From now on all completions go to `sink`, until close(). Throws std::system_error
     /// (device_or_resource_busy) if somebody waits.
@@ -130,10 +130,10 @@ private:
         return !kept_.empty() && deliver_from_kept(request);
     }
     bool deliver_from_kept(CqRequest& request) noexcept;
-    std::size_t take_kept(std::span<ibv_wc> wcs) noexcept;
+    std::size_t take_kept(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept;
     bool awaited(std::uint64_t wr_id) noexcept;
     std::size_t keep();
-    std::size_t poll_or_arm(std::span<ibv_wc> wcs);
+    std::size_t poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
     void fail_if_reported() {
         const int event = reported_.load(std::memory_order_acquire);
@@ -190,10 +190,10 @@ inline std::coroutine_handle<> CqReaper::enqueue(CqWaiter& waiter) noexcept {
     return std::noop_coroutine();
 }
 
-inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs) {
+inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (anyone_waits()) return 0;
-    if (const std::size_t taken = take_kept(wcs)) return taken;
-    return poller_.poll(wcs);
+    if (const std::size_t taken = take_kept(wcs, timestamps)) return taken;
+    return poller_.poll(wcs, timestamps);
 }
 
 inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
@@ -299,7 +299,7 @@ inline bool CqReaper::deliver(CqRequest& request) {
         }
         return false;
     }
-    request.delivered = poll_or_arm(request.completions);
+    request.delivered = poll_or_arm(request.completions, request.timestamps);
     if (request.delivered == 0) return false;
     request.outcome = CqRequest::Outcome::delivered;
     return true;
@@ -312,7 +312,7 @@ inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
         request.completions.front() = *match;
         request.delivered = 1;
     } else {
-        request.delivered = take_kept(request.completions);
+        request.delivered = take_kept(request.completions, request.timestamps);
         if (request.delivered == 0) return false;
     }
     request.outcome = CqRequest::Outcome::delivered;
@@ -321,8 +321,8 @@ inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
 
 /// What nobody waits for by its wr_id: a batch may hold the completions of several who do, and the
 /// first of them that is resumed may poll for any.
-inline std::size_t CqReaper::take_kept(std::span<ibv_wc> wcs) noexcept {
-    return kept_.take(wcs, [this](std::uint64_t wr_id) { return !awaited(wr_id); });
+inline std::size_t CqReaper::take_kept(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept {
+    return kept_.take(wcs, timestamps, [this](std::uint64_t wr_id) { return !awaited(wr_id); });
 }
 
 inline bool CqReaper::awaited(std::uint64_t wr_id) noexcept {
@@ -331,11 +331,13 @@ inline bool CqReaper::awaited(std::uint64_t wr_id) noexcept {
 }
 
 inline std::size_t CqReaper::keep() {
-    return kept_.add([this](std::span<ibv_wc> wcs) { return poll_or_arm(wcs); });
+    return kept_.add([this](std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+        return poll_or_arm(wcs, timestamps);
+    });
 }
 
-inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs) {
-    const std::size_t polled = poller_.poll_or_arm(wcs);
+inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+    const std::size_t polled = poller_.poll_or_arm(wcs, timestamps);
     if (polled > 0) ++busy_polls_;
     return polled;
 }

@@ -22,8 +22,9 @@ class CqReaper;
 struct CqRequest {
     enum class Outcome { undecided, delivered, stopped, failed };
 
-    std::span<ibv_wc> completions;      // where to deliver
-    std::optional<std::uint64_t> wr_id; // set: wants this work request alone
+    std::span<ibv_wc> completions;       // where to deliver
+    std::optional<std::uint64_t> wr_id;  // set: wants this work request alone
+    std::uint64_t* timestamps = nullptr; // set: as many as there is room for completions
     std::size_t delivered = 0;
     Outcome outcome = Outcome::undecided;
 };

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// For how long an empty CQ is polled now: the whole limit, or what it has paid lately to poll.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+#include <asyncverbs/core/busy_poll.hpp>
+
+namespace asyncverbs::detail {
+
+class BusyPollWindow {
+public:
+    using Clock = std::chrono::steady_clock;
+
+    explicit BusyPollWindow(const BusyPoll& options) noexcept
+        : limit_(options.limit), adaptive_(options.adaptive),
+          length_(adaptive_ ? std::chrono::nanoseconds(0) : limit_) {}
+
+    bool enabled() const noexcept { return limit_.count() > 0; }
+    std::chrono::nanoseconds length() const noexcept { return length_; }
+
+    /// The CQ was found empty.
+    void begin(Clock::time_point now) noexcept { begun_ = now; }
+
+    /// Something was found without a sleep: that says nothing about how long sleeps take.
+    void end() noexcept { begun_ = Clock::time_point::min(); }
+
+    /// The sleep that followed is over.
+    void woke(Clock::time_point now) noexcept {
+        if (!adaptive_ || begun_ == Clock::time_point::min()) return;
+        const auto idle = now - begun_;
+        const auto least = limit_ / 8;
+        if (idle <= limit_) {
+            length_ = std::clamp(2 * length_, least, limit_);
+        } else {
+            length_ /= 2;
+            if (length_ < least) length_ = std::chrono::nanoseconds(0);
+        }
+        end();
+    }
+
+private:
+    std::chrono::nanoseconds limit_;
+    bool adaptive_;
+    std::chrono::nanoseconds length_;
+    Clock::time_point begun_ = Clock::time_point::min();
+};
+
+} // namespace asyncverbs::detail
