@@ -1049,3 +1049,69 @@ TEST_CASE("AsyncCq: timestamps that cannot be had are refused at once") {
     CHECK_THROWS_WITH((void)extended.poll_timestamped(wcs, timestamps),
                       contains("differ in length"));
 }
+
+// --- tracing ---
+
+namespace {
+
+struct Recorder {
+    struct Record {
+        std::vector<CqStatistics> before;
+        std::vector<CqStatistics> after;
+        std::vector<std::error_code> results;
+    };
+    void before_wait(const CqStatistics& statistics) noexcept {
+        record->before.push_back(statistics);
+    }
+    void after_wait(const CqStatistics& statistics, std::error_code result) noexcept {
+        record->after.push_back(statistics);
+        record->results.push_back(result);
+    }
+    Record* record;
+};
+static_assert(CqTracer<Recorder> && CqTracer<NoTracer>);
+
+struct ThrowingTracer {
+    void before_wait(const CqStatistics&) {}
+    void after_wait(const CqStatistics&, std::error_code) {}
+};
+static_assert(!CqTracer<ThrowingTracer> && !CqTracer<int>);
+
+} // namespace
+
+TEST_CASE("AsyncCq: a tracer is told of each wait, and of nothing else") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    ManualNotifier notifier;
+    Recorder::Record record;
+    struct Loop {
+        ManualNotifier notifier(int) { return given; }
+        ManualNotifier& given;
+    } loop{notifier};
+    AsyncCq cq = AsyncCq::create(context, 8, loop, {}, Recorder{&record});
+    WrIds got;
+    sim.complete(cq.native_handle(), 1);
+    const Coroutine ready = poll_once(cq, got);
+    CHECK(record.before.empty());
+    const Coroutine waiting = poll_once(cq, got);
+    REQUIRE(record.before.size() == 1);
+    CHECK(record.before[0].completions == 1);
+    CHECK(record.before[0].arms == 1);
+    sim.complete(cq.native_handle(), 2);
+    sim.complete(cq.native_handle(), 3);
+    notifier.notify();
+    notifier.run();
+    REQUIRE(record.results.size() == 1);
+    CHECK_FALSE(record.results[0]);
+    CHECK(record.after[0].events == 0);
+    std::error_code error;
+    std::stop_source stop;
+    const Coroutine stopped = poll_error(cq, error, stop.get_token());
+    REQUIRE(record.before.size() == 2);
+    CHECK(record.before[1].completions == 3);
+    CHECK(record.before[1].events == 1);
+    stop.request_stop();
+    notifier.run();
+    REQUIRE(record.results.size() == 2);
+    CHECK(record.results[1] == std::errc::operation_canceled);
+}

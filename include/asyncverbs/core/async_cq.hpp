@@ -16,6 +16,7 @@
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_notifier.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/cq_tracer.hpp>
 #include <asyncverbs/core/detail/cq_pump.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_registry.hpp>
@@ -61,21 +62,23 @@ public:
     /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
     /// Throws std::system_error: invalid_argument for an ack batch of 0 or a negative duration,
     /// not_supported for a max_wait with a notifier that is not a TimedCqNotifier.
-    template <class N>
-    AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {});
+    /// `tracer` is told of each wait, see CqTracer.
+    template <class N, class T = NoTracer>
+    AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {}, T tracer = {});
 
     /// Creates a CQ of at least `depth` entries whose channel `loop` waits for. Loop is an
     /// EpollExecutor or whatever else has `notifier(const CompletionChannel&)` or
     /// `notifier(int fd)` that returns a CqNotifier, and must outlive the AsyncCq unless its
     /// notifiers say otherwise. Or it is a SharedChannel, which the CQ then is on.
     /// Throws std::system_error as CompletionQueue and the notifier do.
-    template <class Loop>
+    template <class Loop, class T = NoTracer>
     static AsyncCq create(const Context& context, int depth, Loop& loop,
-                          const AsyncCqOptions& options = {});
+                          const AsyncCqOptions& options = {}, T tracer = {});
 
     /// The same with a CQ that is there, such as one of another completion vector.
-    template <class Loop>
-    static AsyncCq create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options = {});
+    template <class Loop, class T = NoTracer>
+    static AsyncCq create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options = {},
+                          T tracer = {});
 
     AsyncCq(AsyncCq&&) noexcept = default;
     AsyncCq& operator=(AsyncCq&& other) noexcept {
@@ -158,9 +161,11 @@ private:
     std::shared_ptr<detail::CqReaper> reaper_;
 };
 
-template <class N>
-AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) {
+template <class N, class T>
+AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options, T tracer) {
     detail::check_cq_notifier<N>();
+    static_assert(CqTracer<T>, "AsyncCq: the tracer needs before_wait(const CqStatistics&) and "
+                               "after_wait(const CqStatistics&, std::error_code), both noexcept");
     if (options.ack_batch == 0 || options.max_wait.count() < 0 ||
         options.busy_poll.limit.count() < 0) {
         detail::throw_error(std::errc::invalid_argument,
@@ -171,32 +176,33 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options) 
         detail::throw_error(std::errc::not_supported,
                             "AsyncCqOptions: max_wait needs a TimedCqNotifier");
     }
-    if constexpr (CqNotifier<N>) { // else the error above is the only one
+    if constexpr (CqNotifier<N> && CqTracer<T>) { // else the error above is the only one
         reaper_ = std::make_shared<detail::CqReaper>(std::move(cq), options, TimedCqNotifier<N>,
                                                      detail::reads_events<N>);
-        detail::start_pump(reaper_, std::move(notifier));
+        detail::start_pump(reaper_, std::move(notifier), std::move(tracer));
         detail::CqRegistry::instance().add(*reaper_);
     }
 }
 
-template <class Loop>
+template <class Loop, class T>
 AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
-                        const AsyncCqOptions& options) {
+                        const AsyncCqOptions& options, T tracer) {
     if constexpr (detail::has_channel<Loop>) {
-        return create(CompletionQueue(context, depth, loop.channel()), loop, options);
+        return create(CompletionQueue(context, depth, loop.channel()), loop, options,
+                      std::move(tracer));
     } else {
-        return create(CompletionQueue(context, depth), loop, options);
+        return create(CompletionQueue(context, depth), loop, options, std::move(tracer));
     }
 }
 
-template <class Loop>
-AsyncCq AsyncCq::create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options) {
+template <class Loop, class T>
+AsyncCq AsyncCq::create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options, T tracer) {
     if constexpr (detail::has_channel<Loop>) {
         auto notifier = loop.notifier(cq);
-        return AsyncCq(std::move(cq), std::move(notifier), options);
+        return AsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
     } else {
         auto notifier = detail::loop_notifier(loop, cq.channel());
-        return AsyncCq(std::move(cq), std::move(notifier), options);
+        return AsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
     }
 }
 

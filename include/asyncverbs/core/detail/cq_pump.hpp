@@ -5,6 +5,7 @@
 
 #include <cassert>
 #include <chrono>
+#include <concepts>
 #include <coroutine>
 #include <exception>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/core/cq_tracer.hpp>
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/core/detail/unique_coroutine.hpp>
@@ -36,11 +38,22 @@ struct CqPump {
 
     // The notifier goes before the owner, which holds the channel: an fd is deregistered before
     // it is closed (I12).
-    template <class Owner, class N>
+    template <class Owner, class N, class T>
     struct Parts {
-        Parts(std::shared_ptr<Owner> o, N n) : owner(std::move(o)), notifier(std::move(n)) {}
+        Parts(std::shared_ptr<Owner> o, N n, T t)
+            : owner(std::move(o)), tracer(std::move(t)), notifier(std::move(n)) {}
         std::shared_ptr<Owner> owner;
+        [[no_unique_address]] T tracer;
         N notifier;
+
+        void trace_before_wait() noexcept {
+            if constexpr (!std::same_as<T, NoTracer>) tracer.before_wait(owner->statistics());
+        }
+        void trace_after_wait(std::error_code result) noexcept {
+            if constexpr (!std::same_as<T, NoTracer>) {
+                tracer.after_wait(owner->statistics(), result);
+            }
+        }
     };
 
     // Suspended here while nobody waits; the first who does transfers to the pump.
@@ -70,18 +83,18 @@ struct CqPump {
         last = UniqueCoroutine<promise_type>(pump.promise());
     }
 
-    template <class Owner, class N>
-    static CqPump run(Parts<Owner, N> parts);
+    template <class Owner, class N, class T>
+    static CqPump run(Parts<Owner, N, T> parts);
 
     // In the place of a pump that an exception is about to end.
-    template <class Owner, class N>
-    static void succeed(Parts<Owner, N>& parts);
+    template <class Owner, class N, class T>
+    static void succeed(Parts<Owner, N, T>& parts);
 
     std::coroutine_handle<promise_type> handle;
 };
 
-template <class Owner, class N>
-CqPump CqPump::run(Parts<Owner, N> parts) {
+template <class Owner, class N, class T>
+CqPump CqPump::run(Parts<Owner, N, T> parts) {
     Owner& owner = *parts.owner;
     while (!owner.finished()) {
         co_await Idle<Owner>{owner};
@@ -89,6 +102,7 @@ CqPump CqPump::run(Parts<Owner, N> parts) {
         assert(owner.may_wait() || yielding); // I1
 
         std::error_code result;
+        parts.trace_before_wait();
         try {
             if constexpr (TimedCqNotifier<N>) {
                 const auto bound = yielding ? std::chrono::nanoseconds(0) : owner.wait_bound();
@@ -105,6 +119,7 @@ CqPump CqPump::run(Parts<Owner, N> parts) {
             result = std::make_error_code(std::errc::operation_canceled); // nothing to consume
         }
 
+        parts.trace_after_wait(result);
         owner.pump.running = true;
         try {
             if constexpr (reads_events<N>) {
@@ -122,7 +137,8 @@ CqPump CqPump::run(Parts<Owner, N> parts) {
             std::exception_ptr escaped = std::exchange(owner.pump.escaped, nullptr);
             if (owner.closed()) {
                 bury(owner.pump.handle);
-                const Parts<Owner, N> gone(std::move(parts)); // the last that refers to the owner
+                const Parts<Owner, N, T> gone(
+                    std::move(parts)); // the last that refers to the owner
             } else if (!owner.finished()) {
                 succeed(parts);
             }
@@ -132,13 +148,13 @@ CqPump CqPump::run(Parts<Owner, N> parts) {
     owner.pump.handle = nullptr;
 }
 
-template <class Owner, class N>
-void CqPump::succeed(Parts<Owner, N>& parts) {
+template <class Owner, class N, class T>
+void CqPump::succeed(Parts<Owner, N, T>& parts) {
     const std::shared_ptr<Owner> owner = parts.owner;
     bury(owner->pump.handle);
     owner->pump.handle = nullptr;
     try {
-        owner->pump.handle = run(Parts<Owner, N>(std::move(parts))).handle;
+        owner->pump.handle = run(Parts<Owner, N, T>(std::move(parts))).handle;
     } catch (...) { // no memory
         owner->fail();
         return owner->dismiss_all();
@@ -148,9 +164,10 @@ void CqPump::succeed(Parts<Owner, N>& parts) {
 }
 
 /// An owner whose pump waits with `notifier`.
-template <class Owner, CqNotifier N>
-void start_pump(const std::shared_ptr<Owner>& owner, N notifier) {
-    owner->pump.handle = CqPump::run(CqPump::Parts<Owner, N>(owner, std::move(notifier))).handle;
+template <class Owner, CqNotifier N, CqTracer T = NoTracer>
+void start_pump(const std::shared_ptr<Owner>& owner, N notifier, T tracer = {}) {
+    using Parts = CqPump::Parts<Owner, N, T>;
+    owner->pump.handle = CqPump::run(Parts(owner, std::move(notifier), std::move(tracer))).handle;
 }
 
 } // namespace asyncverbs::detail

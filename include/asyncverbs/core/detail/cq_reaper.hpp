@@ -77,6 +77,7 @@ public:
     void close() noexcept;
 
     const CqPoller& poller() const noexcept { return poller_; }
+    const CqStatistics& statistics() const noexcept { return poller_.statistics(); }
     const std::system_error& failure() const noexcept { return *failure_; }
 
     // --- for the pump ---

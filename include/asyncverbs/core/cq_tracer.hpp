@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// A hook for metrics: what an AsyncCq has cost and done so far, each time that it begins and ends
+// to wait. Chosen at compile time, so that a program without one pays nothing.
+#pragma once
+
+#include <system_error>
+
+#include <asyncverbs/core/cq_statistics.hpp>
+
+namespace asyncverbs {
+
+/// Told by an AsyncCq, on its loop's thread, when it begins to wait for its channel and when that
+/// wait ends. What happened in between is the difference of the counts; how long it took is the
+/// tracer's to measure: from before_wait() to after_wait() the CQ was idle, from there to the next
+/// before_wait() the completions in `statistics.completions` were polled and their coroutines ran.
+///
+///     struct Metrics {
+///         void before_wait(const CqStatistics& statistics) noexcept {
+///             completions.set(statistics.completions);
+///             asleep = std::chrono::steady_clock::now();
+///         }
+///         void after_wait(const CqStatistics&, std::error_code) noexcept {
+///             idle_time.observe(std::chrono::steady_clock::now() - asleep);
+///         }
+///         Counter& completions; // of whatever metrics library
+///         Histogram& idle_time;
+///         std::chrono::steady_clock::time_point asleep{};
+///     };
+///     auto cq = AsyncCq::create(context, 64, executor, {}, Metrics{completions, idle_time});
+///
+/// `result` is what the notifier gave: {} for a wake, whose event is not counted yet,
+/// errc::timed_out, errc::operation_canceled, or a fatal error. It must not touch the AsyncCq.
+template <class T>
+concept CqTracer = requires(T& tracer, const CqStatistics& statistics, std::error_code result) {
+    { tracer.before_wait(statistics) } noexcept;
+    { tracer.after_wait(statistics, result) } noexcept;
+};
+
+/// The one that an AsyncCq has unless it is given another.
+struct NoTracer {
+    static void before_wait(const CqStatistics&) noexcept {}
+    static void after_wait(const CqStatistics&, std::error_code) noexcept {}
+};
+
+} // namespace asyncverbs
