@@ -12,6 +12,8 @@
 
 boot_bound=180
 kvm_boot_bound=30
+# Each further guest that boots at the same time may take so much longer.
+further_guest_bound=90
 
 # Writes the guest's init, and what guest-run goes by, below the directory given.
 write_job() {
@@ -26,11 +28,11 @@ write_job() {
         { window=$(stty size <&3); } 3<&1
     fi
     mkdir -- "$job/job" "$job/job/bin"
-    declare -p directory user group groups files terminals window output caller_umask guests \
-        guest >"$job/job/settings"
+    declare -p directory user group groups files terminals window output caller_umask devices \
+        guests guest >"$job/job/settings"
     printf '%s\0' "${caller_environment[@]}" >"$job/job/environment"
     printf '%s\0' "${command[@]}" >"$job/job/arguments"
-    install -m 755 -- "$home/guest-run" "$job/job/guest-run"
+    install -m 755 -- "$home/guest-run" "$home/guest-devices.bash" "$job/job"
     install -m 755 -- "$home/guest-init" "$job/init"
 }
 
@@ -38,7 +40,7 @@ write_initrd() {
     local job=$1
     write_job "$job"
     cp -- "$kernel_directory/initramfs.cpio" "$job/initrd"
-    if (( guests == 2 )); then
+    if (( devices > 1 || guests > 1 )); then
         cat -- "$kernel_directory/link.cpio" >>"$job/initrd"
     fi
     (cd -- "$job" && find init job | cpio -o -H newc --quiet) >>"$job/initrd"
@@ -81,7 +83,7 @@ set_qemu_options() {
         qemu_options+=(-virtfs
             "local,path=${output//,/,,},mount_tag=output,security_model=none,multidevs=remap")
     fi
-    if (( guests == 2 )); then
+    if (( guests > 1 )); then
         set_link_options
     fi
 }
@@ -182,7 +184,7 @@ read_report() {
         (( SECONDS - started < bound )) || return 2
         # Whoever read the output has gone away, as "| head" does: SIGPIPE ends the command.
         relays_live || exit 141
-        # Of two guests, each is in a process of its own, which does not outlive the caller's.
+        # Of several guests, each is in a process of its own, which does not outlive the caller's.
         kill -0 $$ 2>/dev/null || exit 137
     done
 }
@@ -193,6 +195,7 @@ follow_boot() {
         bound=$kvm_boot_bound
         how=" with SOFT_ROCE_ACCEL=kvm; tcg emulates anywhere"
     fi
+    bound=$(( bound + further_guest_bound * (guests - 1) ))
     if (( timeout > 0 && timeout < bound )); then
         bound=$timeout
     fi
@@ -238,7 +241,7 @@ follow_guest() {
     wait_for_relay "$stdout_relay" "$stdout_count" "${report[2]:-0}"
     wait_for_relay "$stderr_relay" "$stderr_count" "${report[3]:-0}"
     if (( report[1] == 0 )); then
-        await_other_guest
+        await_other_guests
     fi
     end_qemu
     wait "$stdout_relay" "$stderr_relay" || true
@@ -258,7 +261,8 @@ prepare_guest() {
 
 run_in_guest() {
     prepare_guest
-    say "starting a guest with Linux $(<"$kernel_directory/release") and a soft-RoCE device"
+    say "starting a guest with Linux $(<"$kernel_directory/release") and $(count "$devices" \
+        "soft-RoCE device")"
     start_guest
     follow_guest
 }

@@ -1,40 +1,58 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# Two guests on one virtual link. Each is followed by a process of its own, as a single one is; this
-# part joins their network devices, marks what they write, and makes one exit status of two.
+# Several guests on one virtual link. Each is followed by a process of its own, as a single one is;
+# this part joins their network devices, marks what they write, and makes one exit status of all.
 
-# The link is a socket of QEMU's, guest 0 being its server. It is an abstract one, so that nothing
-# of it stays behind.
+# The link is a socket of QEMU's from guest 0 to each other guest, guest 0 being the server. They are
+# abstract ones, "$link.1" and so on, so that nothing of them stays behind.
 link=
 
-# How long the one command may go on when the other has failed: it may have something to say.
+# How long the other commands may go on when one has failed: they may have something to say.
 failure_bound=10
 
-# Guest 1 can connect only when guest 0 listens (flag 10000).
+# A guest can connect only when guest 0 listens (flag 10000).
 await_link() {
     local started=$SECONDS
-    until grep -q " 00010000 .*@$link\$" /proc/net/unix; do
-        (( SECONDS - started < boot_bound )) || fail "the other guest was not started"
+    until grep -q " 00010000 .*@$link\\.$guest\$" /proc/net/unix; do
+        (( SECONDS - started < boot_bound )) || fail "guest 0 was not started"
         sleep 0.1
+    done
+}
+
+# Adds the end named $1 of the socket to guest $2.
+add_link_socket() {
+    local name=$1 other=$2 server=$3
+    qemu_options+=(-netdev
+        "stream,id=$name,server=$server,addr.type=unix,addr.abstract=on,addr.path=$link.$other")
+}
+
+# The guests from 2 on make guest 0's QEMU a hub, which passes each packet on to all others.
+add_link_hub() {
+    local other
+    qemu_options+=(-netdev "hubport,id=link,hubid=0")
+    for (( other = 1; other < guests; ++other )); do
+        add_link_socket "link$other" "$other" on
+        qemu_options+=(-netdev "hubport,id=port$other,hubid=0,netdev=link$other")
     done
 }
 
 # An MTU above 4096 gives RDMA its largest one. The device needs no boot ROM.
 set_link_options() {
-    local server=on
-    if (( guest == 1 )); then
+    if (( guest > 0 )); then
         await_link
-        server=off
+        add_link_socket link "$guest" off
+    elif (( guests == 2 )); then
+        add_link_socket link 1 on
+    else
+        add_link_hub
     fi
-    qemu_options+=(
-        -netdev "stream,id=link,server=$server,addr.type=unix,addr.abstract=on,addr.path=$link"
-        -device "virtio-net-pci,netdev=link,mac=02:00:0a:07:00:0$(( guest + 1 )),host_mtu=4500,romfile="
-    )
+    qemu_options+=(-device
+        "virtio-net-pci,netdev=link,mac=02:00:0a:07:00:0$(( guest + 1 )),host_mtu=4500,romfile=")
 }
 
 # While a guest's command runs, its process holds the one end of a pipe open: the other end sees an
-# end of file when both have ended. A single guest has /dev/null at both ends.
+# end of file when all have ended. A single guest has /dev/null at both ends.
 guest=0
 exec {running}>/dev/null {others_run}</dev/null
 
@@ -43,12 +61,13 @@ join_guests() {
     pipe=$(mktemp -u -t soft-roce.XXXXXX)
     mkfifo -- "$pipe" || fail "no FIFO can be made in ${TMPDIR:-/tmp}"
     exec {both}<>"$pipe" {running}>&- {others_run}<&-
+    # shellcheck disable=SC2094 # It is a FIFO.
     exec {running}>"$pipe" {others_run}<"$pipe" {both}>&-
     rm -f -- "$pipe"
 }
 
-# The other command may still need this end of the link.
-await_other_guest() {
+# The other commands may still need this end of the link.
+await_other_guests() {
     local status=129
     exec {running}>&-
     while (( status > 128 )); do
@@ -75,56 +94,56 @@ start_marked_guest() {
     exec {out}>&- {err}>&-
 }
 
-end_followers() {
+# shellcheck disable=SC2317 # It is called by traps.
+end_guests() {
     kill -TERM "${followers[@]}" 2>/dev/null || true
     wait "${followers[@]}" 2>/dev/null || true
-}
-
-# shellcheck disable=SC2317 # It is called by traps.
-end_two_guests() {
-    end_followers
     end_relays "${marks[@]}"
 }
 
-# Gives the other follower the time that it may take, and ends it.
-end_other() {
-    local other=$1
+# Gives these followers, together, the time that they may take, and ends them.
+end_others() {
+    local other
     for (( i = 0; i < failure_bound * 10; ++i )); do
-        kill -0 "$other" 2>/dev/null || return 0
+        kill -0 "$@" 2>/dev/null || return 0
         sleep 0.1
     done
-    kill -TERM "$other" 2>/dev/null || true
+    kill -TERM "$@" 2>/dev/null || true
 }
 
-# Ends as that command ended which failed first.
-follow_two_guests() {
+# Ends as that command ended which failed first. A guest whose command succeeds stays until all have
+# ended: if such a one is the first to go, there is nobody to wait long for.
+follow_guests() {
     local ended other status=0
     wait -n -p ended "${followers[@]}" || status=$?
-    other=${followers[0]}
-    if [[ $ended = "$other" ]]; then
-        other=${followers[1]}
-    fi
+    for guest in "${!followers[@]}"; do
+        [[ ${followers[guest]} != "$ended" ]] || unset "followers[guest]"
+    done
     if (( status != 0 )); then
-        end_other "$other"
-        wait "$other" 2>/dev/null || true
-    else
-        wait "$other" || status=$?
+        end_others "${followers[@]}"
     fi
+    for other in "${followers[@]}"; do
+        if (( status == 0 )); then
+            wait "$other" || status=$?
+        else
+            wait "$other" 2>/dev/null || true
+        fi
+    done
     wait "${marks[@]}" || true
     exit "$status"
 }
 
-run_in_two_guests() {
+run_in_guests() {
     local followers=() marks=()
     prepare_guest
-    say "starting two guests with Linux $(<"$kernel_directory/release"), a soft-RoCE device each," \
-        "on one link"
+    say "starting $guests guests with Linux $(<"$kernel_directory/release"), each with" \
+        "$(count "$devices" "soft-RoCE device"), on one link"
     link=soft-roce.$(</proc/sys/kernel/random/uuid)
     join_guests
-    for guest in 0 1; do
+    for (( guest = 0; guest < guests; ++guest )); do
         start_marked_guest
     done
     exec {running}>&-
-    trap_signals end_two_guests
-    follow_two_guests
+    trap_signals end_guests
+    follow_guests
 }

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
 #
-# The host's own RDMA device: finding an active port, and its GID that serves plain verbs and
+# The host's own RDMA devices: finding active ports, and of each its GID that serves plain verbs and
 # rdma_cm best, and running the command with them.
 
-devices=/sys/class/infiniband
+host_devices=/sys/class/infiniband
 
 # A device that the kernel shows but the caller cannot open is of no use, as in a container without
 # /dev/infiniband.
@@ -45,7 +45,7 @@ print_gids() {
 
 print_active_gids() {
     local port
-    for port in "$devices"/*/ports/*; do
+    for port in "$host_devices"/*/ports/*; do
         if [[ -e $port/state && $(<"$port/state") = *ACTIVE* ]] &&
             can_open_device "$(basename -- "${port%/ports/*}")"; then
             print_gids "$port"
@@ -57,28 +57,45 @@ print_active_gids() {
 print_netdev_address() {
     local device=$1 port=$2 index=$3 name
     {
-        cat -- "$devices/$device/ports/$port/gid_attrs/ndevs/$index" 2>/dev/null ||
-            ls -- "$devices/$device/device/net" 2>/dev/null
+        cat -- "$host_devices/$device/ports/$port/gid_attrs/ndevs/$index" 2>/dev/null ||
+            ls -- "$host_devices/$device/device/net" 2>/dev/null
     } | while read -r name; do
         ip -4 -oneline address show dev "$name" 2>/dev/null
     done | sed -n 's/.* inet \([0-9.]*\).*/\1/p' | head -n 1
 }
 
-# Sets RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS for the device given, or for any.
-find_host_device() {
-    local found rank wanted=${1:-}
-    found=$(print_active_gids | awk -v wanted="$wanted" 'wanted == "" || $2 == wanted' |
-        sort -s -n -k 1,1 | head -n 1)
-    [[ -n $found ]] || return 1
-    read -r rank RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS <<<"$found"
-    if (( rank > 1 )); then
-        RDMA_ADDRESS=$(print_netdev_address "$RDMA_DEVICE" "$RDMA_PORT" "$RDMA_GID_INDEX") || true
-    fi
+# Prints the best GID of each active device, or of the one given, in the same form, the best first.
+print_best_gids() {
+    print_active_gids | awk -v wanted="${1:-}" 'wanted == "" || $2 == wanted' |
+        sort -s -n -k 1,1 | awk '!seen[$2]++'
+}
+
+# Sets what the command finds in its environment, going by the lines on standard input.
+set_host_environment() {
+    local rank device port index address names=() ports=() indexes=() addresses=()
+    while read -r rank device port index address; do
+        if (( rank > 1 )); then
+            address=$(print_netdev_address "$device" "$port" "$index") || true
+        fi
+        names+=("$device") ports+=("$port") indexes+=("$index") addresses+=("${address:--}")
+    done
+    RDMA_DEVICE=${names[0]} RDMA_PORT=${ports[0]} RDMA_GID_INDEX=${indexes[0]}
+    RDMA_ADDRESS=${addresses[0]#-}
+    RDMA_DEVICES=${names[*]} RDMA_PORTS=${ports[*]} RDMA_GID_INDEXES=${indexes[*]}
+    RDMA_ADDRESSES=${addresses[*]}
+}
+
+# Returns 1 if there are not as many as are asked for.
+find_host_devices() {
+    local gids
+    mapfile -t gids < <(print_best_gids)
+    (( ${#gids[@]} >= devices )) || return 1
+    set_host_environment < <(printf '%s\n' "${gids[@]:0:devices}")
 }
 
 print_host_devices() {
     local port list=
-    for port in "$devices"/*/ports/*; do
+    for port in "$host_devices"/*/ports/*; do
         if [[ -e $port/state ]]; then
             list+="${list:+, }$(basename -- "${port%/ports/*}") port ${port##*/}"
             list+=" ($(sed 's/.*: //' "$port/state"))"
@@ -87,16 +104,29 @@ print_host_devices() {
     echo "${list:-none}"
 }
 
-choose_host_device() {
+fail_without_host_device() {
     local wanted=$1
-    find_host_device "$wanted" && return
-    [[ $wanted != */* && -e $devices/$wanted ]] ||
+    [[ $wanted != */* && -e $host_devices/$wanted ]] ||
         fail "there is no RDMA device $wanted, which SOFT_ROCE names;" \
             "there is: $(print_host_devices)"
     can_open_device "$wanted" ||
         fail "the RDMA device $wanted, which SOFT_ROCE names, cannot be opened in /dev/infiniband"
     fail "no port of the RDMA device $wanted, which SOFT_ROCE names, is active with a GID;" \
         "there is: $(print_host_devices)"
+}
+
+# Takes the devices of the names given, in their order.
+choose_host_devices() {
+    local name gid names gids=()
+    read -r -a names <<<"$1"
+    for name in "${names[@]}"; do
+        gid=$(print_best_gids "$name")
+        [[ -n $gid ]] || fail_without_host_device "$name"
+        gids+=("$gid")
+    done
+    (( ${#names[@]} == devices )) ||
+        fail "--devices asks for $(count "$devices" device), SOFT_ROCE names ${#names[@]}: $1"
+    set_host_environment < <(printf '%s\n' "${gids[@]}")
 }
 
 # shellcheck disable=SC2317 # It is called by traps.
@@ -109,6 +139,7 @@ end_host_command() {
 run_on_host() {
     local status=0 started=$SECONDS
     export RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS
+    export RDMA_DEVICES RDMA_PORTS RDMA_GID_INDEXES RDMA_ADDRESSES
     setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" "${command[@]}" </dev/null &
     host_command=$!
     trap_signals end_host_command
