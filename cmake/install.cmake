@@ -1,5 +1,5 @@
 # find_package(asyncverbs) and pkg-config: the headers, the targets, the modules that find what they
-# need, and the soft-RoCE runner.
+# need, and the soft-RoCE runner with its function.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -30,6 +30,7 @@ install(
     FILES
         "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
         "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
+        cmake/asyncverbsSoftRoce.cmake
         ${find_modules}
     DESTINATION "${package_dir}")
 install(DIRECTORY cmake/soft-roce DESTINATION "${package_dir}" USE_SOURCE_PERMISSIONS)

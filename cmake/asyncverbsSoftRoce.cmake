@@ -1,0 +1,89 @@
+# asyncverbs_add_soft_roce_test(): a CTest test that has RDMA devices on any machine, in CI too.
+#
+#   asyncverbs_add_soft_roce_test(NAME <name> COMMAND <command> [<argument>...]
+#       [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>] [OUTPUT <directory>]
+#       [DETERMINISTIC] [LABELS <label>...])
+#
+# Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices where they are
+# active, else with soft-RoCE devices in an emulated guest that sees the host's files. The command
+# finds its device in RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS. `soft-roce/run --help`
+# tells that, and all that the options mean, in full. The first test of a machine installs what is
+# missing, if it may, and fetches a kernel.
+#
+# NAME, COMMAND   As for add_test(): the command may be a target, and generator expressions are
+#                 expanded. An argument cannot be empty, nor be a keyword of this function.
+# DEVICES         The devices that the command gets, 1 to 8 (1), named in RDMA_DEVICES.
+# GUESTS          The guests that run the command at the same time, 1 to 8 (1), on one virtual link.
+#                 Which one it is, the command finds in SOFT_ROCE_GUEST, the others in
+#                 RDMA_PEER_ADDRESSES.
+# TIMEOUT         Seconds until the command is ended and the test fails, the boot of the guest
+#                 included (600).
+# OUTPUT          What the command writes below this directory stays; all else is forgotten with the
+#                 guest. A relative one is below the test's working directory.
+# DETERMINISTIC   Reproducible time, for measurements: the clock counts instructions.
+# LABELS          Labels of the test beside soft_roce.
+#
+# All else is as for any test, and set by its properties: ENVIRONMENT, WORKING_DIRECTORY and so on.
+
+cmake_policy(VERSION 3.23) # whatever the including project's is
+
+function(asyncverbs_add_soft_roce_test)
+    set(function "asyncverbs_add_soft_roce_test")
+    cmake_parse_arguments(PARSE_ARGV 0 arg
+        "DETERMINISTIC" "NAME;DEVICES;GUESTS;TIMEOUT;OUTPUT" "COMMAND;LABELS")
+    if(DEFINED arg_UNPARSED_ARGUMENTS)
+        message(FATAL_ERROR "${function}: unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
+    endif()
+    if(DEFINED arg_KEYWORDS_MISSING_VALUES)
+        message(FATAL_ERROR "${function}: no value for: ${arg_KEYWORDS_MISSING_VALUES}")
+    endif()
+    foreach(required NAME COMMAND)
+        if("${arg_${required}}" STREQUAL "")
+            message(FATAL_ERROR "${function}: ${required} is missing")
+        endif()
+    endforeach()
+    if("" IN_LIST arg_COMMAND)
+        message(FATAL_ERROR "${function}: an argument of the command of ${arg_NAME} is empty")
+    endif()
+    foreach(number DEVICES GUESTS)
+        if(NOT DEFINED arg_${number})
+            set(arg_${number} 1)
+        elseif(NOT arg_${number} MATCHES "^[1-8]$")
+            message(FATAL_ERROR "${function}: ${number} takes 1 to 8, not \"${arg_${number}}\"")
+        endif()
+    endforeach()
+    if(NOT DEFINED arg_TIMEOUT)
+        set(arg_TIMEOUT 600)
+    elseif(NOT arg_TIMEOUT MATCHES "^[1-9][0-9]*$")
+        message(FATAL_ERROR "${function}: TIMEOUT takes whole seconds, not \"${arg_TIMEOUT}\"")
+    endif()
+    if(arg_DETERMINISTIC AND arg_GUESTS GREATER 1)
+        message(FATAL_ERROR "${function}: DETERMINISTIC takes one guest: each has its own clock")
+    endif()
+
+    set(options --devices ${arg_DEVICES} --guests ${arg_GUESTS} --timeout ${arg_TIMEOUT})
+    if(DEFINED arg_OUTPUT)
+        list(APPEND options --output "${arg_OUTPUT}")
+    endif()
+    if(arg_DETERMINISTIC)
+        list(APPEND options --deterministic)
+    endif()
+
+    # add_test() takes a target only as its own first word. It may be defined later, too.
+    list(POP_FRONT arg_COMMAND program)
+    if(program MATCHES "^[A-Za-z0-9_.+:-]+$")
+        set(exists "$<TARGET_EXISTS:${program}>")
+        set(program "$<${exists}:$<TARGET_FILE:${program}>>$<$<NOT:${exists}>:${program}>")
+    endif()
+
+    add_test(NAME "${arg_NAME}"
+        COMMAND "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/soft-roce/run" ${options} --
+            "${program}" ${arg_COMMAND})
+    # CTest gives up later than the runner, which has more to say, and whose time does not count while
+    # packages are installed and a kernel is fetched: the first test of a machine does so, and those
+    # beside it wait for that.
+    math(EXPR timeout "${arg_TIMEOUT} + 600")
+    list(PREPEND arg_LABELS soft_roce)
+    set_tests_properties("${arg_NAME}" PROPERTIES
+        LABELS "${arg_LABELS}" PROCESSORS ${arg_GUESTS} TIMEOUT ${timeout})
+endfunction()
