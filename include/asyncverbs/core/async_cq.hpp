@@ -81,6 +81,8 @@ public:
                           T tracer = {});
 
     AsyncCq(AsyncCq&&) noexcept = default;
+
+    /// Closes the AsyncCq that was here before, as its destructor does.
     AsyncCq& operator=(AsyncCq&& other) noexcept {
         AsyncCq(std::move(other)).reaper_.swap(reaper_); // the temporary closes the old one
         return *this;
@@ -113,6 +115,8 @@ public:
                                    std::stop_token stop = {}) {
         return {*reaper_, wcs, check(wcs, timestamps), nullptr, std::move(stop)};
     }
+
+    /// The same without exceptions of the wait: clears `error`, or sets it and gives an empty span.
     PollOperation poll_timestamped(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps,
                                    std::error_code& error, std::stop_token stop = {}) {
         return {*reaper_, wcs, check(wcs, timestamps), &error, std::move(stop)};
@@ -123,6 +127,8 @@ public:
     PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::stop_token stop = {}) {
         return {*reaper_, wr_id, nullptr, std::move(stop)};
     }
+
+    /// The same without exceptions: clears `error`, or sets it and gives a zeroed completion.
     PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::error_code& error,
                                  std::stop_token stop = {}) {
         return {*reaper_, wr_id, &error, std::move(stop)};
@@ -141,6 +147,8 @@ public:
     const CompletionQueue& completion_queue() const noexcept {
         return reaper_->poller().completion_queue();
     }
+
+    /// The native object, for verbs that this library does not cover; not to be polled or armed.
     ibv_cq* native_handle() const noexcept { return completion_queue().native_handle(); }
 
 private:

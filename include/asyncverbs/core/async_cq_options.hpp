@@ -8,6 +8,7 @@
 
 namespace asyncverbs {
 
+/// What an AsyncCq is made with.
 struct AsyncCqOptions {
     /// Events that are acked together, at least 1. An ack takes a lock; an event that was not
     /// acked only costs a count.

@@ -90,7 +90,10 @@ public:
     /// The completion channel's file descriptor, to wait for; owned by the channel.
     int fd() const noexcept { return channel_->fd; }
 
+    /// The CQ, for creating queue pairs.
     const CompletionQueue& completion_queue() const noexcept { return cq_; }
+
+    /// What it has cost so far.
     const CqStatistics& statistics() const noexcept { return statistics_; }
 
 private:

@@ -38,7 +38,10 @@ concept CqTracer = requires(T& tracer, const CqStatistics& statistics, std::erro
 
 /// The one that an AsyncCq has unless it is given another.
 struct NoTracer {
+    /// Does nothing.
     static void before_wait(const CqStatistics&) noexcept {}
+
+    /// Does nothing.
     static void after_wait(const CqStatistics&, std::error_code) noexcept {}
 };
 

@@ -53,7 +53,11 @@ public:
     /// The executors. `index` is less than size(). What is posted to them before run() waits for
     /// it.
     [[nodiscard]] EpollExecutor& operator[](std::size_t index) noexcept { return begin()[index]; }
+
+    /// The first of them, for a range-based for.
     [[nodiscard]] EpollExecutor* begin() noexcept { return state_->executors(); }
+
+    /// Behind the last one.
     [[nodiscard]] EpollExecutor* end() noexcept { return begin() + size(); }
 
     /// Runs `function(executor, index)`, a Task<>, on each executor, on a thread that is started

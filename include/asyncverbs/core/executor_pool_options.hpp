@@ -6,6 +6,7 @@
 
 namespace asyncverbs {
 
+/// What an ExecutorPool is made with.
 struct ExecutorPoolOptions {
     /// How many executors, each with a thread; 0: one for each CPU that the thread which makes the
     /// pool may run on (sched_getaffinity(2)), which heeds the CPU set of a container, not its

@@ -77,7 +77,8 @@ private:
     std::shared_ptr<detail::ChannelHub> hub_;
 };
 
+/// The notifier is the one that `loop` makes.
 template <class Loop>
-SharedChannel(const Context&, Loop&) -> SharedChannel<detail::loop_notifier_t<Loop>>;
+SharedChannel(const Context&, Loop& loop) -> SharedChannel<detail::loop_notifier_t<Loop>>;
 
 } // namespace asyncverbs

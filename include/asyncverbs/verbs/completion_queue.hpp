@@ -53,6 +53,8 @@ public:
                                     int comp_vector = 0) {
         return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
     }
+
+    /// The same on a channel that several queues share, which must be of the same Context.
     static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
                                     const CompletionChannel& channel, int comp_vector = 0) {
         return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
