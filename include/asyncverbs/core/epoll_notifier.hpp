@@ -76,4 +76,5 @@ private:
 } // namespace asyncverbs
 
 // For the constructor, which needs both classes.
+// NOLINTNEXTLINE(misc-header-include-cycle)
 #include <asyncverbs/core/epoll_executor.hpp>

@@ -39,7 +39,7 @@ public:
     /// Shares a context that is already open, another owner's shared_handle() or, with a deleter
     /// that does nothing, one that belongs to other code (librdmacm's `id->verbs`), which must then
     /// stay open as long as this owner and its children exist.
-    explicit Context(std::shared_ptr<ibv_context> handle)
+    explicit Context(const std::shared_ptr<ibv_context>& handle)
         : context_(detail::alive(handle, "Context")) {}
 
     Context(Context&&) noexcept = default;

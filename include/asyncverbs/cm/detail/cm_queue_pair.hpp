@@ -85,7 +85,7 @@ inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wante
     parameters.responder_resources = depths.responder_resources;
     parameters.initiator_depth = depths.initiator_depth;
     parameters.qp_num = qp.qp_num();
-    parameters.srq = qp.native_handle()->srq != nullptr;
+    parameters.srq = qp.native_handle()->srq != nullptr ? 1 : 0;
     return parameters;
 }
 

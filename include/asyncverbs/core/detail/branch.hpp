@@ -57,7 +57,7 @@ class AwaiterReference {
 public:
     explicit AwaiterReference(A& awaiter) noexcept : awaiter_(awaiter) {}
 
-    bool await_ready() { return awaiter_.await_ready() ? true : false; }
+    bool await_ready() { return static_cast<bool>(awaiter_.await_ready()); }
     decltype(auto) await_suspend(std::coroutine_handle<> coroutine) {
         return awaiter_.await_suspend(coroutine);
     }

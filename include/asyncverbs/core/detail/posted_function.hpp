@@ -2,6 +2,7 @@
 // A function on its way to an executor. The node and the function are one allocation.
 #pragma once
 
+#include <concepts>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -14,6 +15,7 @@ template <class Function>
 class PostedFunction : public ReadyNode {
 public:
     template <class F>
+        requires std::constructible_from<Function, F>
     explicit PostedFunction(F&& function)
         : ReadyNode(&call, &drop), function_(std::forward<F>(function)) {}
 

@@ -38,7 +38,7 @@ public:
     ScopeState& operator=(const ScopeState&) = delete;
     ~ScopeState();
 
-    void start(ScopeChild child);
+    void start(ScopeChild spawned);
     void fail(std::exception_ptr exception) noexcept {
         if (!exception_) exception_ = std::move(exception);
     }

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <utility>
 
 namespace asyncverbs::detail {
 
@@ -56,7 +57,7 @@ private:
     }
 
     static TimerNode* meld(TimerNode* a, TimerNode* b) noexcept {
-        if (earlier(*b, *a)) return meld(b, a);
+        if (earlier(*b, *a)) std::swap(a, b);
         b->sibling_ = a->child_;
         if (b->sibling_ != nullptr) b->sibling_->back_ = b;
         b->back_ = a;

@@ -56,7 +56,8 @@ public:
     OperationState& operator=(OperationState&& other) noexcept {
         if (this == &other) return *this;
         this->~OperationState();
-        return *std::construct_at(this, std::move(other));
+        std::construct_at(this, std::move(other));
+        return *this;
     }
     ~OperationState();
 

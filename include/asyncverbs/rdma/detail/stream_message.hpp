@@ -81,7 +81,7 @@ inline StreamMessage read_message(std::span<const std::byte> bytes) {
     if (bytes.size() < stream_header_size) {
         throw_protocol_error("a message of " + std::to_string(bytes.size()) + " bytes");
     }
-    const unsigned kind = std::to_integer<unsigned>(bytes[0]);
+    const auto kind = std::to_integer<unsigned>(bytes[0]);
     const StreamMessage message{static_cast<StreamKind>(bytes[0]),
                                 get_big_endian(bytes.subspan<2, 2>()),
                                 bytes.subspan(stream_header_size)};

@@ -42,7 +42,7 @@ public:
         result_.reset();
         using Call = Awaited<Arguments...>;
         auto awaited = std::make_unique<Call>(notifier, arguments...);
-        const bool ready = awaited->awaiter.await_ready() ? true : false;
+        const bool ready = static_cast<bool>(awaited->awaiter.await_ready());
         suspend_ = [&call = *awaited](std::coroutine_handle<> coroutine) {
             return Call::suspend(call.awaiter, coroutine);
         };

@@ -34,7 +34,7 @@ template <class Native>
         throw_error(std::errc::invalid_argument,
                     std::string("this ") + owner + " was moved from and owns nothing");
     }
-    return handle;
+    return handle; // NOLINT(bugprone-return-const-ref-from-parameter): a member of an owner
 }
 
 } // namespace asyncverbs::detail
