@@ -12,6 +12,7 @@ unit_tests=$2
 
 # Some versions of Catch2 end a listing with the number of tests as their exit status.
 known=$({ "$unit_tests" --list-tags || true; } | grep -oE '\[[^]]+\]' | sort -u)
+# shellcheck disable=SC2016 # The backquotes are those of the README.
 mapped=$(grep -oE '`\[[^]]+\]`' "$readme" | tr -d '`' | sort -u)
 mappable=$(grep -xE '\[(I|field-)[0-9]+\]' <<< "$known")
 

@@ -20,6 +20,7 @@ queue_pairs=(1 10 100 1000)
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=tests/benchmarks/measure.bash
+# shellcheck source=tests/benchmarks/measure.bash
 source "$home/measure.bash"
 
 print_help() {

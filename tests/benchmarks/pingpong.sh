@@ -19,6 +19,7 @@ repetitions=3
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=tests/benchmarks/measure.bash
+# shellcheck source=tests/benchmarks/measure.bash
 source "$home/measure.bash"
 
 print_help() {
