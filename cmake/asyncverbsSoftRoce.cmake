@@ -4,11 +4,11 @@
 #       [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>] [OUTPUT <directory>]
 #       [DETERMINISTIC] [LABELS <label>...])
 #
-# Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices where they are
-# active, else with soft-RoCE devices in an emulated guest that sees the host's files. The command
-# finds its device in RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS. `soft-roce/run --help`
-# tells that, and all that the options mean, in full. The first test of a machine installs what is
-# missing, if it may, and fetches a kernel.
+# Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices where they
+# are active, else with soft-RoCE devices in an emulated guest that sees the host's files. The
+# command finds its device in RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS; `run --help`
+# tells all of that, and what the options mean, in full. The first test of a machine installs what
+# is missing, if it may, and fetches a kernel.
 #
 # NAME, COMMAND   As for add_test(): the command may be a target, and generator expressions are
 #                 expanded. An argument cannot be empty, nor be a keyword of this function.
@@ -79,9 +79,9 @@ function(asyncverbs_add_soft_roce_test)
     add_test(NAME "${arg_NAME}"
         COMMAND "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/soft-roce/run" ${options} --
             "${program}" ${arg_COMMAND})
-    # CTest gives up later than the runner, which has more to say, and whose time does not count while
-    # packages are installed and a kernel is fetched: the first test of a machine does so, and those
-    # beside it wait for that.
+    # CTest gives up later than the runner, which has more to say. The runner's time does not count
+    # while packages are installed and a kernel is fetched, which the first test of a machine does
+    # and those beside it wait for.
     math(EXPR timeout "${arg_TIMEOUT} + 600")
     list(PREPEND arg_LABELS soft_roce)
     set_tests_properties("${arg_NAME}" PROPERTIES

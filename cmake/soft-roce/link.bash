@@ -4,8 +4,8 @@
 # Several guests on one virtual link. Each is followed by a process of its own, as a single one is;
 # this part joins their network devices, marks what they write, and makes one exit status of all.
 
-# The link is a socket of QEMU's from guest 0 to each other guest, guest 0 being the server. They are
-# abstract ones, "$link.1" and so on, so that nothing of them stays behind.
+# The link is a socket of QEMU's from guest 0, the server, to each other guest. They are abstract
+# ones, "$link.1" and so on, so that nothing of them stays behind.
 link=
 
 # How long the other commands may go on when one has failed: they may have something to say.
