@@ -42,9 +42,6 @@ function(asyncverbs_add_soft_roce_test)
             message(FATAL_ERROR "${function}: ${required} is missing")
         endif()
     endforeach()
-    if("" IN_LIST arg_COMMAND)
-        message(FATAL_ERROR "${function}: an argument of the command of ${arg_NAME} is empty")
-    endif()
     foreach(number DEVICES GUESTS)
         if(NOT DEFINED arg_${number})
             set(arg_${number} 1)
@@ -70,15 +67,20 @@ function(asyncverbs_add_soft_roce_test)
     endif()
 
     # add_test() takes a target only as its own first word. It may be defined later, too.
-    list(POP_FRONT arg_COMMAND program)
-    if(program MATCHES "^[A-Za-z0-9_.+:-]+$")
-        set(exists "$<TARGET_EXISTS:${program}>")
-        set(program "$<${exists}:$<TARGET_FILE:${program}>>$<$<NOT:${exists}>:${program}>")
-    endif()
+    set(command "")
+    foreach(word IN LISTS arg_COMMAND)
+        if(word STREQUAL "")
+            message(FATAL_ERROR "${function}: an argument of the command of ${arg_NAME} is empty")
+        elseif(command STREQUAL "" AND word MATCHES "^[A-Za-z0-9_.+:-]+$")
+            set(exists "$<TARGET_EXISTS:${word}>")
+            set(word "$<${exists}:$<TARGET_FILE:${word}>>$<$<NOT:${exists}>:${word}>")
+        endif()
+        string(REPLACE ";" "\\;" word "${word}") # what is one word stays one
+        list(APPEND command "${word}")
+    endforeach()
 
     add_test(NAME "${arg_NAME}"
-        COMMAND "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/soft-roce/run" ${options} --
-            "${program}" ${arg_COMMAND})
+        COMMAND "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/soft-roce/run" ${options} -- ${command})
     # CTest gives up later than the runner, which has more to say. The runner's time does not count
     # while packages are installed and a kernel is fetched, which the first test of a machine does
     # and those beside it wait for.
