@@ -296,13 +296,9 @@ public:
             DefectiveLoop& loop;
             Entry& entry;
             void operator()() const {
+                if (loop.has(Defect::stop_resumes_at_once)) return entry.waiting.resume();
                 entry.stopped = true;
-                if (loop.has(Defect::stop_resumes_at_once)) {
-                    entry.result = std::make_error_code(std::errc::operation_canceled);
-                    entry.waiting.resume();
-                } else if (!loop.has(Defect::stop_does_not_wake)) {
-                    loop.wake();
-                }
+                if (!loop.has(Defect::stop_does_not_wake)) loop.wake();
             }
         };
 

@@ -42,8 +42,10 @@ decltype(auto) get_awaiter(A&& a) {
 template <class A>
 concept has_co_await = has_member_co_await<A> || has_free_co_await<A>;
 
+// Called by its full name: the library that `A` comes from may well have a get_awaiter() of its
+// own.
 template <class A>
-using awaiter_t = decltype(get_awaiter(std::declval<A>()));
+using awaiter_t = decltype(detail::get_awaiter(std::declval<A>()));
 
 } // namespace detail
 

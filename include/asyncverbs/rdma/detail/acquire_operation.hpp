@@ -45,7 +45,7 @@ class AcquireAwaiter : BufferWaiter {
 public:
     explicit AcquireAwaiter(AcquireOperation<Loop>& operation)
         : BufferWaiter(&on_wake), operation_(operation), schedule_(operation.loop_.schedule()),
-          way_back_(get_awaiter(std::move(schedule_))) {}
+          way_back_(detail::get_awaiter(std::move(schedule_))) {}
     // Destroyed with a buffer that it was given and never got to see: the next one gets it.
     ~AcquireAwaiter() {
         if (buffer != nullptr) operation_.pool_->put(*buffer);

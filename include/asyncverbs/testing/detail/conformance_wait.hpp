@@ -140,7 +140,7 @@ private:
 
         Awaited(Notifier& notifier, const Arguments&... arguments)
             : operation(notifier.readable(arguments...)),
-              awaiter(get_awaiter(static_cast<Operation&&>(operation))) {}
+              awaiter(detail::get_awaiter(static_cast<Operation&&>(operation))) {}
 
         static std::coroutine_handle<> suspend(auto& awaiter, std::coroutine_handle<> coroutine) {
             using Result = decltype(awaiter.await_suspend(coroutine));
