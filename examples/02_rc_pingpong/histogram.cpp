@@ -94,7 +94,7 @@ void Histogram::record(Time time) {
 }
 
 std::size_t Histogram::bucket_of(std::uint64_t time) noexcept {
-    const unsigned bits = static_cast<unsigned>(std::bit_width(time));
+    const auto bits = static_cast<unsigned>(std::bit_width(time));
     if (bits <= precision_bits) return time;
     // Below the leading bit, which is always set, precision_bits bits count.
     const unsigned shift = bits - 1 - precision_bits;

@@ -47,14 +47,14 @@ Task<Completion> Channel::next() {
 }
 
 void Channel::post_again() {
-    const std::uint32_t slot = static_cast<std::uint32_t>(received_++ % receives);
+    const auto slot = static_cast<std::uint32_t>(received_++ % receives);
     receives_[slot] = qp_.post_recv(incoming(slot));
 }
 
 Task<Message> Channel::receive() {
     const Completion completion = co_await next();
     if (completion.imm()) throw std::runtime_error("the peer sent a block that nobody waits for");
-    const std::uint32_t slot = static_cast<std::uint32_t>(received_ % receives);
+    const auto slot = static_cast<std::uint32_t>(received_ % receives);
     Message message = decode(std::as_bytes(
         std::span(reinterpret_cast<const char*>(incoming(slot).address), completion.bytes())));
     post_again();

@@ -58,7 +58,7 @@ public:
     asyncverbs::Task<Block> receive_block();
 
     /// Posts a block; at most block_count are under way.
-    asyncverbs::Operation send_block(asyncverbs::Slice block, asyncverbs::RemoteSlice to,
+    asyncverbs::Operation send_block(const asyncverbs::Slice& block, asyncverbs::RemoteSlice to,
                                      std::uint32_t slot) {
         return qp_.write_with_imm(block, to, slot);
     }

@@ -70,7 +70,7 @@ SourceFile::SourceFile(std::string path)
 
 Offer SourceFile::offer() const {
     const std::size_t slash = path_.rfind('/');
-    const std::string name = slash == path_.npos ? path_ : path_.substr(slash + 1);
+    const std::string name = slash == std::string::npos ? path_ : path_.substr(slash + 1);
     if (name.size() > max_name) throw FileError(path_ + ": the name is too long");
     if (!is_plain(name)) throw FileError(path_ + ": the name has control characters");
     return {name, size_, modified_};
@@ -114,9 +114,10 @@ PartialFile::PartialFile(const std::string& directory, const Offer& offer, bool 
 }
 
 void PartialFile::check_name() const {
-    const bool leaves_directory = name_.find('/') != name_.npos || name_ == "." || name_ == "..";
+    const bool leaves_directory =
+        name_.find('/') != std::string::npos || name_ == "." || name_ == "..";
     if (leaves_directory) throw FileError("\"" + name_ + "\" is not in the target directory");
-    if (name_.empty() || name_.size() > max_name || name_.find('\0') != name_.npos) {
+    if (name_.empty() || name_.size() > max_name || name_.find('\0') != std::string::npos) {
         throw FileError("a file cannot have such a name here");
     }
     if (overwrite_) return;

@@ -19,7 +19,7 @@
 
 namespace rdma_cp {
 
-constexpr std::size_t block_size = 256 * 1024;
+constexpr std::size_t block_size = std::size_t{256} * 1024;
 constexpr std::uint32_t block_count = 16;
 constexpr std::size_t max_text = 255;
 constexpr std::size_t max_message = 1 + 2 * 8 + max_text;

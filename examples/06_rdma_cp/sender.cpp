@@ -82,7 +82,7 @@ private:
     }
 
     // What the receiver has already.
-    void hash(Checksum& checksum, Slice buffer, std::uint64_t size) const {
+    void hash(Checksum& checksum, const Slice& buffer, std::uint64_t size) const {
         for (std::uint64_t offset = 0; offset < size;) {
             const auto part =
                 buffer.bytes().first(std::min<std::uint64_t>(block_size, size - offset));

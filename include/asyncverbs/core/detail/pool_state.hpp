@@ -18,8 +18,8 @@ namespace asyncverbs::detail {
 
 class PoolState {
 public:
-    explicit PoolState(const ExecutorPoolOptions& options) : cpus_(usable_cpus()) {
-        size_ = options.size != 0 ? options.size : cpus_.size();
+    explicit PoolState(const ExecutorPoolOptions& options)
+        : cpus_(usable_cpus()), size_(options.size != 0 ? options.size : cpus_.size()) {
         if (!options.pin) cpus_.clear();
         executors_ = std::make_unique<EpollExecutor[]>(size_);
     }
