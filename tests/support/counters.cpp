@@ -80,6 +80,7 @@ FailureShelter::~FailureShelter() { --shelters; }
 
 } // namespace asyncverbs::support
 
+using asyncverbs::support::allocations;
 using asyncverbs::support::count;
 using asyncverbs::support::count_allocation;
 using asyncverbs::support::interruptions;
@@ -97,6 +98,12 @@ int __real_epoll_create1(int flags);
 int __real_eventfd(unsigned value, int flags);
 int __real_timerfd_create(int clock, int flags);
 int __real_fcntl(int fd, int command, ...);
+void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
+
+void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
+    ++count.allocations;
+    return allocations.fails_now() ? nullptr : __real_aligned_alloc(alignment, size);
+}
 int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 int __wrap_epoll_create1(int flags) {

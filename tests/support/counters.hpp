@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Counts what a piece of code costs: allocations by operator new, the system calls of an event
-// loop, readings of the clock. They are redirected by the linker: link asyncverbs_counters.
+// Counts what a piece of code costs: allocations by operator new or aligned_alloc, the system calls
+// of an event loop, readings of the clock. They are redirected by the linker: link
+// asyncverbs_counters.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+// An async_poll() with its completion handler, in one allocation: the frame of a coroutine that the
+// AsyncCq resumes. Handlers never run in there: an exception would end the queue, and the handler's
+// place is its executor.
+//
+//     async_poll ──dispatch──► begin: poll ──► ready ─────────┐
+//     any thread               the queue's        │ empty     ▼
+//                              executor        resumed ──► send ──post──► deliver ──dispatch──►
+//                              call
+//                                                                                 the handler's
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <new>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include <asyncverbs/adapters/detail/asio_cq_state.hpp>
+#include <asyncverbs/adapters/detail/asio_flavour.hpp>
+#include <asyncverbs/adapters/detail/asio_scratch.hpp>
+
+namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
+
+/// The signature of what async_poll() completes with.
+using AsioPollSignature = void(AsioError, std::span<ibv_wc>);
+
+// Allocates coroutine frames with the allocator of the handler, which is kept behind the frame.
+template <class Handler>
+struct AsioFrameAllocation {
+    struct alignas(__STDCPP_DEFAULT_NEW_ALIGNMENT__) Unit {
+        std::byte bytes[__STDCPP_DEFAULT_NEW_ALIGNMENT__];
+    };
+    using Allocator = typename std::allocator_traits<
+        net::associated_allocator_t<Handler>>::template rebind_alloc<Unit>;
+    using Traits = std::allocator_traits<Allocator>;
+
+    static std::size_t units(std::size_t bytes) {
+        return (bytes + sizeof(Unit) - 1) / sizeof(Unit);
+    }
+    static std::size_t total(std::size_t frame) { return units(frame) + units(sizeof(Allocator)); }
+
+    static void* allocate(std::size_t frame, Handler& handler) {
+        static_assert(alignof(Allocator) <= alignof(Unit));
+        Allocator allocator(net::get_associated_allocator(handler));
+        Unit* const memory = Traits::allocate(allocator, total(frame));
+        ::new (static_cast<void*>(memory + units(frame))) Allocator(std::move(allocator));
+        return memory;
+    }
+    static void deallocate(void* pointer, std::size_t frame) noexcept {
+        Unit* const memory = static_cast<Unit*>(pointer);
+        auto* const kept = std::launder(reinterpret_cast<Allocator*>(memory + units(frame)));
+        Allocator allocator(std::move(*kept));
+        kept->~Allocator();
+        Traits::deallocate(allocator, memory, total(frame));
+    }
+};
+
+template <class Handler, class Executor>
+class AsioPollPromise;
+
+template <class Handler, class Executor>
+struct AsioPollCoroutine {
+    using promise_type = AsioPollPromise<Handler, Executor>;
+    promise_type& promise;
+};
+
+template <class Handler, class Executor>
+class AsioPollPromise final : public AsioPoll {
+    using State = AsioCqState<Executor>;
+    using Self = std::unique_ptr<AsioPollPromise, AsioPoll::Destroy>;
+    using Allocation = AsioFrameAllocation<Handler>;
+    using HandlerExecutor = net::associated_executor_t<Handler, Executor>;
+
+public:
+    AsioPollPromise(Handler& handler, const std::shared_ptr<State>& state, std::span<ibv_wc> wcs)
+        : AsioPoll(state->next_id(), wcs), state_(state), handler_(std::move(handler)) {
+        // What waits is work of the queue's executor. The handler's may be another.
+        HandlerExecutor executor = handler_executor();
+        if constexpr (std::is_same_v<HandlerExecutor, Executor>) {
+            if (executor == state->executor()) return;
+        }
+        work_.emplace(std::move(executor));
+    }
+
+    static void start(Handler handler, const std::shared_ptr<State>& state, std::span<ibv_wc> wcs) {
+        Self self(&run(handler, state, wcs).promise);
+        self->connect_cancellation();
+        net::dispatch(state->executor(), Step<&AsioPollPromise::begin>(std::move(self)));
+    }
+
+    // --- for the coroutine ---
+
+    static void* operator new(std::size_t size, Handler& handler, const std::shared_ptr<State>&,
+                              std::span<ibv_wc>) {
+        return Allocation::allocate(size, handler);
+    }
+    static void operator delete(void* frame, std::size_t size) noexcept {
+        Allocation::deallocate(frame, size);
+    }
+
+    struct Decided {
+        bool await_ready() const noexcept { return false; }
+        void await_suspend(std::coroutine_handle<AsioPollPromise> poll) const noexcept {
+            poll.promise().complete();
+        }
+        void await_resume() const noexcept {}
+    };
+    AsioPollCoroutine<Handler, Executor> get_return_object() noexcept { return {*this}; }
+    std::suspend_always initial_suspend() const noexcept { return {}; }
+    Decided final_suspend() const noexcept { return {}; }
+    void return_void() const noexcept {}
+    [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
+
+private:
+    // A function that owns the operation on its way to an executor, and uses its room.
+    template <void (*step)(Self)>
+    class Step {
+    public:
+        explicit Step(Self poll) noexcept : poll_(std::move(poll)) {}
+        void operator()() { step(std::move(poll_)); }
+
+        using allocator_type = AsioScratchAllocator<std::byte>;
+        allocator_type get_allocator() const noexcept { return allocator_type(poll_->scratch_); }
+
+    private:
+        Self poll_;
+    };
+
+    // Does nothing but to be resumed: the promise is the operation.
+    static AsioPollCoroutine<Handler, Executor> run(Handler&, const std::shared_ptr<State>&,
+                                                    std::span<ibv_wc>) {
+        co_return;
+    }
+
+    HandlerExecutor handler_executor() const noexcept {
+        return net::get_associated_executor(handler_, state_->executor());
+    }
+
+    // On the queue's executor.
+    static void begin(Self self) {
+        State& state = *self->state_;
+        state.begin(AsioPoll::Owner(self.release()));
+    }
+
+    // On the queue's executor, called by it.
+    static void deliver(Self self) {
+        const HandlerExecutor executor = self->handler_executor();
+        net::dispatch(executor, Step<&AsioPollPromise::call>(std::move(self)));
+    }
+
+    // On the handler's executor. The memory is free by the time that the handler is called, which
+    // may well need some for its next operation.
+    static void call(Self self) {
+        self->disconnect_cancellation();
+        const AsioError error = self->error();
+        const std::span<ibv_wc> completions = self->completions();
+        const auto work = std::move(self->work_);
+        Handler handler(std::move(self->handler_));
+        self.release()->coroutine().destroy();
+        std::move(handler)(error, completions);
+    }
+
+    std::coroutine_handle<> coroutine() noexcept override {
+        return std::coroutine_handle<AsioPollPromise>::from_promise(*this);
+    }
+    void send() noexcept override {
+        const std::shared_ptr<State> state = state_; // this may have ended when post() returns
+        net::post(state->executor(), Step<&AsioPollPromise::deliver>(Self(this)));
+    }
+    // The handler goes last: it may own what its allocator allocates from.
+    void destroy() noexcept override {
+        [[maybe_unused]] const Handler handler(std::move(handler_));
+        coroutine().destroy();
+    }
+
+#if defined(ASYNCVERBS_ASIO_CANCELLATION)
+    // Not at once but by a post: behind an operation that is on its way to begin.
+    void connect_cancellation() {
+        auto slot = net::get_associated_cancellation_slot(handler_);
+        if (!slot.is_connected()) return;
+        slot.assign([state = std::weak_ptr<State>(state_), id = id](net::cancellation_type type) {
+            if (type == net::cancellation_type::none) return;
+            std::shared_ptr<State> alive = state.lock();
+            if (alive == nullptr || alive->evicted()) return;
+            net::post(alive->executor(), [alive, id] { alive->cancel(id); });
+        });
+    }
+    void disconnect_cancellation() {
+        auto slot = net::get_associated_cancellation_slot(handler_);
+        if (slot.is_connected()) slot.clear();
+    }
+#else
+    void connect_cancellation() const noexcept {}
+    void disconnect_cancellation() const noexcept {}
+#endif
+
+    std::shared_ptr<State> state_;
+    Handler handler_;
+    std::optional<net::executor_work_guard<HandlerExecutor>> work_;
+    AsioScratch scratch_;
+};
+
+} // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR

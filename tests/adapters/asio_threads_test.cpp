@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// An io_context that several threads run, with a queue on a strand; polls that are begun and
+// stopped from other threads. What matters is what the thread sanitizer says, and that nothing is
+// lost.
+#include <asyncverbs/adapters/asio.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <stop_token>
+
+#include "adapters/asio.hpp"
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/pipe.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::adapters;
+using asyncverbs::simulated::SimulatedVerbs;
+using asyncverbs::support::Coroutine;
+using asyncverbs::support::Pipe;
+
+namespace {
+
+constexpr std::uint64_t total = 4000;
+
+// Polls again and again. Not guarded by anything: the strand does.
+template <class Cq>
+struct Consumer {
+    Cq& cq;
+    std::vector<std::uint64_t>& got;
+    std::array<ibv_wc, 3> wcs{};
+
+    void next() {
+        async_poll(cq, wcs, [this](const Error& error, std::span<ibv_wc> done) {
+            if (error) return;
+            for (const ibv_wc& wc : done) got.push_back(wc.wr_id);
+            if (got.size() >= total) return cq.cancel();
+            next();
+        });
+    }
+};
+
+template <class Run>
+void on_threads(int count, Run run) {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < count; ++i) threads.emplace_back(run);
+    for (std::thread& thread : threads) thread.join();
+}
+
+} // namespace
+
+TEST_CASE("async_poll on a strand of an io_context with three threads", "[stress]") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    net::io_context io;
+    AsioCq cq(net::make_strand(io), context, total);
+    std::vector<std::uint64_t> got;
+    std::array<Consumer<decltype(cq)>, 3> consumers{{{cq, got}, {cq, got}, {cq, got}}};
+    for (auto& consumer : consumers) consumer.next();
+    std::thread device([&, queue = cq.async_cq().native_handle()] {
+        for (std::uint64_t id = 0; id < total; ++id) {
+            sim.complete(queue, id);
+            if (id % 7 == 0) std::this_thread::yield();
+        }
+    });
+    on_threads(3, [&] { io.run(); });
+    device.join();
+    std::sort(got.begin(), got.end());
+    REQUIRE(got.size() == total);
+    for (std::uint64_t id = 0; id < total; ++id) REQUIRE(got[id] == id);
+}
+
+TEST_CASE("async_poll may be called from any thread, and complete on another", "[stress]") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    net::io_context io;
+    net::io_context handlers;
+    auto work = net::make_work_guard(io);
+    AsioCq cq(io, context, total);
+    std::atomic<std::uint64_t> sum{0};
+    std::thread loop([&] { io.run(); });
+    std::thread device([&, queue = cq.async_cq().native_handle()] {
+        for (std::uint64_t id = 0; id < total; ++id) {
+            sim.complete(queue, id);
+            if (id % 16 == 0) std::this_thread::yield();
+        }
+    });
+    on_threads(2, [&] {
+        for (std::uint64_t i = 0; i < total / 2; ++i) {
+            std::array<ibv_wc, 1> wcs;
+            std::atomic<bool> done{false};
+            async_poll(cq, wcs,
+                       net::bind_executor(net::system_executor(),
+                                          [&](const Error& error, std::span<ibv_wc> span) {
+                                              if (!error) sum += span[0].wr_id;
+                                              done = true;
+                                              done.notify_one();
+                                          }));
+            done.wait(false);
+        }
+    });
+    device.join();
+    work.reset();
+    loop.join();
+    CHECK(sum == total * (total - 1) / 2);
+}
+
+TEST_CASE("AsioNotifier: stops from another thread, and events", "[stress]") {
+    constexpr std::size_t rounds = 3000;
+    const Pipe pipe;
+    net::io_context io;
+    auto work = net::make_work_guard(io);
+    const auto strand = net::make_strand(io);
+    AsioNotifier notifier(strand, pipe.reader());
+    std::vector<std::stop_source> stops(rounds);
+    std::atomic<std::size_t> begun{0};
+    std::thread other([&] {
+        for (std::size_t round = 0; round < rounds; ++round) {
+            while (begun <= round) std::this_thread::yield();
+            round % 3 == 0 ? pipe.put() : void(stops[round].request_stop());
+        }
+    });
+    std::size_t stopped = 0;
+    std::optional<Coroutine> coroutine;
+    const auto wait = [&]() -> Coroutine {
+        for (const std::stop_source& stop : stops) {
+            ++begun;
+            for (bool ended = false; !ended;) {
+                const std::error_code error = co_await notifier.readable(stop.get_token());
+                if (error == std::errc::operation_canceled) ++stopped;
+                ended = error || pipe.take(); // a wake may be spurious
+            }
+        }
+        work.reset();
+    };
+    net::post(strand, [&] { coroutine = wait(); });
+    on_threads(2, [&] { io.run(); });
+    other.join();
+    CHECK(begun == rounds);
+    CHECK(stopped == rounds - rounds / 3);
+}
