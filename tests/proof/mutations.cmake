@@ -54,28 +54,30 @@ mutation(no-second-poll cq_poller.hpp
         return 0;")
 
 mutation(arm-before-poll cq_poller.hpp
-    "CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {"
-    "CqPoller::poll_or_arm(std::span<ibv_wc> wcs) {
-    if (!armed_) arm();")
+    "    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
+    return arm_and_poll(wcs, timestamps);"
+    "    if (!armed_) arm();
+    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
+    return arm_and_poll(wcs, timestamps);")
 
 mutation(wait-without-draining cq_poller.hpp
-    "    if (const std::size_t polled = poll(wcs)) return polled;
-    return arm_and_poll(wcs);"
-    "    if (const std::size_t polled = poll(wcs)) {
+    "    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
+    return arm_and_poll(wcs, timestamps);"
+    "    if (const std::size_t polled = poll(wcs, timestamps)) {
         if (!armed_) arm();
         may_wait_ = true;
         return polled;
     }
-    return arm_and_poll(wcs);")
+    return arm_and_poll(wcs, timestamps);")
 
 mutation(re-arm-while-armed cq_poller.hpp
     "if (!armed_) {"
     "{")
 
 mutation(armed-is-not-cleared cq_poller.hpp
-    "    armed_ = false;
-    statistics_.events += count;"
-    "    statistics_.events += count;")
+    "count_events(unsigned count) noexcept {
+    armed_ = false;"
+    "count_events(unsigned count) noexcept {")
 
 mutation(arm-is-not-forgotten cq_poller.hpp
     "{ armed_ = may_wait_ = false; }"

@@ -97,14 +97,17 @@ public:
     const CqStatistics& statistics() const noexcept { return statistics_; }
 
 private:
+    // Apart from what is common, which is small enough to be inlined.
+    [[gnu::noinline]] std::size_t poll_extended(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
     std::size_t arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
-    std::size_t poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
+    [[gnu::noinline]] std::size_t poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
     void arm();
     void count_events(unsigned count) noexcept;
     void flush_acks() noexcept;
 
     CompletionQueue cq_;
     ibv_cq* const native_;
+    ibv_cq_ex* const extended_;
     ibv_comp_channel* const channel_;
     const unsigned ack_batch_;
     const bool solicited_only_;
@@ -117,7 +120,7 @@ private:
 
 inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     : cq_(std::move(cq)), native_(detail::alive(cq_.shared_handle(), "CompletionQueue").get()),
-      channel_(native_->channel), ack_batch_(options.ack_batch),
+      extended_(cq_.extended_handle()), channel_(native_->channel), ack_batch_(options.ack_batch),
       solicited_only_(options.solicited_only), busy_poll_(options.busy_poll) {
     if (options.ack_batch == 0) {
         detail::throw_error(std::errc::invalid_argument,
@@ -129,33 +132,37 @@ inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     detail::set_non_blocking(channel_->fd); // somebody may have made it blocking
 }
 
-inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+[[gnu::always_inline]] inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs,
+                                                         std::uint64_t* timestamps) {
     if (wcs.empty()) {
         detail::throw_error(std::errc::invalid_argument, "the span for completions is empty");
     }
     may_wait_ = false;
     ++statistics_.polls;
-    std::size_t polled = 0;
-    if (ibv_cq_ex* const extended = cq_.extended_handle()) {
-        polled = detail::poll_extended(extended, cq_.wc_flags(), wcs, timestamps);
-    } else {
-        const auto capacity = static_cast<int>(std::min<std::size_t>(wcs.size(), INT_MAX));
-        const int result = ibv_poll_cq(native_, capacity, wcs.data());
-        // A negative result is not an errno, and errno is not set (I5).
-        if (result < 0) throw_verb_error("ibv_poll_cq", EIO);
-        polled = static_cast<std::size_t>(result);
-    }
+    if (extended_ != nullptr) return poll_extended(wcs, timestamps);
+    const auto capacity = static_cast<int>(std::min<std::size_t>(wcs.size(), INT_MAX));
+    const int polled = ibv_poll_cq(native_, capacity, wcs.data());
+    // A negative result is not an errno, and errno is not set (I5).
+    if (polled < 0) throw_verb_error("ibv_poll_cq", EIO);
+    if (polled == 0) return 0;
+    statistics_.completions += static_cast<unsigned>(polled);
+    return static_cast<std::size_t>(polled);
+}
+
+inline std::size_t CqPoller::poll_extended(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+    const std::size_t polled = detail::poll_extended(extended_, cq_.wc_flags(), wcs, timestamps);
     statistics_.completions += polled;
     return polled;
 }
 
-inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+[[gnu::always_inline]] inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs,
+                                                                std::uint64_t* timestamps) {
     if (const std::size_t polled = poll(wcs, timestamps)) return polled;
     return arm_and_poll(wcs, timestamps);
 }
 
-// Apart from the step before it, which is small enough to be inlined.
-inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+[[gnu::always_inline]] inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs,
+                                                                 std::uint64_t* timestamps) {
     if (!armed_) {
         if (busy_poll_.enabled()) {
             if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;
@@ -205,12 +212,12 @@ inline void CqPoller::credit(unsigned events) {
 
 inline void CqPoller::count_events(unsigned count) noexcept {
     armed_ = false;
-    if (busy_poll_.enabled()) busy_poll_.woke(detail::BusyPollWindow::Clock::now());
+    if (busy_poll_.adaptive()) busy_poll_.woke(detail::BusyPollWindow::Clock::now());
     statistics_.events += count;
     if ((unacked_ += count) >= ack_batch_) flush_acks();
 }
 
-inline void CqPoller::arm() {
+[[gnu::always_inline]] inline void CqPoller::arm() {
     ++statistics_.arms;
     errno = 0;
     if (const int result = ibv_req_notify_cq(native_, solicited_only_ ? 1 : 0)) {

@@ -18,6 +18,7 @@ public:
           length_(adaptive_ ? std::chrono::nanoseconds(0) : limit_) {}
 
     bool enabled() const noexcept { return limit_.count() > 0; }
+    bool adaptive() const noexcept { return adaptive_; }
     std::chrono::nanoseconds length() const noexcept { return length_; }
 
     /// The CQ was found empty.

@@ -201,14 +201,14 @@ inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
     if (anyone_waits()) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }
-    sink_ = std::move(sink);
+    sink_ = sink; // and `sink` lives as long as this call
     attend();
     if (pump.idle) pump.handle.resume();
 }
 
 inline void CqReaper::close() noexcept {
     closed_ = true;
-    sink_.reset();
+    if (!pump.running) sink_.reset();
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
         while (!list->empty()) {
             CqWaiter& waiter = list->front();
@@ -265,16 +265,16 @@ inline void CqReaper::serve() {
 }
 
 inline void CqReaper::serve_sink() {
-    const std::shared_ptr<CqSink> sink = sink_; // whom it resumes may close us
+    CqSink& sink = *sink_; // whom it resumes may close us, which leaves it to the pump's end
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;
         try {
-            polled = poll_or_arm(sink->completions);
+            polled = poll_or_arm(sink.completions);
         } catch (...) {
             fail();
         }
         if (polled == 0) return;
-        sink->deliver(polled);
+        sink.deliver(polled);
         dismiss_stopped();
     }
 }
@@ -337,7 +337,8 @@ inline std::size_t CqReaper::keep() {
     });
 }
 
-inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+[[gnu::always_inline]] inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs,
+                                                                std::uint64_t* timestamps) {
     const std::size_t polled = poller_.poll_or_arm(wcs, timestamps);
     if (polled > 0) ++busy_polls_;
     return polled;
