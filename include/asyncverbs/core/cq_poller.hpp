@@ -98,9 +98,9 @@ public:
 
 private:
     // Apart from what is common, which is small enough to be inlined.
-    [[gnu::noinline]] std::size_t poll_extended(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
+    [[gnu::cold]] std::size_t poll_extended(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
     std::size_t arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
-    [[gnu::noinline]] std::size_t poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
+    [[gnu::cold]] std::size_t poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps);
     void arm();
     void count_events(unsigned count) noexcept;
     void flush_acks() noexcept;
