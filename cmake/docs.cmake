@@ -12,8 +12,10 @@ set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${PROJECT_SOURCE_DIR}/README.md")
 # Not for users: details, and what an awaiter has for the language alone.
 set(DOXYGEN_EXCLUDE_PATTERNS */detail/*)
 set(DOXYGEN_EXCLUDE_SYMBOLS *::detail *::detail::* asyncverbs::ManualNotifier::Readable)
-# A move that does what every move does has no doc block; the class says what is left.
-set(DOXYGEN_FILTER_PATTERNS "*.hpp=sed -E /noexcept.=.default.$/s/.*//")
+# A move that does what every move does has no doc block; the class says what is left. And what is in
+# an inline namespace is shown as users name it.
+set(DOXYGEN_FILTER_PATTERNS
+    "*.hpp=sed -E -e /noexcept.=.default.$/s/.*// -e s/::inline.[A-Z_]+//")
 set(DOXYGEN_JAVADOC_AUTOBRIEF YES)
 set(DOXYGEN_BUILTIN_STL_SUPPORT YES)
 set(DOXYGEN_EXTRACT_ALL NO)

@@ -7,7 +7,6 @@
 # Usage: tests/style.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-shopt -s nullglob
 
 cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck
 
@@ -24,10 +23,7 @@ printf 'shellcheck finds nothing in %s scripts\n' "${#scripts[@]}"
 units=build/style
 rm -rf -- "$units"
 mkdir -p -- "$units"
-find include -name '*.hpp' -not -path '*/adapters/*' -printf '#include <%P>\n' | sort >"$units/headers.cpp"
-for adapter in include/asyncverbs/adapters/*.hpp; do # one may exclude another
-    printf '#include <%s>\n' "${adapter#include/}" >"$units/$(basename "$adapter" .hpp)_adapter.cpp"
-done
+find include -name '*.hpp' -printf '#include <%P>\n' | sort >"$units/headers.cpp"
 find examples tests/support -name '*.cpp' -not -name '*_test.cpp' -print0 | xargs -0 grep -L '^int main(' | sort |
     while read -r source; do
         printf '#include "%s" // NOLINT(bugprone-suspicious-include)\n' "$source" \

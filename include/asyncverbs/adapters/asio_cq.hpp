@@ -36,13 +36,15 @@ namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 template <class Executor = detail::net::any_io_executor>
 class AsioCq {
 public:
-    using executor_type = Executor;
+    using executor_type = Executor; ///< As in Asio's I/O objects.
 
     /// Creates a CQ of at least `depth` entries. Throws std::system_error as AsyncCq::create() and
     /// AsioNotifier do.
     AsioCq(const Executor& executor, const Context& context, int depth,
            const AsyncCqOptions& options = {})
         : AsioCq(executor, create(executor, context, depth, options)) {}
+
+    /// The same on the executor of `loop`, an io_context.
     template <detail::AsioContext Loop>
     AsioCq(Loop& loop, const Context& context, int depth, const AsyncCqOptions& options = {})
         : AsioCq(loop.get_executor(), context, depth, options) {}
@@ -52,6 +54,8 @@ public:
         : state_(detail::AsioCqState<Executor>::create(executor, std::move(cq))) {}
 
     AsioCq(AsioCq&&) noexcept = default;
+
+    /// Destroys the AsioCq that was here before.
     AsioCq& operator=(AsioCq&& other) noexcept {
         AsioCq(std::move(other)).state_.swap(state_); // the temporary closes the old one
         return *this;
@@ -60,6 +64,7 @@ public:
         if (state_) state_->close();
     }
 
+    /// Where it lives.
     [[nodiscard]] executor_type get_executor() const noexcept { return state_->executor(); }
 
     /// Cancels the polls that wait: they complete with operation_aborted, but for those whose
@@ -100,6 +105,7 @@ private:
     std::shared_ptr<detail::AsioCqState<Executor>> state_;
 };
 
+/// On an io_context, the executor is the context's own type.
 template <detail::AsioContext Loop>
 AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
     -> AsioCq<typename Loop::executor_type>;

@@ -20,9 +20,12 @@ namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 template <class Executor = detail::net::any_io_executor>
 class AsioLoop {
 public:
-    using executor_type = Executor;
+    using executor_type = Executor; ///< As in Asio's I/O objects.
 
+    /// On `executor`.
     explicit AsioLoop(Executor executor) : executor_(std::move(executor)) {}
+
+    /// On the executor of `context`, an io_context.
     template <detail::AsioContext Context>
     explicit AsioLoop(Context& context) : executor_(context.get_executor()) {}
 
@@ -31,12 +34,14 @@ public:
         return AsioNotifier<Executor>(executor_, fd);
     }
 
+    /// Where its notifiers wait.
     [[nodiscard]] Executor get_executor() const noexcept { return executor_; }
 
 private:
     Executor executor_;
 };
 
+/// On an io_context, the executor is the context's own type.
 template <detail::AsioContext Context>
 AsioLoop(Context&) -> AsioLoop<typename Context::executor_type>;
 

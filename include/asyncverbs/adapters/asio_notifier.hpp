@@ -36,7 +36,7 @@ namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 template <class Executor = detail::net::any_io_executor>
 class AsioNotifier {
 public:
-    using executor_type = Executor;
+    using executor_type = Executor; ///< As in Asio's I/O objects.
 
     /// Registers `fd`. Throws std::system_error that names stream_descriptor::assign:
     /// bad_file_descriptor; file_exists for an fd that is registered already.
@@ -44,6 +44,8 @@ public:
         : watch_(detail::AsioWatch<Executor>::create(executor, fd)) {}
 
     AsioNotifier(AsioNotifier&&) noexcept = default;
+
+    /// Destroys the notifier that was here before.
     AsioNotifier& operator=(AsioNotifier&& other) noexcept {
         AsioNotifier(std::move(other)).watch_.swap(watch_); // the temporary closes the old one
         return *this;
