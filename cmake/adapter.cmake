@@ -4,6 +4,9 @@
 # where the packages of that loop are found; else says that it is left out. It is installed as the
 # component NAME: find_package(asyncverbs COMPONENTS NAME) finds the same packages again. What finds
 # a package is a module beside this file, or the package itself.
+if(POLICY CMP0167)
+    cmake_policy(SET CMP0167 NEW) # Boost finds itself
+endif()
 function(asyncverbs_add_adapter name)
     cmake_parse_arguments(PARSE_ARGV 1 adapter "" "" "PACKAGES;LINK;HEADERS")
     foreach(package IN LISTS adapter_PACKAGES)
