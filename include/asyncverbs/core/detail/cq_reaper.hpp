@@ -208,7 +208,7 @@ inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
 
 inline void CqReaper::close() noexcept {
     closed_ = true;
-    if (!pump.running) sink_.reset();
+    if (!pump.running) sink_.reset(); // else serve_sink() does
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
         while (!list->empty()) {
             CqWaiter& waiter = list->front();
@@ -265,7 +265,14 @@ inline void CqReaper::serve() {
 }
 
 inline void CqReaper::serve_sink() {
-    CqSink& sink = *sink_; // whom it resumes may close us, which leaves it to the pump's end
+    struct Release { // whom the sink resumes may close us
+        CqReaper& reaper;
+        ~Release() {
+            if (reaper.closed_) reaper.sink_.reset();
+        }
+    };
+    const Release release{*this};
+    CqSink& sink = *sink_;
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;
         try {
