@@ -38,18 +38,14 @@ public:
         receiver_.connect(sender_.local_address());
     }
 
-    void post_recv(std::uint64_t id) {
-        ibv_sge sge = memory_.slice().sge();
-        receiver_.post_recv({id, nullptr, &sge, 1});
-    }
+    void post_recv(std::uint64_t id) { receiver_.post_recv({id, nullptr, &message_, 1}); }
 
     /// From any thread, one at a time. What goes wrong is seen in vain.
     // NOLINTNEXTLINE(bugprone-exception-escape): sge() throws for slices of 4 GiB alone
     void post_send(std::uint64_t id) noexcept {
-        ibv_sge sge = memory_.slice().sge();
         ibv_send_wr request{};
         request.wr_id = id;
-        request.sg_list = &sge;
+        request.sg_list = &message_;
         request.num_sge = 1;
         request.opcode = IBV_WR_SEND;
         request.send_flags = IBV_SEND_SIGNALED;
@@ -87,6 +83,7 @@ private:
     Bench<Harness>& bench_;
     ProtectionDomain domain_;
     MemoryRegion memory_;
+    ibv_sge message_ = memory_.slice().sge();
 
 public:
     std::optional<AsyncCq> send_cq;
