@@ -120,6 +120,9 @@ public:
 /// Awaits to the completions that were delivered: the front of the caller's span, never empty
 /// unless an error was reported through a std::error_code. Nothing happens until it is awaited,
 /// once, as an rvalue; it must not be moved or destroyed while it is.
+///
+/// By being awaitable it is a sender of std::execution: set_value(std::span<ibv_wc>), or
+/// set_error(std::exception_ptr), also for a stop.
 class [[nodiscard]] PollOperation {
 public:
     /// Awaits the completions, a std::span<ibv_wc>.

@@ -40,8 +40,8 @@ struct AsyncCqCases {
         Taken sent;
         pair.post_recv(id);
         const Coroutine receiver = pair.take(*pair.recv_cq, 1, received);
-        pair.post_send(id);
         const Coroutine sender = pair.take(*pair.send_cq, 1, sent);
+        pair.post_send(id);
         finish(bench, receiver, "the completion of a receive");
         finish(bench, sender, "the completion of a send");
         expect(received.ids == Ids{id} && sent.ids == Ids{id}, "another completion was delivered");
@@ -50,6 +50,24 @@ struct AsyncCqCases {
     static void one_at_a_time(Bench& bench, const Context& context) {
         Pair pair(bench, context);
         for (std::uint64_t id = 0; id < 1'000; ++id) exchange(bench, pair, id);
+    }
+
+    // Each message comes when the coroutine waits again, which it does as soon as it was resumed.
+    static void one_coroutine(Bench& bench, const Context& context) {
+        constexpr std::uint64_t count = 200;
+        Pair pair(bench, context);
+        Taken received;
+        Taken sent;
+        const Coroutine receiver = pair.take(*pair.recv_cq, count, received);
+        const Coroutine sender = pair.take(*pair.send_cq, count, sent);
+        for (std::uint64_t id = 0; id < count; ++id) {
+            pair.post_recv(id);
+            pair.post_send(id);
+            const auto has_come = [&] { return received.ids.size() > id && sent.ids.size() > id; };
+            bench.run_until(has_come, "the next completion for the same coroutine");
+            expect(received.ids.back() == id && sent.ids.back() == id, "another completion");
+        }
+        expect(receiver.done() && sender.done(), "there was more than was sent");
     }
 
     static void bursts(Bench& bench, const Context& context) {
@@ -213,6 +231,7 @@ struct AsyncCqCases {
             cases.add(name, clause, [body, context](Bench& bench) { body(bench, *context); });
         };
         add("AsyncCq: one message at a time, 1,000 times", once, one_at_a_time);
+        add("AsyncCq: one coroutine that waits 200 times", once, one_coroutine);
         add("AsyncCq: bursts", once, bursts);
         add("AsyncCq: messages of another thread", once, from_another_thread);
         add("AsyncCq: stopped, and the next message", stop, stopped);
