@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// How a CQ is armed and polled, on a real device: spinning, solicited completions, and what a
+// device may offer besides.
+#include <asyncverbs/core/async_cq.hpp>
+
+#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/core/task.hpp>
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include "device/pair.hpp"
+#include "support/catch.hpp"
+
+using namespace asyncverbs;
+using namespace std::chrono_literals;
+using asyncverbs::device::gid_index;
+using asyncverbs::device::open_device;
+using asyncverbs::device::Pair;
+using asyncverbs::device::run_bounded;
+
+namespace {
+
+Task<ibv_wc> next(AsyncCq& cq) {
+    std::array<ibv_wc, 1> wcs{};
+    const std::span<ibv_wc> done = co_await cq.poll(wcs);
+    co_return done[0];
+}
+
+} // namespace
+
+TEST_CASE("device: a CQ that is polled for long enough is never armed") {
+    EpollExecutor executor;
+    Pair pair(executor, {.busy_poll = {.limit = 10s}});
+    for (std::uint64_t id = 0; id < 100; ++id) {
+        pair.post_recv(id);
+        pair.post_send(id);
+        CHECK(run_bounded(executor, next(*pair.recv_cq)).wr_id == id);
+        CHECK(run_bounded(executor, next(*pair.send_cq)).wr_id == id);
+    }
+    CHECK(pair.recv_cq->statistics().arms == 0);
+    CHECK(pair.send_cq->statistics().arms == 0);
+    CHECK(pair.recv_cq->statistics().completions == 100);
+}
+
+TEST_CASE("device: adaptive busy polling takes over when sleeps are short") {
+    EpollExecutor executor;
+    Pair pair(executor, {.busy_poll = {.limit = 10s, .adaptive = true}});
+    for (std::uint64_t id = 0; id < 100; ++id) {
+        pair.post_recv(id);
+        pair.post_send(id);
+        CHECK(run_bounded(executor, next(*pair.recv_cq)).wr_id == id);
+        CHECK(run_bounded(executor, next(*pair.send_cq)).wr_id == id);
+    }
+    // The first sleep of all shows that they are shorter than the limit by far.
+    CHECK(pair.recv_cq->statistics().arms <= 1);
+}
+
+TEST_CASE("device: of two messages the solicited one wakes its receiver", "[field-9]") {
+    EpollExecutor executor;
+    Pair pair(executor, {.solicited_only = true});
+    struct Local {
+        static Task<> receive(AsyncCq& cq, std::vector<std::uint64_t>& got) {
+            std::array<ibv_wc, 4> wcs{};
+            for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
+        }
+        // A send completes when its message is there.
+        static Task<> wait_for_send(EpollExecutor& loop, AsyncCq& cq) {
+            std::array<ibv_wc, 1> wcs{};
+            while (cq.try_poll(wcs).empty()) co_await loop.sleep_for(1ms);
+        }
+        static Task<> join(Scope& scope) { co_await scope.join(); }
+    };
+    std::vector<std::uint64_t> got;
+    Scope scope;
+    scope.spawn(Local::receive(*pair.recv_cq, got));
+    pair.post_recv(1);
+    pair.post_recv(2);
+    pair.post_send(1);
+    run_bounded(executor, Local::wait_for_send(executor, *pair.send_cq));
+    for (int turn = 0; turn < 10; ++turn) executor.run_once();
+    CHECK(got.empty());
+    pair.post_send(2, IBV_SEND_SIGNALED | IBV_SEND_SOLICITED);
+    run_bounded(executor, Local::join(scope));
+    CHECK(got == std::vector<std::uint64_t>{1, 2});
+    CHECK(pair.recv_cq->statistics().wakes == 1);
+}
+
+TEST_CASE("device: an extended CQ delivers what a plain one does") {
+    EpollExecutor executor;
+    const Context context = open_device();
+    const ProtectionDomain domain(context);
+    std::vector<std::byte> bytes(128);
+    const MemoryRegion region(domain, bytes);
+    AsyncCq cq = AsyncCq::create(CompletionQueue::extended(context, 64, 0), executor);
+    std::vector<QueuePair> ends;
+    for (int i = 0; i < 2; ++i) {
+        ends.emplace_back(domain, cq.completion_queue(), cq.completion_queue());
+        ends.back().init({.gid_index = gid_index()});
+    }
+    ends[0].connect(ends[1].local_address());
+    ends[1].connect(ends[0].local_address());
+    ibv_sge from = region.slice(0, 24).sge(), to = region.slice(64, 64).sge();
+    ibv_recv_wr receive{};
+    receive.wr_id = 1;
+    receive.sg_list = &to;
+    receive.num_sge = 1;
+    ends[1].post_recv(receive);
+    ibv_send_wr send{};
+    send.wr_id = 2;
+    send.sg_list = &from;
+    send.num_sge = 1;
+    send.opcode = IBV_WR_SEND_WITH_IMM;
+    send.imm_data = 0x01020304;
+    send.send_flags = IBV_SEND_SIGNALED;
+    ends[0].post_send(send);
+    struct Local {
+        static Task<std::array<ibv_wc, 2>> both(AsyncCq& queue) {
+            std::array<ibv_wc, 2> all{};
+            for (std::size_t count = 0; count < 2;) {
+                std::array<ibv_wc, 2> wcs{};
+                for (const ibv_wc& wc : co_await queue.poll(wcs)) {
+                    all[wc.wr_id - 1] = wc;
+                    ++count;
+                }
+            }
+            co_return all;
+        }
+    };
+    const auto [received, sent] = run_bounded(executor, Local::both(cq));
+    CHECK(received.status == IBV_WC_SUCCESS);
+    CHECK(received.opcode == IBV_WC_RECV);
+    CHECK(received.byte_len == 24);
+    CHECK(received.imm_data == 0x01020304);
+    CHECK((received.wc_flags & IBV_WC_WITH_IMM) != 0);
+    CHECK(received.qp_num == ends[1].native_handle()->qp_num);
+    CHECK(sent.status == IBV_WC_SUCCESS);
+    CHECK(sent.opcode == IBV_WC_SEND);
+    CHECK(sent.qp_num == ends[0].native_handle()->qp_num);
+}
+
+TEST_CASE("device: timestamps and moderation are there, or refused with the verb's name") {
+    const Context context = open_device();
+    try {
+        const CompletionQueue cq =
+            CompletionQueue::extended(context, 16, IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+        CHECK(cq.wc_flags() == IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+    } catch (const std::system_error& error) {
+        CHECK(error.code() == std::errc::operation_not_supported);
+        CHECK_THAT(error.what(), support::contains("ibv_create_cq_ex"));
+        WARN("completion timestamps: not offered by " << context.name());
+    }
+    try {
+        CompletionQueue(context, 16).moderate(4, 10us);
+    } catch (const std::system_error& error) {
+        CHECK(error.code() == std::errc::operation_not_supported);
+        CHECK_THAT(error.what(), support::contains("ibv_modify_cq"));
+        WARN("moderation: not offered by " << context.name());
+    }
+}
