@@ -29,7 +29,7 @@ namespace {
 
 // One side of the conversation: a queue pair, its completions, and the text that it may use.
 struct Side {
-    Side(asio::io_context& io, const ProtectionDomain& domain, Slice room)
+    Side(asio::io_context& io, const ProtectionDomain& domain, const Slice& room)
         : cq(io, domain.context(), 16), text(room), sge(room.sge()),
           queue_pair(domain, cq.completion_queue(), cq.completion_queue(),
                      {.max_send_wr = 2, .max_recv_wr = 2}) {}

@@ -164,7 +164,8 @@ private:
         const std::span<ibv_wc> completions = self->completions();
         const auto work = std::move(self->work_);
         Handler handler(std::move(self->handler_));
-        self.release()->coroutine().destroy();
+        AsioPollPromise* const poll = self.release();
+        poll->scratch_.when_free(&end, poll);
         std::move(handler)(error, completions);
     }
 
@@ -175,10 +176,15 @@ private:
         const std::shared_ptr<State> state = state_; // this may have ended when post() returns
         net::post(state->executor(), Step<&AsioPollPromise::deliver>(Self(this)));
     }
+    void destroy() noexcept override { scratch_.when_free(&end_with_handler, this); }
+
+    static void end(void* poll) { static_cast<AsioPollPromise*>(poll)->coroutine().destroy(); }
+
     // The handler goes last: it may own what its allocator allocates from.
-    void destroy() noexcept override {
-        [[maybe_unused]] const Handler handler(std::move(handler_));
-        coroutine().destroy();
+    static void end_with_handler(void* poll) {
+        [[maybe_unused]] const Handler handler(
+            std::move(static_cast<AsioPollPromise*>(poll)->handler_));
+        end(poll);
     }
 
 #if defined(ASYNCVERBS_ASIO_CANCELLATION)

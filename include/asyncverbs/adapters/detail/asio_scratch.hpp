@@ -12,7 +12,8 @@
 
 namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 
-// Blocks are used one after the other, a strand's two at a time; what does not fit is allocated.
+// Blocks are used one after the other, a strand's two at a time; what does not fit is allocated. Of
+// these two, a context that is destroyed gives one back after the handler has gone.
 class AsioScratch {
 public:
     AsioScratch() noexcept = default;
@@ -32,13 +33,24 @@ public:
         if (std::less<>()(byte, bytes_) || !std::less<>()(byte, bytes_ + sizeof bytes_)) {
             return ::operator delete(block);
         }
-        if (--blocks_ == 0) used_ = 0;
+        if (--blocks_ > 0) return;
+        used_ = 0;
+        if (end_ != nullptr) end_(owner_);
+    }
+
+    /// Calls `end`, which may destroy this object, as soon as no block is in use.
+    void when_free(void (*end)(void*), void* owner) {
+        if (blocks_ == 0) return end(owner);
+        end_ = end;
+        owner_ = owner;
     }
 
 private:
     alignas(std::max_align_t) std::byte bytes_[256];
     std::size_t used_ = 0;
     unsigned blocks_ = 0;
+    void (*end_)(void*) = nullptr;
+    void* owner_ = nullptr;
 };
 
 // Asio lets a function's allocator go before it calls the function, which may end the operation.

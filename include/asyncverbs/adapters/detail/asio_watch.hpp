@@ -90,13 +90,19 @@ private:
         objects_.reset();
     }
 
+    struct EndScratch {
+        void operator()(AsioScratch* scratch) const noexcept {
+            scratch->when_free([](void* free) { delete static_cast<AsioScratch*>(free); }, scratch);
+        }
+    };
+
     // One at a time, in room that is there.
     struct Event {
         std::shared_ptr<AsioWatch> watch;
         void operator()(const AsioError& error) const { watch->on_event(error); }
 
         using allocator_type = AsioScratchAllocator<std::byte>;
-        allocator_type get_allocator() const noexcept { return allocator_type(watch->scratch_); }
+        allocator_type get_allocator() const noexcept { return allocator_type(*watch->scratch_); }
     };
 
     void watch() {
@@ -116,7 +122,7 @@ private:
     Waiter* waiter_ = nullptr;
     std::uint64_t wait_ = 0; // counts waits
     bool watching_ = false;  // on_event() will be called
-    AsioScratch scratch_;
+    std::unique_ptr<AsioScratch, EndScratch> scratch_{new AsioScratch};
 };
 
 // Pinned: the watch and the stop callback point to it.
