@@ -61,6 +61,8 @@ run_on_device() {
     kill "$server"
     cmp "$directory/zeros" "$directory/received/zeros"
     rm -rf -- "$log" "$directory"
+    printf '\n== cores: one executor and one completion queue for each CPU\n'
+    "$programs/cores"
 }
 
 case ${1:-} in

@@ -19,10 +19,18 @@ TEST_CASE("the examples run") {
     CHECK(poll_loop.wait() == 0);
     CHECK_THAT(poll_loop.output(), contains("received: message 5 of 5\nstopped"));
     CHECK(poll_loop.error().empty());
+
+    Process cores({CORES, "3"}); // more than the guest has, perhaps
+    CHECK(cores.wait() == 0);
+    for (const char* core : {"core 0: CPU ", "core 1: CPU ", "core 2: CPU "}) {
+        CHECK_THAT(cores.output(), contains(core));
+    }
+    CHECK_THAT(cores.output(), contains("6000 messages between 3 cores"));
+    CHECK(cores.error().empty());
 }
 
 TEST_CASE("the examples name a device that is not there, and those that are") {
-    for (const char* program : {HELLO, POLL_LOOP_NOTIFIER}) {
+    for (const char* program : {HELLO, POLL_LOOP_NOTIFIER, CORES}) {
         Process process({"env", "RDMA_DEVICE=nosuch", program});
         CHECK(process.wait() == 1);
         CHECK_THAT(process.error(),

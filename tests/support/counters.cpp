@@ -99,12 +99,13 @@ int __real_eventfd(unsigned value, int flags);
 int __real_timerfd_create(int clock, int flags);
 int __real_fcntl(int fd, int command, ...);
 void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
+int __real_pthread_mutex_lock(pthread_mutex_t* mutex) noexcept;
+int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
     ++count.allocations;
     return allocations.fails_now() ? nullptr : __real_aligned_alloc(alignment, size);
 }
-int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 int __wrap_epoll_create1(int flags) {
     return system_call_fails("epoll_create1") ? -1 : __real_epoll_create1(flags);
@@ -131,6 +132,11 @@ int __wrap_fcntl(int fd, int command, ...) {
 int __wrap_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus) {
     if (pinnings_left > 0 && --pinnings_left == 0) return EINVAL;
     return __real_pthread_setaffinity_np(thread, size, cpus);
+}
+
+int __wrap_pthread_mutex_lock(pthread_mutex_t* mutex) noexcept {
+    ++count.mutex_lock;
+    return __real_pthread_mutex_lock(mutex);
 }
 
 int __wrap_epoll_wait(int fd, epoll_event* events, int size, int timeout) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Counts what a piece of code costs: allocations by operator new or aligned_alloc, the system calls
-// of an event loop, readings of the clock. They are redirected by the linker: link
+// of an event loop, readings of the clock, mutexes. They are redirected by the linker: link
 // asyncverbs_counters.
 #pragma once
 
@@ -16,6 +16,7 @@ struct Counters {
     std::size_t write = 0;
     std::size_t timerfd_settime = 0;
     std::size_t steady_clock_now = 0;
+    std::size_t mutex_lock = 0;
 
     std::size_t system_calls() const {
         return epoll_wait + epoll_ctl + read + write + timerfd_settime;
@@ -34,6 +35,7 @@ inline Counters operator-(const Counters& a, const Counters& b) noexcept {
     difference.write = a.write - b.write;
     difference.timerfd_settime = a.timerfd_settime - b.timerfd_settime;
     difference.steady_clock_now = a.steady_clock_now - b.steady_clock_now;
+    difference.mutex_lock = a.mutex_lock - b.mutex_lock;
     return difference;
 }
 

@@ -162,9 +162,18 @@ void SimulatedVerbs::set_gids(std::string_view name, std::uint8_t port,
 // --- completions and events ---
 
 void SimulatedVerbs::push(ibv_cq* cq, const ibv_wc& wc, bool solicited) {
-    const std::lock_guard lock(simulation_->mutex);
-    simulation_->post_completion(living<CompletionQueue>(*simulation_, cq),
-                                 {.wc = wc, .solicited = solicited});
+    const CompletionQueue::Entry entry{.wc = wc, .solicited = solicited};
+    {
+        const std::shared_lock beside_others(simulation_->mutex);
+        CompletionQueue& queue = living<CompletionQueue>(*simulation_, cq);
+        const std::lock_guard lock(queue.events_mutex());
+        if (queue.broken || !queue.full()) {
+            simulation_->post_completion(queue, entry);
+            return;
+        }
+    }
+    const std::lock_guard lock(simulation_->mutex); // an overrun concerns the device
+    simulation_->post_completion(living<CompletionQueue>(*simulation_, cq), entry);
 }
 
 void SimulatedVerbs::complete(ibv_cq* cq, std::uint64_t wr_id, ibv_wc_status status,
@@ -300,20 +309,21 @@ void SimulatedVerbs::on_call(std::function<void(const Call&)> hook) {
         hook ? std::make_shared<const std::function<void(const Call&)>>(std::move(hook)) : nullptr;
     const std::lock_guard lock(simulation_->mutex);
     simulation_->hook = std::move(shared);
+    simulation_->hooked = simulation_->hook != nullptr;
 }
 
 // --- what happened ---
 
 std::uint64_t SimulatedVerbs::calls(std::string_view verb) const {
     const std::lock_guard lock(simulation_->mutex);
-    return simulation_->calls[static_cast<std::size_t>(info(verb).verb)];
+    return simulation_->count_calls(info(verb).verb);
 }
 
 std::uint64_t SimulatedVerbs::calls() const {
     const std::lock_guard lock(simulation_->mutex);
     std::uint64_t sum = 0;
-    for (const std::uint64_t count : simulation_->calls) {
-        sum += count;
+    for (std::size_t verb = 0; verb < verb_count; ++verb) {
+        sum += simulation_->count_calls(static_cast<Verb>(verb));
     }
     return sum;
 }

@@ -30,7 +30,7 @@ ibv_wc error_completion(std::uint64_t wr_id, ibv_wc_status status, std::uint32_t
 
 void Simulation::post_completion(CompletionQueue& cq, const CompletionQueue::Entry& entry) {
     ++cq.counters.completions_pushed;
-    if (!cq.broken && cq.entries.size() >= static_cast<std::size_t>(cq.cqe)) {
+    if (!cq.broken && cq.full()) {
         break_cq(cq);
     }
     if (cq.broken) {
@@ -164,11 +164,12 @@ int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
 }
 
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
-    return run_int(Verb::poll_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+    return run_beside(Verb::poll_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
         auto* polled = simulation.check<CompletionQueue>(Verb::poll_cq, cq);
         if (polled == nullptr || num_entries < 0) {
             return {.error = EINVAL};
         }
+        const std::lock_guard lock(polled->events_mutex());
         int count = 0;
         for (; count < num_entries && !polled->entries.empty(); ++count) {
             wc[count] = take_entry(simulation, *polled).wc;
@@ -180,11 +181,12 @@ int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
 }
 
 int req_notify_cq(ibv_cq* cq, int solicited_only) {
-    return run_int(Verb::req_notify_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+    return run_beside(Verb::req_notify_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
         CompletionQueue* armed = nullptr;
         if (const int error = simulation.use<CompletionQueue>(Verb::req_notify_cq, cq, armed)) {
             return {.error = error};
         }
+        const std::lock_guard lock(armed->events_mutex());
         ++armed->counters.arms;
         if (armed->broken) {
             return {}; // accepted, and never answered
@@ -309,19 +311,22 @@ extern "C" int ibv_destroy_cq(ibv_cq* cq) {
 
 extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** cq_context) {
     constexpr Verb verb = Verb::get_cq_event;
-    return run_int(verb, channel, [&](Simulation& simulation, Lock& lock) -> Outcome {
+    return run_beside(verb, channel, [&](Simulation& simulation, auto& lock) -> Outcome {
         while (true) {
             auto* source = simulation.check<CompletionChannel>(verb, channel);
             if (source == nullptr) {
                 return {.error = EINVAL};
             }
+            std::unique_lock events_lock(source->mutex);
             if (source->events.at_end()) {
                 return {.error = EIO};
             }
             const int fd = source->events.fd();
+            events_lock.unlock();
             lock.unlock();
             const int error = read_token(fd);
             lock.lock();
+            events_lock.lock();
             if (error != 0) {
                 source->events.read_failed();
                 return {.error = error};
@@ -342,11 +347,12 @@ extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** c
 }
 
 extern "C" void ibv_ack_cq_events(ibv_cq* cq, unsigned int nevents) {
-    run(Verb::ack_cq_events, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+    run_beside(Verb::ack_cq_events, cq, [&](Simulation& simulation, auto&) -> Outcome {
         auto* acked = simulation.check<CompletionQueue>(Verb::ack_cq_events, cq);
         if (acked == nullptr) {
             return {};
         }
+        const std::lock_guard lock(acked->events_mutex());
         EventAccount& account = acked->completion_events;
         const std::uint32_t outstanding = account.reported - account.acked;
         if (nevents > outstanding) {

@@ -366,3 +366,52 @@ TEST_CASE("simulated completions from another thread", "[simulated]") {
     }
     device.join();
 }
+
+TEST_CASE("simulated queues of several threads, while others come and go", "[simulated]") {
+    constexpr std::size_t threads = 4;
+    constexpr std::uint64_t count = 2000;
+    OpenCq f;
+    std::vector<ibv_cq*> cqs; // the first two are on one channel
+    for (std::size_t i = 0; i < threads; ++i) {
+        cqs.push_back(ibv_create_cq(f.context, 8, nullptr, i < 2 ? f.channel : nullptr, 0));
+    }
+    std::atomic<std::size_t> ended = 0;
+    std::atomic<int> out_of_order = 0;
+    std::vector<std::thread> pollers;
+    for (ibv_cq* cq : cqs) {
+        pollers.emplace_back([&, cq] {
+            for (std::uint64_t id = 1; id <= count; ++id) {
+                ibv_req_notify_cq(cq, 0);
+                f.sim.complete(cq, id);
+                ibv_wc wc{};
+                while (ibv_poll_cq(cq, 1, &wc) == 0) {
+                    std::this_thread::yield();
+                }
+                out_of_order += wc.wr_id != id;
+            }
+            ++ended;
+        });
+    }
+    std::uint64_t events = 0;
+    while (ended < threads || f.sim.queued_events(f.channel) > 0) {
+        ibv_cq* of = nullptr;
+        void* of_context = nullptr;
+        if (ibv_get_cq_event(f.channel, &of, &of_context) == 0) {
+            ibv_ack_cq_events(of, 1);
+            ++events;
+        }
+        ibv_cq* const other = ibv_create_cq(f.context, 1, nullptr, nullptr, 0);
+        CHECK(ibv_destroy_cq(other) == 0);
+    }
+    for (std::thread& poller : pollers) {
+        poller.join();
+    }
+    CHECK(out_of_order == 0);
+    CHECK(events == 2 * count); // an arm, a completion, an event
+    CHECK(f.sim.calls("ibv_req_notify_cq") == threads * count);
+    CHECK(f.sim.counters().completions_polled == threads * count);
+    CHECK(f.sim.counters().events_acked == events);
+    for (ibv_cq* cq : cqs) {
+        CHECK(ibv_destroy_cq(cq) == 0);
+    }
+}

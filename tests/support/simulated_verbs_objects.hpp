@@ -6,6 +6,7 @@
 
 #include "support/simulated_verbs.hpp"
 #include "support/simulated_verbs_events.hpp"
+#include "support/split_mutex.hpp"
 
 #include <rdma/rdma_cma.h>
 
@@ -104,7 +105,7 @@ struct AddressHandle : ibv_ah, Tracked {
 
 struct CompletionQueue;
 
-struct CompletionChannel : ibv_comp_channel, Tracked {
+struct alignas(64) CompletionChannel : ibv_comp_channel, Tracked {
     using Native = ibv_comp_channel;
     static constexpr std::string_view kind = "completion channel";
 
@@ -114,6 +115,7 @@ struct CompletionChannel : ibv_comp_channel, Tracked {
     }
     Context& owner() { return context_; }
 
+    TriedMutex mutex;                    // of the queues that report on it, too
     EventQueue<CompletionQueue*> events; // null: readiness without an event
 
 private:
@@ -133,7 +135,9 @@ struct CqExtension {
 static_assert(offsetof(ibv_cq_ex, comp_mask) == sizeof(ibv_cq));
 static_assert(sizeof(ibv_cq) + sizeof(CqExtension) == sizeof(ibv_cq_ex));
 
-struct CompletionQueue : ibv_cq, CqExtension, Tracked {
+// Guarded, besides by Simulation::mutex, by events_mutex(): who has both may write, though he has
+// but a share of the former.
+struct alignas(64) CompletionQueue : ibv_cq, CqExtension, Tracked {
     using Native = ibv_cq;
     static constexpr std::string_view kind = "completion queue";
 
@@ -155,6 +159,10 @@ struct CompletionQueue : ibv_cq, CqExtension, Tracked {
     ibv_cq_ex* extended() { return reinterpret_cast<ibv_cq_ex*>(static_cast<ibv_cq*>(this)); }
     Context& owner() { return context_; }
     const ProviderModel& provider() const { return context_.opened_device.options.provider; }
+    TriedMutex& events_mutex() {
+        return completion_channel != nullptr ? completion_channel->mutex : mutex_;
+    }
+    bool full() const { return entries.size() >= static_cast<std::size_t>(cqe); }
 
     CompletionChannel* completion_channel;
     std::deque<Entry> entries;
@@ -174,6 +182,7 @@ struct CompletionQueue : ibv_cq, CqExtension, Tracked {
 
 private:
     Context& context_;
+    TriedMutex mutex_; // without a channel
 };
 
 struct ReceiveRequest {

@@ -164,7 +164,14 @@ Outcome Simulation::enter(Verb verb) {
     return outcome;
 }
 
-void Simulation::call_hook(const Call& call) {
+std::uint64_t Simulation::count_calls(Verb verb) const {
+    const auto index = static_cast<std::size_t>(verb);
+    std::uint64_t count = calls[index];
+    mutex.for_each_local([&](const Calls& of_thread) { count += of_thread[index]; });
+    return count;
+}
+
+void Simulation::call_present_hook(const Call& call) {
     std::shared_ptr<const std::function<void(const Call&)>> current;
     {
         const std::lock_guard lock(mutex);

@@ -2,12 +2,18 @@
 //
 // The inside of the simulated verbs: the one Simulation that owns all objects, and the path that
 // every verb takes through it. All of it, the objects included, is guarded by Simulation::mutex.
+//
+// The verbs by which a completion queue is polled share that mutex, so that threads which have a
+// queue each do not wait for each other. What they touch is guarded by the mutex of the queue's
+// events as well, see CompletionQueue; everything else they only read.
 #pragma once
 
 #include "support/simulated_verbs.hpp"
 #include "support/simulated_verbs_objects.hpp"
+#include "support/split_mutex.hpp"
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +24,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -141,9 +148,11 @@ private:
 
 class Simulation {
 public:
-    using Lock = std::unique_lock<std::mutex>;
+    using Calls = std::array<std::uint64_t, verb_count>;
+    using Mutex = SplitMutex<Calls>;
+    using Lock = std::unique_lock<Mutex>;
 
-    mutable std::mutex mutex;
+    mutable Mutex mutex;
 
     template <class Object>
     Registry<Object>& registry() {
@@ -154,7 +163,10 @@ public:
         return std::get<Registry<Object>>(registries_);
     }
 
-    void record(std::string problem) { problems.push_back(std::move(problem)); }
+    void record(std::string problem) {
+        const std::lock_guard lock(problems_mutex_); // for those who share `mutex`
+        problems.push_back(std::move(problem));
+    }
     void record(Verb verb, const std::string& what) {
         record(std::string(info(verb).name) + ": " + what);
     }
@@ -175,7 +187,10 @@ public:
 
     // One call: counts it, and returns the error that was injected for it, if any.
     Outcome enter(Verb verb);
-    void call_hook(const Call& call);
+    void call_hook(const Call& call) {
+        if (hooked) call_present_hook(call);
+    }
+    std::uint64_t count_calls(Verb verb) const;
 
     // --- completions and events ---
 
@@ -207,7 +222,7 @@ public:
     int live_objects() const;
 
     std::vector<std::string> problems;
-    std::array<std::uint64_t, verb_count> calls{};
+    Calls calls{}; // but for those of threads that shared `mutex`
     int failures_injected = 0;
     bool held = false;
     bool dereg_in_use_allowed = false;
@@ -217,6 +232,7 @@ public:
     std::unordered_map<std::uint32_t, MemoryRegion*> regions_by_key;
     std::unordered_map<ibv_device**, std::vector<Device*>> device_lists;
     std::shared_ptr<const std::function<void(const Call&)>> hook;
+    std::atomic<bool> hooked = false;
 
     struct PendingFailure {
         std::optional<Verb> verb; // none: any verb that can fail and releases nothing
@@ -227,6 +243,9 @@ public:
 private:
     template <class Object>
     void audit_kind();
+    void call_present_hook(const Call& call);
+
+    TriedMutex problems_mutex_;
 
     std::tuple<Registry<Device>, Registry<Context>, Registry<ProtectionDomain>,
                Registry<MemoryRegion>, Registry<AddressHandle>, Registry<CompletionChannel>,
@@ -343,6 +362,24 @@ Outcome run(Verb verb, const void* object, Body body) noexcept {
 template <class Body>
 int run_int(Verb verb, const void* object, Body body) noexcept {
     return report(verb, run(verb, object, body));
+}
+
+// The same for a verb on one completion queue, or on its channel, beside those of other threads.
+// The body takes the mutex of the queue's events, and is called with either kind of lock.
+template <class Body>
+int run_beside(Verb verb, const void* object, Body body) noexcept {
+    Simulation* simulation = active();
+    if (simulation == nullptr) {
+        return report(verb, {.error = ENODEV});
+    }
+    {
+        std::shared_lock lock(simulation->mutex);
+        if (!simulation->hooked && simulation->pending_failures.empty()) {
+            ++simulation->mutex.local()[static_cast<std::size_t>(verb)];
+            return report(verb, body(*simulation, lock));
+        }
+    }
+    return run_int(verb, object, body);
 }
 
 // For verbs that return a new object: the body stores it in its last argument.
