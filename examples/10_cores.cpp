@@ -36,13 +36,11 @@ struct Core {
           memory(MemoryRegion::allocate(domain, 3 * size)), to_next(router, domain, one_way),
           from_previous(router, domain, one_way) {
         from_previous.queue_pair().init();
-        for (Operation& receive : receives) receive = post_receive(&receive - receives);
+        for (std::size_t i = 0; i < 2; ++i) receives[i] = post_receive(i);
     }
 
     Slice slice(std::size_t i) const { return memory.slice(i * size, size); }
-    Operation post_receive(std::ptrdiff_t i) {
-        return from_previous.post_recv(slice(static_cast<std::size_t>(i)));
-    }
+    Operation post_receive(std::size_t i) { return from_previous.post_recv(slice(i)); }
 
     EpollExecutor& executor;
     int vector;
@@ -82,33 +80,40 @@ Task<> receive_all(Core& core) {
     }
 }
 
+using Cores = std::vector<std::optional<Core>>;
+
+Task<> set_up(Cores& cores, const ProtectionDomain& domain, EpollExecutor& executor,
+              std::size_t index) {
+    cores[index].emplace(executor, domain, index);
+    co_return;
+}
+
+// `sum` is of core 0, on which functions are called one after the other: no lock.
+Task<> talk(Cores& cores, std::size_t index, std::uint64_t& sum) {
+    Core& core = *cores[index];
+    co_await connect(core, *cores[(index + 1) % cores.size()]);
+    co_await when_all(send_all(core), receive_all(core));
+
+    const int cpu = ::sched_getcpu();
+    const CqStatistics& cost = core.router.statistics();
+    cores[0]->executor.post([&sum, index, cpu, vector = core.vector, wakes = cost.wakes] {
+        std::printf("core %zu: CPU %d, completion vector %d: %llu messages, %llu sleeps\n", index,
+                    cpu, vector, static_cast<unsigned long long>(messages),
+                    static_cast<unsigned long long>(wakes));
+        sum += messages;
+    });
+}
+
 void run(std::size_t count) {
     const char* device = std::getenv("RDMA_DEVICE");
     const ProtectionDomain domain(Context::open(device != nullptr ? device : ""));
     ExecutorPool pool({.size = count});
-    std::vector<std::optional<Core>> cores(pool.size());
-
-    pool.run([&](EpollExecutor& executor, std::size_t index) -> Task<> {
-        cores[index].emplace(executor, domain, index);
-        co_return;
+    Cores cores(pool.size());
+    pool.run([&](EpollExecutor& executor, std::size_t index) {
+        return set_up(cores, domain, executor, index);
     });
-
-    std::uint64_t sum = 0; // of core 0
-    pool.run([&](EpollExecutor&, std::size_t index) -> Task<> {
-        Core& core = *cores[index];
-        co_await connect(core, *cores[(index + 1) % pool.size()]);
-        co_await when_all(send_all(core), receive_all(core));
-
-        const int cpu = ::sched_getcpu();
-        const int vector = core.vector;
-        const CqStatistics cost = core.router.statistics();
-        pool[0].post([&sum, index, cpu, vector, cost] { // one after the other: no lock
-            std::printf("core %zu: CPU %d, completion vector %d: %llu messages, %llu sleeps\n",
-                        index, cpu, vector, static_cast<unsigned long long>(messages),
-                        static_cast<unsigned long long>(cost.wakes));
-            sum += messages;
-        });
-    });
+    std::uint64_t sum = 0;
+    pool.run([&](EpollExecutor&, std::size_t index) { return talk(cores, index, sum); });
     std::printf("%llu messages between %zu cores\n", static_cast<unsigned long long>(sum),
                 pool.size());
 }

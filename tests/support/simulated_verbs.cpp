@@ -165,7 +165,7 @@ void SimulatedVerbs::push(ibv_cq* cq, const ibv_wc& wc, bool solicited) {
     const CompletionQueue::Entry entry{.wc = wc, .solicited = solicited};
     {
         const std::shared_lock beside_others(simulation_->mutex);
-        CompletionQueue& queue = living<CompletionQueue>(*simulation_, cq);
+        auto& queue = living<CompletionQueue>(*simulation_, cq);
         const std::lock_guard lock(queue.events_mutex());
         if (queue.broken || !queue.full()) {
             simulation_->post_completion(queue, entry);

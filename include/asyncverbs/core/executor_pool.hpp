@@ -18,10 +18,9 @@ namespace asyncverbs {
 /// Runs one EpollExecutor per core.
 ///
 ///     ExecutorPool pool;
-///     pool.run([&](EpollExecutor& executor, std::size_t index) -> Task<> {
-///         CompletionQueue cq(context, 1024, int(index) % context.num_comp_vectors());
-///         Router router(AsyncCq::create(std::move(cq), executor));
-///         co_await serve(router, pool[(index + 1) % pool.size()]);
+///     pool.run([&](EpollExecutor& executor, std::size_t index) {
+///         const int vector = static_cast<int>(index) % context.num_comp_vectors();
+///         return serve(AsyncCq::create(CompletionQueue(context, 1024, vector), executor), pool);
 ///     });
 ///
 /// What belongs to one core: an AsyncCq or Router with all who wait for it, its queue pairs and

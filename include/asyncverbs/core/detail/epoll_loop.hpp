@@ -91,10 +91,10 @@ private:
     std::size_t wait(std::span<epoll_event> events, bool block);
     void walk(std::span<const epoll_event> events) noexcept;
 
+    PostQueue posted_; // first, for its alignment
     FileDescriptor epoll_;
     FileDescriptor event_; // written to wake the loop
     TimerQueue timers_;
-    PostQueue posted_;
     IntrusiveList<ReadyNode> ready_;
     ReadyNode mark_{nullptr}; // in ready_ while a turn resumes
     bool signalled_ = false;  // event_ was written for the sake of ready_
