@@ -21,6 +21,8 @@ run_on_device() {
     "$programs/asio_messages"
     printf '\n== io_uring_loop: the same in a loop on io_uring\n'
     "$programs/io_uring_loop"
+    printf '\n== glib_loop: in the main loop of GLib\n'
+    "$programs/glib_loop"
     printf '\n== rc_pingpong: two processes\n'
     local pingpong=("$programs/rc_pingpong" -d "$RDMA_DEVICE" -i "$RDMA_PORT" -g "$RDMA_GID_INDEX" --chk "$@")
     log=$(mktemp)
@@ -78,7 +80,7 @@ case ${1:-} in
 esac
 
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
-    libxxhash-dev libasio-dev liburing-dev
+    libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
 printf '== Building the examples in build/examples\n'
 cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
 cmake --build build/examples --parallel "$(nproc)"

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck
+cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck pkg-config libglib2.0-dev liburing-dev
 
 mapfile -t sources < <(find include examples tests -name '*.[ch]pp' | sort)
 clang-format-19 --dry-run -Werror "${sources[@]}"
@@ -29,8 +29,9 @@ find examples tests/support -name '*.cpp' -not -name '*_test.cpp' -print0 | xarg
         printf '#include "%s" // NOLINT(bugprone-suspicious-include)\n' "$source" \
             >>"$units/$(basename "$(dirname "$source")")_sources.cpp"
     done
+read -ra glib <<<"$(pkg-config --cflags-only-I glib-2.0)"
 printf 'clang-tidy leaves 07_asio out: it takes the coroutines inside Asio 1.22 for uninitialised\n'
 mapfile -t units < <(find "$units" -name '*.cpp'; grep -rl --include='*.cpp' --exclude=07_asio.cpp '^int main(' examples)
 printf '%s\n' "${units[@]}" | xargs --max-procs="$(nproc)" --replace clang-tidy-19 --quiet --config-file=.clang-tidy \
-    {} -- -std=c++20 -I . -I include -I tests 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
+    {} -- -std=c++20 -I . -I include -I tests "${glib[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
 printf 'clang-tidy finds nothing in %s translation units\n' "${#units[@]}"

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// Completions in GLib's main loop, as in a program on GTK or GStreamer: its timers and signals and
+// the coroutines take turns on one thread. GlibNotifier is all that an AsyncCq needs for that.
+#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/queue_pair.hpp>
+
+#include <glib.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <stop_token>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "glib_notifier.hpp"
+
+using namespace asyncverbs;
+
+namespace {
+
+constexpr int messages = 5;
+constexpr std::size_t size = 64; // of each
+
+// The main loop of the program, and what it ended with.
+struct Main {
+    ~Main() { g_main_loop_unref(loop); }
+
+    void run() {
+        if (!ended) g_main_loop_run(loop);
+        if (error) std::rethrow_exception(error);
+    }
+    void end(std::exception_ptr reason = nullptr) noexcept {
+        ended = true;
+        error = std::move(reason);
+        g_main_loop_quit(loop);
+    }
+
+    GMainLoop* loop = g_main_loop_new(nullptr, FALSE);
+    bool ended = false;
+    std::exception_ptr error;
+};
+
+// A timer of GLib's, as the program may have had before: it sends a message each time.
+struct Sender {
+    static gboolean on_tick(gpointer data) {
+        auto& self = *static_cast<Sender*>(data);
+        const Slice text = self.memory.slice(size * static_cast<std::size_t>(self.sent), size);
+        std::snprintf(reinterpret_cast<char*>(text.address), text.length, "message %d of %d",
+                      ++self.sent, messages);
+        ibv_sge sge = text.sge();
+        try {
+            self.queue_pair.post_send(
+                {1, nullptr, &sge, 1, IBV_WR_SEND, IBV_SEND_SIGNALED, {}, {}, {}, {}});
+        } catch (...) { // not through GLib
+            self.main.end(std::current_exception());
+            return G_SOURCE_REMOVE;
+        }
+        return self.sent < messages ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
+    }
+
+    Main& main;
+    QueuePair& queue_pair;
+    const MemoryRegion& memory;
+    int sent = 0;
+};
+
+// Prints what arrives, until it is stopped: by another thread, when all has come.
+Task<> receive_all(QueuePair& queue_pair, AsyncCq& cq, Slice text) {
+    std::stop_source stop;
+    std::jthread other;
+    std::array<ibv_wc, 4> wcs;
+    std::error_code error;
+    ibv_sge sge = text.sge();
+    queue_pair.post_recv({1, nullptr, &sge, 1});
+    for (int received = 0; !error;) {
+        for (const ibv_wc& wc : co_await cq.poll(wcs, error, stop.get_token())) {
+            if (wc.status != IBV_WC_SUCCESS) throw std::system_error(make_wc_error(wc.status));
+            if (wc.opcode != IBV_WC_RECV) continue; // a send
+            std::printf("received: %s\n", reinterpret_cast<const char*>(text.address));
+            queue_pair.post_recv({1, nullptr, &sge, 1});
+            if (++received == messages) other = std::jthread([&stop] { stop.request_stop(); });
+        }
+    }
+    if (error != std::errc::operation_canceled) throw std::system_error(error);
+    std::printf("stopped while waiting for one more\n");
+}
+
+Task<> run_to_end(Task<> task, Main& main) {
+    try {
+        co_await std::move(task);
+        main.end();
+    } catch (...) {
+        main.end(std::current_exception());
+    }
+}
+
+void run() {
+    const char* device = std::getenv("RDMA_DEVICE");
+    const Context context = Context::open(device != nullptr ? device : "");
+    const ProtectionDomain domain(context);
+    std::array<std::byte, size*(messages + 1)> bytes{};
+    const MemoryRegion memory(domain, bytes);
+
+    Main main;
+    CompletionQueue queue(context, 64);
+    const GlibNotifier notifier(g_main_loop_get_context(main.loop), queue.channel().fd());
+    AsyncCq cq(std::move(queue), notifier);
+    QueuePairOptions options;
+    options.max_send_wr = options.max_recv_wr = 8;
+    QueuePair alice(domain, cq.completion_queue(), cq.completion_queue(), options);
+    QueuePair bob(domain, cq.completion_queue(), cq.completion_queue(), options);
+    alice.connect(bob.local_address());
+    bob.connect(alice.local_address());
+
+    Sender sender{main, alice, memory};
+    g_timeout_add(10, &Sender::on_tick, &sender);
+    Scope scope;
+    scope.spawn(run_to_end(receive_all(bob, cq, memory.slice(size * messages)), main));
+    main.run();
+}
+
+} // namespace
+
+int main() try { run(); } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+}
