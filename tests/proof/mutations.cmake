@@ -187,7 +187,7 @@ mutation(pump-is-not-woken detail/cq_reaper.hpp
     "")
 
 mutation(rest-of-a-batch-is-dropped detail/kept_completions.hpp
-    "kept_.erase(match);"
+    "kept_.resize(left);"
     "kept_.clear();")
 
 mutation(kept-completions-are-forgotten detail/cq_reaper.hpp

@@ -3,10 +3,11 @@
 // network.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs {
 

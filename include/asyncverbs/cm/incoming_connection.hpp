@@ -16,6 +16,7 @@
 #include <asyncverbs/cm/detail/cm_queue_pair.hpp>
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
@@ -26,7 +27,8 @@ namespace asyncverbs {
 ///
 /// Thread: that of the loop. Move-only; of one that was moved from, or has been answered, nothing
 /// is left but private_data(): the rest throws invalid_argument.
-class IncomingConnection {
+template <class Use>
+class BasicIncomingConnection {
 public:
     /// What the peer said with its request; on InfiniBand and RoCE padded with zeros.
     [[nodiscard]] std::span<const std::byte> private_data() const noexcept {
@@ -54,8 +56,8 @@ public:
     /// std::system_error: connection_reset if the peer has left, timed_out, operation_canceled if
     /// `stop` is requested, from any thread; invalid_argument for options out of range; or what
     /// names the call that failed.
-    [[nodiscard]] Task<Connection> accept(const QueuePair& qp, AcceptOptions options = {},
-                                          std::stop_token stop = {}) {
+    [[nodiscard]] Task<BasicConnection<Use>> accept(const QueuePair& qp, AcceptOptions options = {},
+                                                    std::stop_token stop = {}) {
         return accept(std::move(session_), qp, options, std::move(stop));
     }
 
@@ -64,22 +66,24 @@ public:
     /// more than that, else naming rdma_reject.
     void reject(std::span<const std::byte> private_data = {}) {
         detail::check_private_data(private_data, 148);
-        const detail::CmSessionOwner session = std::move(session_);
+        const detail::CmSessionOwner<Use> session = std::move(session_);
         detail::call_cm("rdma_reject", rdma_reject, session->id(), private_data.data(),
                         static_cast<std::uint8_t>(private_data.size()));
     }
 
 private:
-    friend class Listener;
+    template <class>
+    friend class BasicListener;
 
-    IncomingConnection(detail::CmLoop loop, detail::CmEvent request)
-        : session_(loop, detail::CmId(std::move(request.request))),
+    BasicIncomingConnection(detail::CmLoop loop, detail::CmEvent<Use> request)
+        : session_(loop, detail::CmId<Use>(std::move(request.request))),
           private_data_(request.private_data) {}
 
     rdma_cm_id* id() const { return session_->id(); }
 
-    static Task<Connection> accept(detail::CmSessionOwner session, const QueuePair& qp,
-                                   AcceptOptions options, std::stop_token stop) {
+    static Task<BasicConnection<Use>> accept(detail::CmSessionOwner<Use> session,
+                                             const QueuePair& qp, AcceptOptions options,
+                                             std::stop_token stop) {
         rdma_cm_id* const id = session->id();
         detail::check_private_data(options.private_data, 196);
         detail::check_rnr_timer(options.min_rnr_timer);
@@ -93,13 +97,16 @@ private:
             detail::connection_parameters(qp, options.private_data, depths);
         parameters.rnr_retry_count = options.rnr_retry_count;
         detail::call_cm("rdma_accept", rdma_accept, id, &parameters);
-        co_await detail::CmSession::answer(session.shared(), RDMA_CM_EVENT_ESTABLISHED,
-                                           "rdma_accept", options.timeout, std::move(stop));
-        co_return Connection(std::move(session), {});
+        co_await detail::CmSession<Use>::answer(session.shared(), RDMA_CM_EVENT_ESTABLISHED,
+                                                "rdma_accept", options.timeout, std::move(stop));
+        co_return BasicConnection<Use>(std::move(session), {});
     }
 
-    detail::CmSessionOwner session_;
+    detail::CmSessionOwner<Use> session_;
     detail::PrivateData private_data_;
 };
+
+/// The IncomingConnection of programs: compiled only where it is used, but otherwise as a class.
+using IncomingConnection = BasicIncomingConnection<detail::OnUse>;
 
 } // namespace asyncverbs

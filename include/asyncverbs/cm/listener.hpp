@@ -17,6 +17,7 @@
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/incoming_connection.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 
 namespace asyncverbs {
@@ -33,15 +34,16 @@ namespace asyncverbs {
 /// that nobody has taken are rejected, coroutines that still wait get operation_canceled, and
 /// connections that were accepted stay. Move-only; using a moved-from Listener throws
 /// invalid_argument.
-class Listener {
+template <class Use>
+class BasicListener {
 public:
     /// On `host`, a name or an IPv4 or IPv6 address of an RDMA device; empty: on all of them, IPv4
     /// and IPv6. On `service`, a port or the name of one; empty: on a port that the system
     /// chooses. Loop and errors as resolve(), address_in_use besides.
     template <class Loop>
-    Listener(Loop& loop, const std::string& host, const std::string& service,
-             const ListenerOptions& options = {})
-        : Listener(detail::CmLoop(loop), host, service, options) {}
+    BasicListener(Loop& loop, const std::string& host, const std::string& service,
+                  const ListenerOptions& options = {})
+        : BasicListener(detail::CmLoop(loop), host, service, options) {}
 
     /// The port, also where the system has chosen it.
     [[nodiscard]] std::uint16_t port() const { return local_address().port(); }
@@ -55,22 +57,23 @@ public:
     /// std::system_error: operation_canceled if `stop` is requested, from any thread, or the
     /// listener destroyed; else naming the call that failed. A request that could not be taken over
     /// is rejected, and the next one may succeed.
-    [[nodiscard]] Task<IncomingConnection> accept(std::stop_token stop = {}) {
+    [[nodiscard]] Task<BasicIncomingConnection<Use>> accept(std::stop_token stop = {}) {
         return accept(session_.shared(), std::move(stop));
     }
 
 private:
-    Listener(detail::CmLoop loop, const std::string& host, const std::string& service,
-             const ListenerOptions& options)
+    BasicListener(detail::CmLoop loop, const std::string& host, const std::string& service,
+                  const ListenerOptions& options)
         : session_(loop, listen(host, service, options.backlog)) {}
 
     // On the first address where that is possible; the error is that of the first.
-    static detail::CmId listen(const std::string& host, const std::string& service, int backlog) {
+    static detail::CmId<Use> listen(const std::string& host, const std::string& service,
+                                    int backlog) {
         detail::check_range("backlog", backlog, 1, 65'535, "a listener");
         std::exception_ptr first;
         for (SocketAddress& address : detail::find_addresses(host, service)) {
             try {
-                detail::CmId id;
+                detail::CmId<Use> id;
                 detail::call_cm("rdma_bind_addr to " + address.text(), rdma_bind_addr, id.get(),
                                 address.native_handle());
                 detail::call_cm("rdma_listen", rdma_listen, id.get(), backlog);
@@ -82,13 +85,17 @@ private:
         std::rethrow_exception(first);
     }
 
-    static Task<IncomingConnection> accept(std::shared_ptr<detail::CmSession> session,
-                                           std::stop_token stop) {
-        detail::CmEvent request = co_await detail::CmSession::request(session, std::move(stop));
-        co_return IncomingConnection(session->loop(), std::move(request));
+    static Task<BasicIncomingConnection<Use>>
+    accept(std::shared_ptr<detail::CmSession<Use>> session, std::stop_token stop) {
+        detail::CmEvent<Use> request =
+            co_await detail::CmSession<Use>::request(session, std::move(stop));
+        co_return BasicIncomingConnection<Use>(session->loop(), std::move(request));
     }
 
-    detail::CmSessionOwner session_;
+    detail::CmSessionOwner<Use> session_;
 };
+
+/// The Listener of programs: compiled only where it is used, but otherwise as a class.
+using Listener = BasicListener<detail::OnUse>;
 
 } // namespace asyncverbs

@@ -18,17 +18,20 @@
 #include <asyncverbs/cm/detail/cm_queue_pair.hpp>
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs {
 
-class OutgoingConnection;
+template <class Use>
+class BasicOutgoingConnection;
 
 namespace detail {
-inline Task<OutgoingConnection> resolve(CmLoop loop, std::string host, std::string service,
-                                        ResolveOptions options, std::stop_token stop);
+template <class Use>
+Task<BasicOutgoingConnection<Use>> resolve(CmLoop loop, std::string host, std::string service,
+                                           ResolveOptions options, std::stop_token stop);
 } // namespace detail
 
 /// Made by resolve().
@@ -40,7 +43,8 @@ inline Task<OutgoingConnection> resolve(CmLoop loop, std::string host, std::stri
 ///     Connection connection = co_await outgoing.connect(qp);
 ///
 /// Thread, lifetime: as Connection.
-class OutgoingConnection {
+template <class Use>
+class BasicOutgoingConnection {
 public:
     /// The device that the way leads over; librdmacm's own, which keeps it open.
     [[nodiscard]] Context context() const { return detail::context_of(id()); }
@@ -66,22 +70,24 @@ public:
     /// std::system_error: timed_out, host_unreachable, operation_canceled if `stop` is requested,
     /// from any thread; invalid_argument for options out of range; or what names the call that
     /// failed.
-    [[nodiscard]] Task<Connection> connect(const QueuePair& qp, ConnectOptions options = {},
-                                           std::stop_token stop = {}) {
+    [[nodiscard]] Task<BasicConnection<Use>>
+    connect(const QueuePair& qp, ConnectOptions options = {}, std::stop_token stop = {}) {
         return connect(std::move(session_), qp, options, std::move(stop));
     }
 
 private:
-    friend Task<OutgoingConnection> detail::resolve(detail::CmLoop, std::string, std::string,
-                                                    ResolveOptions, std::stop_token);
+    friend Task<BasicOutgoingConnection> detail::resolve<Use>(detail::CmLoop, std::string,
+                                                              std::string, ResolveOptions,
+                                                              std::stop_token);
 
-    explicit OutgoingConnection(detail::CmSessionOwner session) noexcept
+    explicit BasicOutgoingConnection(detail::CmSessionOwner<Use> session) noexcept
         : session_(std::move(session)) {}
 
     rdma_cm_id* id() const { return session_->id(); }
 
-    static Task<Connection> connect(detail::CmSessionOwner session, const QueuePair& qp,
-                                    ConnectOptions options, std::stop_token stop) {
+    static Task<BasicConnection<Use>> connect(detail::CmSessionOwner<Use> session,
+                                              const QueuePair& qp, ConnectOptions options,
+                                              std::stop_token stop) {
         rdma_cm_id* const id = session->id();
         detail::check_private_data(options.private_data, 56);
         detail::check_rnr_timer(options.min_rnr_timer);
@@ -96,43 +102,49 @@ private:
         const std::string step = "rdma_connect to " + SocketAddress(*rdma_get_peer_addr(id)).text();
         session->connect(qp.shared_handle());
         detail::call_cm(step, rdma_connect, id, &parameters);
-        const detail::PrivateData reply =
-            co_await detail::CmSession::answer(session.shared(), RDMA_CM_EVENT_CONNECT_RESPONSE,
-                                               step, options.timeout, std::move(stop));
+        const detail::PrivateData reply = co_await detail::CmSession<Use>::answer(
+            session.shared(), RDMA_CM_EVENT_CONNECT_RESPONSE, step, options.timeout,
+            std::move(stop));
         detail::activate(id, qp, depths, options.min_rnr_timer);
         detail::call_cm("rdma_establish", rdma_establish, id);
-        co_return Connection(std::move(session), reply);
+        co_return BasicConnection<Use>(std::move(session), reply);
     }
 
-    detail::CmSessionOwner session_;
+    detail::CmSessionOwner<Use> session_;
 };
+
+/// The OutgoingConnection of programs: compiled only where it is used, but otherwise as a class.
+using OutgoingConnection = BasicOutgoingConnection<detail::OnUse>;
 
 namespace detail {
 
-inline Task<CmSessionOwner> find_way(CmLoop loop, SocketAddress address, ResolveOptions options,
-                                     std::stop_token stop) {
-    CmSessionOwner session(loop, CmId());
+template <class Use>
+Task<CmSessionOwner<Use>> find_way(CmLoop loop, SocketAddress address, ResolveOptions options,
+                                   std::stop_token stop) {
+    CmSessionOwner<Use> session(loop, CmId<Use>());
     // The kernel's own bound, beyond which it sends no more questions.
     const int timeout = static_cast<int>(options.timeout.count());
     std::string step = "rdma_resolve_addr to " + address.text();
     call_cm(step, rdma_resolve_addr, session->id(), nullptr, address.native_handle(), timeout);
-    co_await CmSession::answer(session.shared(), RDMA_CM_EVENT_ADDR_RESOLVED, step, options.timeout,
-                               stop);
+    co_await CmSession<Use>::answer(session.shared(), RDMA_CM_EVENT_ADDR_RESOLVED, step,
+                                    options.timeout, stop);
     step = "rdma_resolve_route to " + address.text();
     call_cm(step, rdma_resolve_route, session->id(), timeout);
-    co_await CmSession::answer(session.shared(), RDMA_CM_EVENT_ROUTE_RESOLVED, step,
-                               options.timeout, stop);
+    co_await CmSession<Use>::answer(session.shared(), RDMA_CM_EVENT_ROUTE_RESOLVED, step,
+                                    options.timeout, stop);
     co_return session;
 }
 
-Task<OutgoingConnection> resolve(CmLoop loop, std::string host, std::string service,
-                                 ResolveOptions options, std::stop_token stop) {
+template <class Use>
+Task<BasicOutgoingConnection<Use>> resolve(CmLoop loop, std::string host, std::string service,
+                                           ResolveOptions options, std::stop_token stop) {
     check_range("timeout in milliseconds", options.timeout.count(), 0,
                 std::numeric_limits<int>::max(), "resolve");
     std::exception_ptr first;
     for (const SocketAddress& address : find_addresses(host, service)) {
         try {
-            co_return OutgoingConnection(co_await find_way(loop, address, options, stop));
+            co_return BasicOutgoingConnection<Use>(
+                co_await find_way<Use>(loop, address, options, stop));
         } catch (const std::system_error& error) {
             if (stop.stop_requested()) throw;
             if (!first) first = std::current_exception();
@@ -156,8 +168,8 @@ template <class Loop>
 [[nodiscard]] Task<OutgoingConnection> resolve(Loop& loop, std::string host, std::string service,
                                                ResolveOptions options = {},
                                                std::stop_token stop = {}) {
-    return detail::resolve(detail::CmLoop(loop), std::move(host), std::move(service), options,
-                           std::move(stop));
+    return detail::resolve<detail::OnUse>(detail::CmLoop(loop), std::move(host), std::move(service),
+                                          options, std::move(stop));
 }
 
 } // namespace asyncverbs

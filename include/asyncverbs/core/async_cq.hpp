@@ -28,6 +28,7 @@
 namespace asyncverbs {
 
 namespace detail {
+template <class Use>
 class RouterState;
 }
 
@@ -152,6 +153,7 @@ public:
     ibv_cq* native_handle() const noexcept { return completion_queue().native_handle(); }
 
 private:
+    template <class>
     friend class detail::RouterState;
 
     std::uint64_t* check(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps) const {

@@ -2,9 +2,8 @@
 // How a CQ is armed, waited for and acked.
 #pragma once
 
-#include <chrono>
-
 #include <asyncverbs/core/busy_poll.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs {
 

@@ -2,7 +2,7 @@
 // Spin, then sleep: how long a CQ that is empty is polled before it is armed and waited for.
 #pragma once
 
-#include <chrono>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs {
 

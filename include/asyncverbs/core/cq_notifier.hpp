@@ -3,12 +3,12 @@
 // that completions are awaited in the loop that a program already has.
 #pragma once
 
-#include <chrono>
 #include <concepts>
 #include <stop_token>
 #include <system_error>
 
 #include <asyncverbs/core/awaitable.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs {
 

@@ -6,7 +6,6 @@
 
 #include <infiniband/verbs.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstddef>
@@ -140,7 +139,7 @@ inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     may_wait_ = false;
     ++statistics_.polls;
     if (extended_ != nullptr) return poll_extended(wcs, timestamps);
-    const auto capacity = static_cast<int>(std::min<std::size_t>(wcs.size(), INT_MAX));
+    const auto capacity = wcs.size() < INT_MAX ? static_cast<int>(wcs.size()) : INT_MAX;
     const int polled = ibv_poll_cq(native_, capacity, wcs.data());
     // A negative result is not an errno, and errno is not set (I5).
     if (polled < 0) throw_verb_error("ibv_poll_cq", EIO);

@@ -3,11 +3,9 @@
 // threads. For programs without an event loop of their own, or embedded in one.
 #pragma once
 
-#include <chrono>
 #include <concepts>
 #include <coroutine>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <stop_token>
 #include <system_error>
@@ -22,6 +20,7 @@
 #include <asyncverbs/core/detail/schedule.hpp>
 #include <asyncverbs/core/epoll_notifier.hpp>
 #include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs {
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cassert>
-#include <chrono>
 #include <memory>
 #include <stop_token>
 #include <utility>
@@ -78,3 +77,4 @@ private:
 // For the constructor, which needs both classes.
 // NOLINTNEXTLINE(misc-header-include-cycle)
 #include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>

@@ -7,6 +7,7 @@
 #include <memory>
 #include <type_traits>
 
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/detail/pool_run.hpp>
 #include <asyncverbs/core/detail/pool_state.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
@@ -37,14 +38,15 @@ namespace asyncverbs {
 /// EpollExecutor. Do not run or stop them: that is the pool's part.
 /// Lifetime: must not be destroyed by what it runs. Functions that were posted and not called are
 /// destroyed with it.
-class ExecutorPool {
+template <class Use>
+class BasicExecutorPool {
 public:
     /// Starts no thread yet. Throws std::system_error naming sched_getaffinity, or what the
     /// executors need: "epoll_create1" (EMFILE), "eventfd", "timerfd_create".
-    explicit ExecutorPool(const ExecutorPoolOptions& options = {})
-        : state_(std::make_shared<detail::PoolState>(options)) {}
-    ExecutorPool(const ExecutorPool&) = delete;
-    ExecutorPool& operator=(const ExecutorPool&) = delete;
+    explicit BasicExecutorPool(const ExecutorPoolOptions& options = {})
+        : state_(std::make_shared<detail::PoolState<Use>>(options)) {}
+    BasicExecutorPool(const BasicExecutorPool&) = delete;
+    BasicExecutorPool& operator=(const BasicExecutorPool&) = delete;
 
     /// How many executors there are, at least 1.
     [[nodiscard]] std::size_t size() const noexcept { return state_->size(); }
@@ -74,7 +76,7 @@ public:
     template <class F>
         requires std::is_invocable_r_v<Task<>, F&, EpollExecutor&, std::size_t>
     void run(F function) {
-        detail::PoolRun run(state_);
+        detail::PoolRun<Use> run(state_);
         run.start(function);
         run.wait();
     }
@@ -82,12 +84,15 @@ public:
     /// Ends the run in progress, or else the next one before it begins, as EpollExecutor::stop()
     /// does.
     void stop() noexcept {
-        const std::shared_ptr<detail::PoolState> alive = state_; // perhaps the last run ends
+        const std::shared_ptr<detail::PoolState<Use>> alive = state_; // perhaps the last run ends
         alive->stop();
     }
 
 private:
-    const std::shared_ptr<detail::PoolState> state_;
+    const std::shared_ptr<detail::PoolState<Use>> state_;
 };
+
+/// The ExecutorPool of programs: compiled only where it is used, but otherwise as a class.
+using ExecutorPool = BasicExecutorPool<detail::OnUse>;
 
 } // namespace asyncverbs

@@ -15,6 +15,7 @@
 
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_waiter.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 
 namespace asyncverbs {
 
@@ -85,7 +86,7 @@ private:
     CqRequest request_;
     std::error_code* error_;
     std::stop_token stop_;
-    std::optional<CqWaiter> waiter_; // once it waits
+    Maybe<CqWaiter> waiter_; // once it waits
 };
 
 // Refers to the operation, which lives as long: to the end of the expression that awaits it. (GCC

@@ -62,19 +62,20 @@ public:
     }
 
 private:
-    static std::shared_ptr<detail::ChannelHub> start_hub(const CompletionChannel& channel,
-                                                         N notifier) {
+    static std::shared_ptr<detail::ChannelHub<TimedCqNotifier<N>>>
+    start_hub(const CompletionChannel& channel, N notifier) {
         detail::check_cq_notifier<N>();
-        auto hub = std::make_shared<detail::ChannelHub>(channel.shared_handle());
+        auto hub =
+            std::make_shared<detail::ChannelHub<TimedCqNotifier<N>>>(channel.shared_handle());
         if constexpr (CqNotifier<N>) { // else the error above is the only one
             detail::start_pump(hub, std::move(notifier));
         }
         // Its pump refers to the hub as well, so what counts is who else does.
-        return {hub.get(), [hub](detail::ChannelHub*) { hub->close(); }};
+        return {hub.get(), [hub](detail::ChannelHub<TimedCqNotifier<N>>*) { hub->close(); }};
     }
 
     CompletionChannel channel_;
-    std::shared_ptr<detail::ChannelHub> hub_;
+    std::shared_ptr<detail::ChannelHub<TimedCqNotifier<N>>> hub_;
 };
 
 /// The notifier is the one that `loop` makes.

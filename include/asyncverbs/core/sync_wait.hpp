@@ -3,7 +3,7 @@
 // awaits and code that cannot.
 #pragma once
 
-#include <condition_variable>
+#include <atomic>
 #include <coroutine>
 #include <exception>
 #include <mutex>
@@ -23,21 +23,20 @@ public:
     std::coroutine_handle<> branch_done() noexcept {
         // Under the mutex: the waiting thread destroys this object as soon as it may.
         const std::lock_guard lock(mutex_);
-        done_ = true;
-        changed_.notify_one();
+        done_.store(true);
+        done_.notify_one();
         return std::noop_coroutine();
     }
 
     void wait() {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return done_; });
+        done_.wait(false);
+        const std::lock_guard lock(mutex_);
         if (exception_) std::rethrow_exception(exception_);
     }
 
 private:
     std::mutex mutex_;
-    std::condition_variable changed_;
-    bool done_ = false;
+    std::atomic<bool> done_{false};
     std::exception_ptr exception_;
 };
 

@@ -21,7 +21,9 @@
 namespace asyncverbs {
 namespace detail {
 
-// Starts branches and waits for the last of them, which resumes the awaiting coroutine.
+// Of one type for each use, so that nothing of it is compiled without one. Starts branches and
+// waits for the last of them, which resumes the awaiting coroutine.
+template <class... Awaitables>
 class Gather {
 public:
     explicit Gather(std::span<Branch<Gather>> branches) noexcept : branches_(branches) {}
@@ -63,13 +65,14 @@ using gathered_t = typename SlotFor<await_result_t<A>>::Element;
 template <class... As>
 Task<std::tuple<gathered_t<As>...>> gather(As... awaitables) {
     std::tuple<SlotFor<await_result_t<As>>...> slots;
+    using All = Gather<As...>;
     auto branches = std::apply(
         [&](auto&... slot) {
-            return std::array<Branch<Gather>, sizeof...(As)>{
-                branch<Gather, As>(static_cast<As&&>(awaitables), slot)...};
+            return std::array<Branch<All>, sizeof...(As)>{
+                branch<All, As>(static_cast<As&&>(awaitables), slot)...};
         },
         slots);
-    Gather all(branches);
+    All all(branches);
     co_await all;
     co_return std::apply(
         [](auto&... slot) { return std::tuple<gathered_t<As>...>(slot.take()...); }, slots);
@@ -98,12 +101,13 @@ template <class T>
 [[nodiscard]] Task<std::vector<typename detail::SlotFor<T>::Element>>
 when_all(std::vector<Task<T>> tasks) {
     std::vector<detail::SlotFor<T>> slots(tasks.size());
-    std::vector<detail::Branch<detail::Gather>> branches;
+    using All = detail::Gather<T>;
+    std::vector<detail::Branch<All>> branches;
     branches.reserve(tasks.size());
     for (std::size_t i = 0; i < tasks.size(); ++i) {
-        branches.push_back(detail::branch<detail::Gather>(std::move(tasks[i]), slots[i]));
+        branches.push_back(detail::branch<All>(std::move(tasks[i]), slots[i]));
     }
-    detail::Gather all(branches);
+    All all(branches);
     co_await all;
     std::vector<typename detail::SlotFor<T>::Element> results;
     results.reserve(slots.size());

@@ -6,6 +6,7 @@
 #include <stop_token>
 #include <utility>
 
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/shared_receive_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/router.hpp>
@@ -21,22 +22,24 @@ namespace asyncverbs {
 /// Thread: that of the router. Lifetime: its queue pairs keep the queue, and with it the receives
 /// that are posted; they end with operation_canceled when the last of them all is destroyed.
 /// Move-only.
-class AsyncSrq {
+template <class Use>
+class BasicAsyncSrq {
 public:
     /// Throws as SharedReceiveQueue does.
-    AsyncSrq(Router& router, const ProtectionDomain& domain,
-             const SharedReceiveQueueOptions& options = {})
-        : state_(std::make_shared<detail::SharedReceiveState>(router.state_, domain, options)) {}
+    BasicAsyncSrq(BasicRouter<Use>& router, const ProtectionDomain& domain,
+                  const SharedReceiveQueueOptions& options = {})
+        : state_(
+              std::make_shared<detail::SharedReceiveState<Use>>(router.state_, domain, options)) {}
 
-    AsyncSrq(AsyncSrq&&) noexcept = default;
-    AsyncSrq& operator=(AsyncSrq&&) noexcept = default;
+    BasicAsyncSrq(BasicAsyncSrq&&) noexcept = default;
+    BasicAsyncSrq& operator=(BasicAsyncSrq&&) noexcept = default;
 
     /// As AsyncQp::recv(): posted by the call, or as soon as there is room.
-    Operation recv(Slices slices, std::stop_token stop = {}) {
-        return Operation(state_->receives, std::move(stop), slices);
+    BasicOperation<Use> recv(Slices slices, std::stop_token stop = {}) {
+        return BasicOperation<Use>(state_->receives, std::move(stop), slices);
     }
     /// The same; for code that awaits it later, to read better.
-    Operation post_recv(Slices slices, std::stop_token stop = {}) {
+    BasicOperation<Use> post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
     }
 
@@ -44,9 +47,13 @@ public:
     [[nodiscard]] SharedReceiveQueue& shared_receive_queue() noexcept { return state_->queue; }
 
 private:
-    friend class AsyncQp;
+    template <class>
+    friend class BasicAsyncQp;
 
-    std::shared_ptr<detail::SharedReceiveState> state_;
+    std::shared_ptr<detail::SharedReceiveState<Use>> state_;
 };
+
+/// The AsyncSrq of programs: compiled only where it is used, but otherwise as a class.
+using AsyncSrq = BasicAsyncSrq<detail::OnUse>;
 
 } // namespace asyncverbs

@@ -44,7 +44,7 @@ public:
     BufferPool(Loop& loop, const ProtectionDomain& domain, std::size_t count, std::size_t size,
                int access = IBV_ACCESS_LOCAL_WRITE)
         : loop_(&loop),
-          state_(std::make_shared<detail::BufferPoolState>(domain, count, size, access)) {}
+          state_(std::make_shared<detail::BufferPoolState<Loop>>(domain, count, size, access)) {}
 
     BufferPool(BufferPool&&) noexcept = default;
     BufferPool& operator=(BufferPool&&) noexcept = default;
@@ -75,7 +75,7 @@ public:
 
 private:
     Loop* loop_;
-    std::shared_ptr<detail::BufferPoolState> state_;
+    std::shared_ptr<detail::BufferPoolState<Loop>> state_;
 };
 
 } // namespace asyncverbs

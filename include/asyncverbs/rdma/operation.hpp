@@ -8,6 +8,8 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/on_stop.hpp>
 #include <asyncverbs/rdma/detail/operation_state.hpp>
@@ -21,9 +23,10 @@ namespace detail {
 
 // Pinned; the operation and the token that it refers to outlive it. What every operation does is
 // inlined into the coroutine that awaits it, what few do is not.
+template <class Use>
 class OperationAwaiter : Resumable {
 public:
-    OperationAwaiter(OperationState& operation, std::error_code* error,
+    OperationAwaiter(OperationState<Use>& operation, std::error_code* error,
                      const std::stop_token& stop) noexcept
         : operation_(operation), error_(error), stop_(stop) {}
     OperationAwaiter(const OperationAwaiter&) = delete;
@@ -44,7 +47,7 @@ public:
 
     [[gnu::always_inline]] Completion await_resume() {
         operation_.waiter = nullptr;
-        const std::optional<Completion>& completion = operation_.completion; // also after a stop
+        const auto& completion = operation_.completion; // also after a stop
         if (!completion || completion->status() != IBV_WC_SUCCESS) [[unlikely]]
             return failure();
         if (error_ != nullptr) *error_ = {};
@@ -79,10 +82,10 @@ private:
         return {};
     }
 
-    OperationState& operation_;
+    OperationState<Use>& operation_;
     std::error_code* error_;
     const std::stop_token& stop_;
-    std::optional<OnStop> on_stop_; // once it waits
+    Maybe<OnStop<Use>> on_stop_; // once it waits
 };
 
 } // namespace detail
@@ -109,32 +112,36 @@ private:
 ///
 /// Thread: that of the router, but for stop tokens. Move-only; it must not be moved or destroyed
 /// while it is awaited. One coroutine may await it at a time; once done, any number of times.
-class [[nodiscard]] Operation {
+template <class Use>
+class [[nodiscard]] BasicOperation {
 public:
     /// One that was never posted, to be assigned to.
-    Operation() noexcept = default;
-    Operation(Operation&&) noexcept = default;
-    Operation& operator=(Operation&&) noexcept = default;
-    [[gnu::always_inline]] ~Operation() = default;
+    BasicOperation() noexcept = default;
+    BasicOperation(BasicOperation&&) noexcept = default;
+    BasicOperation& operator=(BasicOperation&&) noexcept = default;
+    [[gnu::always_inline]] ~BasicOperation() = default;
 
     /// Whether awaiting it would not suspend.
     [[nodiscard]] bool done() const noexcept { return state_.done(); }
 
     /// Awaits the Completion; see above.
-    detail::OperationAwaiter operator co_await() noexcept { return {state_, nullptr, stop_}; }
+    detail::OperationAwaiter<Use> operator co_await() noexcept { return {state_, nullptr, stop_}; }
 
     /// What wait() returns, to be awaited at once.
     class [[nodiscard]] Wait {
     public:
         /// Awaits the Completion.
-        detail::OperationAwaiter operator co_await() && noexcept { return {state_, error_, stop_}; }
+        detail::OperationAwaiter<Use> operator co_await() && noexcept {
+            return {state_, error_, stop_};
+        }
 
     private:
-        friend class Operation;
-        Wait(detail::OperationState& state, std::error_code* error, std::stop_token stop) noexcept
+        friend BasicOperation;
+        Wait(detail::OperationState<Use>& state, std::error_code* error,
+             std::stop_token stop) noexcept
             : state_(state), error_(error), stop_(std::move(stop)) {}
 
-        detail::OperationState& state_;
+        detail::OperationState<Use>& state_;
         std::error_code* error_;
         std::stop_token stop_;
     };
@@ -151,18 +158,23 @@ public:
     }
 
 private:
-    friend class AsyncQp;
-    friend class AsyncSrq;
+    template <class>
+    friend class BasicAsyncQp;
+    template <class>
+    friend class BasicAsyncSrq;
 
     template <class... Request>
-    [[gnu::always_inline]] Operation(detail::WorkQueue& queue, std::stop_token&& stop,
-                                     const Request&... request)
+    [[gnu::always_inline]] BasicOperation(detail::WorkQueue<Use>& queue, std::stop_token&& stop,
+                                          const Request&... request)
         : stop_(std::move(stop)) {
         queue.submit(state_, request...);
     }
 
-    detail::OperationState state_;
+    detail::OperationState<Use> state_;
     std::stop_token stop_;
 };
+
+/// The Operation of programs: compiled only where it is used, but otherwise as a class.
+using Operation = BasicOperation<detail::OnUse>;
 
 } // namespace asyncverbs

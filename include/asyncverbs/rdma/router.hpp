@@ -8,6 +8,7 @@
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/router_dispatch.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
@@ -29,30 +30,32 @@ namespace asyncverbs {
 /// Lifetime: it may be destroyed at any time, also by whom it has resumed; whoever still waits for
 /// an operation is then never resumed, but may be destroyed, and later operations fail with
 /// operation_canceled. Queue pairs may outlive it. Move-only.
-class Router {
+template <class Use>
+class BasicRouter {
 public:
     /// Drains `cq` from now on. Throws std::system_error (device_or_resource_busy) if somebody
     /// waits for it.
-    explicit Router(AsyncCq cq) : state_(std::make_shared<detail::RouterState>(std::move(cq))) {
+    explicit BasicRouter(AsyncCq cq)
+        : state_(std::make_shared<detail::RouterState<Use>>(std::move(cq))) {
         state_->start();
     }
 
     /// The same with a CQ of at least `depth` entries, as AsyncCq::create() makes it. Each queue
     /// pair takes max_send_wr + 1 and max_recv_wr entries.
     template <class Loop>
-    static Router create(const Context& context, int depth, Loop& loop,
-                         const AsyncCqOptions& options = {}) {
-        return Router(AsyncCq::create(context, depth, loop, options));
+    static BasicRouter create(const Context& context, int depth, Loop& loop,
+                              const AsyncCqOptions& options = {}) {
+        return BasicRouter(AsyncCq::create(context, depth, loop, options));
     }
 
-    Router(Router&&) noexcept = default;
+    BasicRouter(BasicRouter&&) noexcept = default;
 
     /// Closes the router that was here before, as its destructor does.
-    Router& operator=(Router&& other) noexcept {
-        Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
+    BasicRouter& operator=(BasicRouter&& other) noexcept {
+        BasicRouter(std::move(other)).state_.swap(state_); // the temporary closes the old one
         return *this;
     }
-    ~Router() {
+    ~BasicRouter() {
         if (state_) state_->close();
     }
 
@@ -67,10 +70,15 @@ public:
     }
 
 private:
-    friend class AsyncQp;
-    friend class AsyncSrq;
+    template <class>
+    friend class BasicAsyncQp;
+    template <class>
+    friend class BasicAsyncSrq;
 
-    std::shared_ptr<detail::RouterState> state_;
+    std::shared_ptr<detail::RouterState<Use>> state_;
 };
+
+/// The Router of programs: compiled only where it is used, but otherwise as a class.
+using Router = BasicRouter<detail::OnUse>;
 
 } // namespace asyncverbs

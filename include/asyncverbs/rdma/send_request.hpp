@@ -124,6 +124,7 @@ private:
     }
 };
 
+template <class Use>
 class WorkQueue;
 
 } // namespace detail
@@ -188,7 +189,9 @@ public:
     }
 
 private:
-    friend class AsyncQp;
+    template <class>
+    friend class BasicAsyncQp;
+    template <class>
     friend class detail::WorkQueue;
     using Work = detail::SendWork;
 

@@ -20,8 +20,8 @@ public:
 
     /// A std::vector, std::array, std::span of them, or another contiguous range.
     template <class Range>
-        requires(std::constructible_from<std::span<const Slice>, const Range&> &&
-                 !std::same_as<Range, Slices>)
+        requires(!std::same_as<Range, Slices> &&
+                 std::constructible_from<std::span<const Slice>, const Range&>)
     Slices(const Range& slices) noexcept : span(slices) {}
 };
 

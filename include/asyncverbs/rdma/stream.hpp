@@ -10,6 +10,7 @@
 #include <stop_token>
 #include <utility>
 
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/detail/span_cursor.hpp>
@@ -51,12 +52,13 @@ namespace asyncverbs {
 /// sent; whoever still reads or writes is resumed with operation_canceled. A coroutine that waits
 /// may be destroyed as if it was cancelled. Once it is made it allocates nothing but the frames of
 /// its tasks. Move-only; only to be destroyed or assigned to when moved from.
-class Stream {
+template <class Use>
+class BasicStream {
 public:
     /// What a queue pair needs for a stream.
     static QueuePairOptions queue_pair_options(const StreamOptions& options = {}) noexcept {
         return {.max_send_wr = options.buffers + 1,
-                .max_recv_wr = options.buffers + detail::StreamState::extra_receives};
+                .max_recv_wr = options.buffers + detail::StreamState<Use>::extra_receives};
     }
 
     /// Takes `qp` over, RC and in INIT, and posts its receives: so they are there before it is
@@ -64,17 +66,18 @@ public:
     /// std::system_error: invalid_argument for options out of range and a queue pair with fewer
     /// receives than queue_pair_options() asks for; naming ibv_post_recv; or as
     /// MemoryRegion::allocate().
-    Stream(AsyncQp qp, const ProtectionDomain& domain, const StreamOptions& options = {})
-        : state_(std::make_shared<detail::StreamState>(std::move(qp), domain, options)) {}
+    BasicStream(BasicAsyncQp<Use> qp, const ProtectionDomain& domain,
+                const StreamOptions& options = {})
+        : state_(std::make_shared<detail::StreamState<Use>>(std::move(qp), domain, options)) {}
 
-    Stream(Stream&&) noexcept = default;
+    BasicStream(BasicStream&&) noexcept = default;
 
     /// Drops the stream that was here before, as its destructor does.
-    Stream& operator=(Stream&& other) noexcept {
-        Stream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
+    BasicStream& operator=(BasicStream&& other) noexcept {
+        BasicStream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
         return *this;
     }
-    ~Stream() {
+    ~BasicStream() {
         if (state_) state_->abandon();
     }
 
@@ -86,32 +89,32 @@ public:
     /// how many bytes; 0 where the peer has ended its data and all of it was read, or `to` is
     /// empty. Loses nothing when it is cancelled: what has arrived by then stays for the next.
     Task<std::size_t> read_some(std::span<std::byte> to, std::stop_token stop = {}) {
-        return detail::StreamState::read(state_, detail::SpanCursor(to), std::move(stop));
+        return detail::StreamState<Use>::read(state_, Cursor<std::byte>(to), std::move(stop));
     }
 
     /// The same into several, one after the other.
     Task<std::size_t> read_some(std::span<const std::span<std::byte>> to,
                                 std::stop_token stop = {}) {
-        return detail::StreamState::read(state_, detail::SpanCursor<std::byte>(to),
-                                         std::move(stop));
+        return detail::StreamState<Use>::read(state_, Cursor<std::byte>(to), std::move(stop));
     }
 
     /// Sends all of `from`, which is free when it returns; the device may still be at it. When it
     /// is cancelled or fails, an unknown part from the front was sent, or none: what can be said to
     /// the peer afterwards is only that there is no more.
     Task<> write_all(std::span<const std::byte> from, std::stop_token stop = {}) {
-        return detail::StreamState::write(state_, detail::SpanCursor(from), std::move(stop));
+        return detail::StreamState<Use>::write(state_, Cursor<const std::byte>(from),
+                                               std::move(stop));
     }
 
     /// The same of several, one after the other, together in as few messages as may be.
     Task<> write_all(std::span<const std::span<const std::byte>> from, std::stop_token stop = {}) {
-        return detail::StreamState::write(state_, detail::SpanCursor<const std::byte>(from),
-                                          std::move(stop));
+        return detail::StreamState<Use>::write(state_, Cursor<const std::byte>(from),
+                                               std::move(stop));
     }
 
     /// Ends what this end writes: behind all of it the peer reads the end. Reading goes on.
     Task<> shutdown_write(std::stop_token stop = {}) {
-        return detail::StreamState::end_data(state_, std::move(stop));
+        return detail::StreamState<Use>::end_data(state_, std::move(stop));
     }
 
     /// Ends both ways: returns when the peer's device has received all that was written, or the
@@ -119,11 +122,17 @@ public:
     /// peer's writing fails. Cancelled, it may be called again; does nothing after it has
     /// succeeded.
     Task<> close(std::stop_token stop = {}) {
-        return detail::StreamState::close(state_, std::move(stop));
+        return detail::StreamState<Use>::close(state_, std::move(stop));
     }
 
 private:
-    std::shared_ptr<detail::StreamState> state_;
+    template <class Byte>
+    using Cursor = detail::SpanCursor<detail::Used<Byte, Use>>;
+
+    std::shared_ptr<detail::StreamState<Use>> state_;
 };
+
+/// The Stream of programs: compiled only where it is used, but otherwise as a class.
+using Stream = BasicStream<detail::OnUse>;
 
 } // namespace asyncverbs

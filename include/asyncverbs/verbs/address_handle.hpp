@@ -36,7 +36,7 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_ah", detail::verb_errno());
         }
-        ah_ = detail::own(native, ibv_destroy_ah, pd);
+        ah_ = detail::own<ibv_destroy_ah>(native, pd);
     }
 
     AddressHandle(AddressHandle&&) noexcept = default;

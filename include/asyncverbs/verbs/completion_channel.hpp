@@ -27,7 +27,7 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_comp_channel", detail::verb_errno());
         }
-        channel_ = detail::own(native, ibv_destroy_comp_channel, device);
+        channel_ = detail::own<ibv_destroy_comp_channel>(native, device);
         detail::set_non_blocking(fd());
     }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -14,6 +13,7 @@
 
 #include <asyncverbs/verbs/completion_channel.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
@@ -150,8 +150,8 @@ inline CompletionQueue::CompletionQueue(const Context& context, int depth,
         detail::throw_error(std::errc::invalid_argument,
                             "wc_flags of an extended completion queue that are no timestamps");
     }
-    cq_ = detail::own(create(depth, comp_vector), ibv_destroy_cq, channel_.shared_handle(),
-                      context_.shared_handle());
+    cq_ = detail::own<ibv_destroy_cq>(create(depth, comp_vector), channel_.shared_handle(),
+                                      context_.shared_handle());
     capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
 }
 

@@ -33,7 +33,7 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_open_device", detail::verb_errno());
         }
-        context_ = detail::own(native, ibv_close_device);
+        context_ = detail::own<ibv_close_device>(native);
     }
 
     /// Shares a context that is already open, another owner's shared_handle() or, with a deleter

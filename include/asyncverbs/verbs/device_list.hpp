@@ -5,7 +5,6 @@
 
 #include <cerrno>
 #include <cstddef>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,8 +23,8 @@ public:
     DeviceList() {
         errno = 0;
         int count = 0;
-        devices_.reset(ibv_get_device_list(&count));
-        if (devices_) {
+        devices_ = ibv_get_device_list(&count);
+        if (devices_ != nullptr) {
             size_ = static_cast<std::size_t>(count);
         } else if (detail::verb_errno() != ENOSYS) {
             throw_verb_error("ibv_get_device_list", detail::verb_errno());
@@ -34,18 +33,22 @@ public:
 
     /// Leaves `other` empty.
     DeviceList(DeviceList&& other) noexcept
-        : devices_(std::move(other.devices_)), size_(std::exchange(other.size_, 0)) {}
+        : devices_(std::exchange(other.devices_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     /// Frees the list that was here before.
     DeviceList& operator=(DeviceList&& other) noexcept {
-        devices_ = std::move(other.devices_);
-        size_ = std::exchange(other.size_, 0);
+        DeviceList old(std::move(other));
+        std::swap(old.devices_, devices_);
+        std::swap(old.size_, size_);
         return *this;
+    }
+    ~DeviceList() {
+        if (devices_ != nullptr) ibv_free_device_list(devices_);
     }
 
     /// The first device; the elements are pointers. As of a range of the standard library.
-    [[nodiscard]] ibv_device* const* begin() const noexcept { return devices_.get(); }
+    [[nodiscard]] ibv_device* const* begin() const noexcept { return devices_; }
     /// Behind the last one.
-    [[nodiscard]] ibv_device* const* end() const noexcept { return devices_.get() + size_; }
+    [[nodiscard]] ibv_device* const* end() const noexcept { return devices_ + size_; }
     /// How many devices there are.
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
     /// Whether there is none.
@@ -53,7 +56,7 @@ public:
 
     /// The device at `index`, which must be less than size().
     [[nodiscard]] ibv_device* operator[](std::size_t index) const noexcept {
-        return devices_.get()[index];
+        return devices_[index];
     }
 
     /// The device called `name`. Throws std::system_error (no_such_device) that names the devices
@@ -83,14 +86,10 @@ public:
 
     /// The array that ibv_get_device_list(3) gave; nullptr where there is no RDMA support in the
     /// kernel, and in a moved-from list.
-    [[nodiscard]] ibv_device** native_handle() const noexcept { return devices_.get(); }
+    [[nodiscard]] ibv_device** native_handle() const noexcept { return devices_; }
 
 private:
-    struct Free {
-        void operator()(ibv_device** devices) const noexcept { ibv_free_device_list(devices); }
-    };
-
-    std::unique_ptr<ibv_device*[], Free> devices_;
+    ibv_device** devices_ = nullptr;
     std::size_t size_ = 0;
 };
 

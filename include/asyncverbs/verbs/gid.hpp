@@ -4,7 +4,6 @@
 // are those that peers, which have their own tables, most likely reach.
 #pragma once
 
-#include <algorithm>
 #include <cerrno>
 #include <string>
 
@@ -26,8 +25,8 @@ inline constexpr int max_gid_index = 255;
     int best_index = -1;
     int best_rank = 0;
     int failure = 0;
-    const int usable = std::min(length, detail::max_gid_index + 1);
-    for (int index = 0; index < usable && best_rank < 3; ++index) {
+    for (int index = 0; index < length && index <= detail::max_gid_index && best_rank < 3;
+         ++index) {
         ibv_gid_entry entry{};
         if (const int error = context.try_query_gid(port, index, entry)) {
             failure = error == ENODATA ? failure : error;

@@ -4,10 +4,8 @@
 // Text is what error messages and logs need; comparing is what choosing one needs.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstring>
-#include <iterator>
 #include <string>
 
 #include <arpa/inet.h>
@@ -25,7 +23,8 @@ namespace asyncverbs {
 
 /// Whether all bytes are zero: no GID, an unused entry of a port's table.
 [[nodiscard]] inline bool is_empty_gid(const ibv_gid& gid) noexcept {
-    return std::all_of(std::begin(gid.raw), std::end(gid.raw), [](auto byte) { return byte == 0; });
+    constexpr ibv_gid empty{};
+    return std::memcmp(gid.raw, empty.raw, sizeof gid.raw) == 0;
 }
 
 /// Whether the GID holds an IPv4 address, as "::ffff:10.7.0.1" does.

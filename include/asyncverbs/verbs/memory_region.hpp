@@ -36,8 +36,8 @@ public:
     /// std::system_error: naming mmap (invalid_argument where `size` is 0), else as above.
     [[nodiscard]] static MemoryRegion allocate(const ProtectionDomain& domain, std::size_t size,
                                                int access = IBV_ACCESS_LOCAL_WRITE) {
-        std::shared_ptr<std::byte> pages = detail::allocate_pages(size);
-        const std::span<std::byte> bytes(pages.get(), size);
+        std::shared_ptr<void> pages = detail::allocate_pages(size);
+        const std::span<std::byte> bytes(static_cast<std::byte*>(pages.get()), size);
         return MemoryRegion(domain, bytes, access, std::move(pages));
     }
 
@@ -78,7 +78,7 @@ public:
 
 private:
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes, int access,
-                 std::shared_ptr<std::byte> memory) {
+                 std::shared_ptr<void> memory) {
         const std::shared_ptr<ibv_pd>& pd =
             detail::alive(domain.shared_handle(), "ProtectionDomain");
         if (bytes.empty()) {
@@ -91,7 +91,7 @@ private:
         if (native == nullptr) {
             throw_verb_error("ibv_reg_mr", detail::verb_errno());
         }
-        mr_ = detail::own(native, ibv_dereg_mr, std::move(memory), pd);
+        mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
     }
 
     [[nodiscard]] ibv_mr* get() const { return detail::alive(mr_, "MemoryRegion").get(); }

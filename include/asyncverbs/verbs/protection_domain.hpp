@@ -24,7 +24,7 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_alloc_pd", detail::verb_errno());
         }
-        pd_ = detail::own(native, ibv_dealloc_pd, context_.shared_handle());
+        pd_ = detail::own<ibv_dealloc_pd>(native, context_.shared_handle());
     }
 
     ProtectionDomain(ProtectionDomain&&) noexcept = default;

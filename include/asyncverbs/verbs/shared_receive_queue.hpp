@@ -61,7 +61,7 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_srq", detail::verb_errno());
         }
-        srq_ = detail::own(native, ibv_destroy_srq, pd);
+        srq_ = detail::own<ibv_destroy_srq>(native, pd);
     }
 
     SharedReceiveQueue(SharedReceiveQueue&&) noexcept = default;

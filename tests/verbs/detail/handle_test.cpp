@@ -29,8 +29,8 @@ TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs
     std::vector<std::string> log;
     Noted parent{"parent", &log};
     Noted child{"child", &log};
-    auto parent_handle = detail::own(&parent, destroy);
-    auto child_handle = detail::own(&child, destroy, parent_handle);
+    auto parent_handle = detail::own<&destroy>(&parent);
+    auto child_handle = detail::own<&destroy>(&child, parent_handle);
     parent_handle.reset();
     CHECK(log.empty());
     child_handle.reset();
@@ -41,7 +41,7 @@ TEST_CASE("a weak pointer to a child does not keep its parents", "[verbs][handle
     std::vector<std::string> log;
     Noted parent{"parent", &log};
     Noted child{"child", &log};
-    auto child_handle = detail::own(&child, destroy, detail::own(&parent, destroy));
+    auto child_handle = detail::own<&destroy>(&child, detail::own<&destroy>(&parent));
     const std::weak_ptr<Noted> watcher = child_handle;
     child_handle.reset();
     CHECK(log == std::vector<std::string>{"child", "parent"});

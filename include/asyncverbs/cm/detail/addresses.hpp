@@ -5,9 +5,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <memory>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -28,8 +26,8 @@ inline const std::error_category& getaddrinfo_category() noexcept {
 
 // At least one. No host means any address, IPv6 first, which takes IPv4 as well; no service means
 // any port. Blocks while the system looks up a name.
-inline std::vector<SocketAddress> find_addresses(const std::string& host,
-                                                 const std::string& service) {
+template <class Address = SocketAddress>
+std::vector<Address> find_addresses(const std::string& host, const std::string& service) {
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_PASSIVE;
@@ -42,15 +40,14 @@ inline std::vector<SocketAddress> find_addresses(const std::string& host,
                                           : std::error_code(result, getaddrinfo_category());
         throw std::system_error(error, "getaddrinfo " + host + ":" + service);
     }
-    const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
-    std::vector<SocketAddress> addresses;
+    struct Owner {
+        addrinfo* list;
+        ~Owner() { freeaddrinfo(list); }
+    } const owner{found};
+    std::vector<Address> addresses;
     for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
-        addresses.emplace_back(*each->ai_addr);
-    }
-    if (host.empty()) {
-        std::ranges::partition(addresses, [](const SocketAddress& address) {
-            return address.native_handle()->sa_family == AF_INET6;
-        });
+        const bool first = host.empty() && each->ai_family == AF_INET6;
+        addresses.emplace(first ? addresses.begin() : addresses.end(), *each->ai_addr);
     }
     return addresses;
 }

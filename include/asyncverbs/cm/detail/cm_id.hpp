@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <asyncverbs/cm/detail/private_data.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
@@ -32,13 +33,15 @@ struct DestroyCmId {
 using UniqueCmId = std::unique_ptr<rdma_cm_id, DestroyCmId>;
 
 // A copy of an event, which is acknowledged already: rdma_destroy_id waits for all that were read.
+template <class Use>
 struct CmEvent {
     rdma_cm_event_type type;
     int status;
     PrivateData private_data;
-    UniqueCmId request; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier to answer with
+    Used<UniqueCmId, Use> request; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier to answer with
 };
 
+template <class Use>
 class CmId {
 public:
     CmId() : channel_(open_channel()) {
@@ -48,7 +51,8 @@ public:
     }
 
     /// Takes a request from the channel of the listener that got it.
-    explicit CmId(UniqueCmId request) : channel_(open_channel()), id_(std::move(request)) {
+    explicit CmId(Used<UniqueCmId, Use> request)
+        : channel_(open_channel()), id_(std::move(request)) {
         // Waits for events of the request that were read from the old channel; there are none.
         call_cm("rdma_migrate_id", rdma_migrate_id, get(), channel_.get());
     }
@@ -57,7 +61,7 @@ public:
     int fd() const noexcept { return channel_->fd; }
 
     /// The next event, if there is one.
-    std::optional<CmEvent> next_event() {
+    std::optional<CmEvent<Use>> next_event() {
         rdma_cm_event* event = nullptr;
         for (;;) {
             errno = 0;
@@ -67,10 +71,10 @@ public:
             if (error == EAGAIN) return std::nullopt;
             if (error != EINTR) throw_verb_error("rdma_get_cm_event", error);
         }
-        CmEvent copy{event->event,
-                     event->status,
-                     {event->param.conn.private_data, event->param.conn.private_data_len},
-                     {}};
+        CmEvent<Use> copy{event->event,
+                          event->status,
+                          {event->param.conn.private_data, event->param.conn.private_data_len},
+                          {}};
         if (copy.type == RDMA_CM_EVENT_CONNECT_REQUEST) copy.request.reset(event->id);
         rdma_ack_cm_event(event);
         return copy;
@@ -82,7 +86,7 @@ private:
             rdma_destroy_event_channel(channel);
         }
     };
-    using UniqueChannel = std::unique_ptr<rdma_event_channel, DestroyChannel>;
+    using UniqueChannel = Used<std::unique_ptr<rdma_event_channel, DestroyChannel>, Use>;
 
     static UniqueChannel open_channel() {
         errno = 0;
@@ -93,7 +97,7 @@ private:
     }
 
     UniqueChannel channel_;
-    UniqueCmId id_; // destroyed first
+    Used<UniqueCmId, Use> id_; // destroyed first
 };
 
 } // namespace asyncverbs::detail

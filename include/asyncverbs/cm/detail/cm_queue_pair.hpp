@@ -4,7 +4,6 @@
 
 #include <rdma/rdma_cma.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -32,7 +31,7 @@ struct ReadDepths {
 [[nodiscard]] inline ReadDepths limit(ReadDepths wanted, const Context& context) {
     const ibv_device_attr device = context.query_device();
     const auto at_most = [](std::uint8_t depth, int limit) {
-        return static_cast<std::uint8_t>(std::min<int>(depth, limit));
+        return static_cast<std::uint8_t>(depth < limit ? depth : limit);
     };
     return {at_most(wanted.responder_resources, device.max_qp_rd_atom),
             at_most(wanted.initiator_depth, device.max_qp_init_rd_atom)};
@@ -66,12 +65,12 @@ inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wante
     prepare(id, qp); // what the peer may do, INIT did not know before
     QueuePairStep receive = cm_step(id, IBV_QPS_RTR, "RTR");
     std::uint8_t& served = receive.attr.max_dest_rd_atomic;
-    served = std::min(served, wanted.responder_resources);
+    if (served > wanted.responder_resources) served = wanted.responder_resources;
     receive.attr.min_rnr_timer = min_rnr_timer; // the kernel's choice is 0, which is 655 ms
     receive.apply(qp.native_handle());
     QueuePairStep send = cm_step(id, IBV_QPS_RTS, "RTS");
     std::uint8_t& own = send.attr.max_rd_atomic;
-    own = std::min(own, wanted.initiator_depth);
+    if (own > wanted.initiator_depth) own = wanted.initiator_depth;
     send.apply(qp.native_handle());
     return {served, own};
 }

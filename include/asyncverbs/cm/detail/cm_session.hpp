@@ -8,7 +8,6 @@
 #include <rdma/rdma_cma.h>
 
 #include <cerrno>
-#include <chrono>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -22,15 +21,20 @@
 #include <asyncverbs/cm/detail/cm_id.hpp>
 #include <asyncverbs/cm/detail/cm_loop.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class CmSession {
 public:
-    CmSession(CmLoop loop, CmId id) : loop_(loop), id_(std::move(id)) {
+    CmSession(CmLoop loop, CmId<Use> id) : loop_(loop) {
+        id_.emplace(std::move(id));
         start_reading();
         if (failure_) std::rethrow_exception(failure_);
     }
@@ -62,7 +66,7 @@ public:
     }
 
     /// How the connection ended, once it has.
-    std::optional<rdma_cm_event_type> end() const noexcept { return end_; }
+    Used<std::optional<rdma_cm_event_type>, Use> end() const noexcept { return end_; }
 
     // --- awaited; `self` keeps the session while one of them waits ---
 
@@ -88,7 +92,7 @@ public:
     }
 
     /// A request for a connection; first come, first served.
-    static Task<CmEvent> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
+    static Task<CmEvent<Use>> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
         const std::string step = "Listener::accept";
         Waiter waiter(*self, Deadline::never);
         for (;;) {
@@ -99,7 +103,7 @@ public:
             if (!self->request_) self->throw_if_failed(step);
             co_await self->ring(waiter, step, stop);
         }
-        CmEvent request = std::move(*self->request_);
+        CmEvent<Use> request = std::move(*self->request_);
         self->request_.reset();
         co_return request;
     }
@@ -140,14 +144,14 @@ private:
 
     static bool read(void* session) {
         auto& self = *static_cast<CmSession*>(session);
-        while (std::optional<CmEvent> event = self.id_->next_event()) {
+        while (std::optional<CmEvent<Use>> event = self.id_->next_event()) {
             self.take(std::move(*event));
             if (self.request_) return false;
         }
         return true;
     }
 
-    void take(CmEvent event) {
+    void take(CmEvent<Use> event) {
         switch (event.type) {
         case RDMA_CM_EVENT_CONNECT_REQUEST:
             request_ = std::move(event);
@@ -210,7 +214,7 @@ private:
                type == RDMA_CM_EVENT_REJECTED;
     }
 
-    [[noreturn]] static void throw_failure(const std::string& step, const CmEvent& event) {
+    [[noreturn]] static void throw_failure(const std::string& step, const CmEvent<Use>& event) {
         if (event.type == RDMA_CM_EVENT_REJECTED) {
             throw ConnectionRejected(step, event.status, event.private_data);
         }
@@ -235,23 +239,24 @@ private:
     }
 
     CmLoop loop_;
-    std::optional<CmId> id_; // none: closed
+    Maybe<CmId<Use>> id_; // none: closed
     bool established_ = false;
     std::weak_ptr<ibv_qp> qp_;
-    std::optional<CmEvent> answer_;
-    std::optional<rdma_cm_event_type> end_;
+    std::optional<CmEvent<Use>> answer_;
+    Used<std::optional<rdma_cm_event_type>, Use> end_;
     std::exception_ptr failure_; // nobody reads events any more
-    std::optional<CmEvent> request_;
+    std::optional<CmEvent<Use>> request_;
     IntrusiveList<Waiter> waiters_;
     bool reading_ = false;
-    std::optional<Scope> reader_; // the coroutine that reads; last, so destroyed first
+    Maybe<Scope> reader_; // the coroutine that reads; last, so destroyed first
 };
 
 /// Closes the session when it goes.
+template <class Use>
 class CmSessionOwner {
 public:
-    CmSessionOwner(CmLoop loop, CmId id)
-        : session_(std::make_shared<CmSession>(loop, std::move(id))) {}
+    CmSessionOwner(CmLoop loop, CmId<Use> id)
+        : session_(std::make_shared<CmSession<Use>>(loop, std::move(id))) {}
     CmSessionOwner(CmSessionOwner&&) noexcept = default;
     CmSessionOwner& operator=(CmSessionOwner&& other) noexcept {
         CmSessionOwner(std::move(other)).session_.swap(session_);
@@ -262,11 +267,11 @@ public:
     }
 
     explicit operator bool() const noexcept { return session_ != nullptr; }
-    CmSession* operator->() const { return shared().get(); }
-    const std::shared_ptr<CmSession>& shared() const { return alive(session_, "connection"); }
+    CmSession<Use>* operator->() const { return shared().get(); }
+    const std::shared_ptr<CmSession<Use>>& shared() const { return alive(session_, "connection"); }
 
 private:
-    std::shared_ptr<CmSession> session_;
+    std::shared_ptr<CmSession<Use>> session_;
 };
 
 } // namespace asyncverbs::detail

@@ -2,10 +2,8 @@
 // For how long an empty CQ is polled now: the whole limit, or what it has paid lately to poll.
 #pragma once
 
-#include <algorithm>
-#include <chrono>
-
 #include <asyncverbs/core/busy_poll.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 
@@ -33,7 +31,9 @@ public:
         const auto idle = now - begun_;
         const auto least = limit_ / 8;
         if (idle <= limit_) {
-            length_ = std::clamp(2 * length_, least, limit_);
+            length_ *= 2;
+            if (length_ < least) length_ = least;
+            if (length_ > limit_) length_ = limit_;
         } else {
             length_ /= 2;
             if (length_ < least) length_ = std::chrono::nanoseconds(0);

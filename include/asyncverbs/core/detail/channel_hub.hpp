@@ -5,11 +5,9 @@
 
 #include <infiniband/verbs.h>
 
-#include <algorithm>
-#include <chrono>
 #include <coroutine>
+#include <cstdint>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -22,7 +20,9 @@
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/interruption.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
@@ -38,6 +38,7 @@ struct ChannelNode : ListNode {
     Deadline::Clock::time_point deadline = Deadline::never;
 };
 
+template <bool timed>
 class ChannelHub {
 public:
     explicit ChannelHub(std::shared_ptr<ibv_comp_channel> channel) : channel_(std::move(channel)) {}
@@ -93,11 +94,17 @@ public:
     void dismiss_all() noexcept;
 
 private:
-    std::vector<ChannelNode*>::iterator place_of(const ibv_cq* cq) noexcept {
-        const auto before = [](const ChannelNode* node, const ibv_cq* wanted) {
-            return std::less<>()(static_cast<const ibv_cq*>(node->cq), wanted);
-        };
-        return std::lower_bound(nodes_.begin(), nodes_.end(), cq, before);
+    // Where in nodes_ that of `cq` is, or belongs.
+    auto place_of(const ibv_cq* cq) noexcept {
+        const auto address = [](const ibv_cq* of) { return reinterpret_cast<std::uintptr_t>(of); };
+        auto first = nodes_.begin();
+        for (auto count = nodes_.end() - first; count > 0;) {
+            const auto half = count / 2;
+            const bool before = address(first[half]->cq) < address(cq);
+            if (before) first += half + 1;
+            count = before ? count - half - 1 : half;
+        }
+        return first;
     }
     ChannelNode* find(const ibv_cq* cq) noexcept {
         const auto place = place_of(cq);
@@ -109,7 +116,7 @@ private:
     void resume_ready();
 
     std::shared_ptr<ibv_comp_channel> channel_;
-    std::vector<ChannelNode*> nodes_; // by the address of their CQ
+    Used<std::vector<ChannelNode*>, std::bool_constant<timed>> nodes_; // by the address of their CQ
     IntrusiveList<ChannelNode> waiting_;
     IntrusiveList<ChannelNode> ready_; // about to be resumed
     bool timed_ = false;               // one that waits may have a deadline
@@ -119,7 +126,8 @@ private:
     std::optional<std::system_error> failure_;
 };
 
-inline std::coroutine_handle<> ChannelHub::wait(ChannelNode& node) noexcept {
+template <bool timed>
+inline std::coroutine_handle<> ChannelHub<timed>::wait(ChannelNode& node) noexcept {
     waiting_.push_back(node);
     timed_ |= node.deadline != Deadline::never;
     if (pump.idle) return pump.handle;
@@ -127,22 +135,27 @@ inline std::coroutine_handle<> ChannelHub::wait(ChannelNode& node) noexcept {
     return std::noop_coroutine();
 }
 
-inline Deadline::Clock::time_point ChannelHub::next_deadline() noexcept {
+template <bool timed>
+inline Deadline::Clock::time_point ChannelHub<timed>::next_deadline() noexcept {
     auto next = Deadline::never;
     if (timed_) {
-        waiting_.for_each([&](ChannelNode& node) { next = std::min(next, node.deadline); });
+        waiting_.for_each([&](ChannelNode& node) {
+            if (node.deadline < next) next = node.deadline;
+        });
     }
     timed_ = next != Deadline::never;
     return next;
 }
 
-inline std::chrono::nanoseconds ChannelHub::wait_bound() const noexcept {
+template <bool timed>
+inline std::chrono::nanoseconds ChannelHub<timed>::wait_bound() const noexcept {
     if (wait_until_ == Deadline::never) return std::chrono::nanoseconds(0);
     const std::chrono::nanoseconds left = wait_until_ - Deadline::Clock::now();
-    return std::max(left, std::chrono::nanoseconds(1));
+    return left.count() > 0 ? left : std::chrono::nanoseconds(1);
 }
 
-inline void ChannelHub::turn(std::error_code result, bool) {
+template <bool timed>
+inline void ChannelHub<timed>::turn(std::error_code result, bool) {
     bool interrupted = false;
     try {
         if (!result) {
@@ -160,7 +173,8 @@ inline void ChannelHub::turn(std::error_code result, bool) {
 }
 
 /// All that are there: several CQs may have fired on one edge (I3).
-inline void ChannelHub::read_events() {
+template <bool timed>
+inline void ChannelHub<timed>::read_events() {
     while (ibv_cq* const source = get_cq_event(channel_.get())) {
         ChannelNode* const node = find(source);
         if (node == nullptr) {
@@ -173,7 +187,8 @@ inline void ChannelHub::read_events() {
     }
 }
 
-inline void ChannelHub::find_ready(bool interrupted) {
+template <bool timed>
+inline void ChannelHub<timed>::find_ready(bool interrupted) {
     if (failure_) return ready_.append(waiting_);
     if (!interrupted && !timed_) return;
     const auto now = timed_ ? Deadline::Clock::now() : Deadline::next_turn;
@@ -182,7 +197,8 @@ inline void ChannelHub::find_ready(bool interrupted) {
     });
 }
 
-inline void ChannelHub::resume_ready() {
+template <bool timed>
+inline void ChannelHub<timed>::resume_ready() {
     std::exception_ptr first;
     while (!ready_.empty()) { // who leaves is unlinked
         ChannelNode& node = ready_.front();
@@ -196,11 +212,13 @@ inline void ChannelHub::resume_ready() {
     if (first) std::rethrow_exception(std::move(first));
 }
 
-inline void ChannelHub::fail() noexcept {
+template <bool timed>
+inline void ChannelHub<timed>::fail() noexcept {
     if (!failure_) failure_ = current_failure();
 }
 
-inline void ChannelHub::dismiss_all() noexcept {
+template <bool timed>
+inline void ChannelHub<timed>::dismiss_all() noexcept {
     find_ready(true);
     try {
         resume_ready();

@@ -7,19 +7,20 @@
 
 #include <coroutine>
 #include <memory>
-#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>
 
 #include <asyncverbs/core/detail/channel_hub.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 
 namespace asyncverbs::detail {
 
+template <bool timed>
 class ChannelMember : public ChannelNode {
 public:
-    ChannelMember(std::shared_ptr<ChannelHub> hub, std::shared_ptr<ibv_cq> owned)
+    ChannelMember(std::shared_ptr<ChannelHub<timed>> hub, std::shared_ptr<ibv_cq> owned)
         : ChannelNode(owned.get()), hub_(std::move(hub)), cq_(std::move(owned)) {
         hub_->add(*this);
     }
@@ -68,13 +69,13 @@ public:
 
 private:
     struct OnStop {
-        ChannelHub& hub;
+        ChannelHub<timed>& hub;
         void operator()() const noexcept { hub.interrupt(); }
     };
 
-    std::shared_ptr<ChannelHub> hub_;
+    std::shared_ptr<ChannelHub<timed>> hub_;
     std::shared_ptr<ibv_cq> cq_;
-    std::optional<std::stop_callback<OnStop>> on_stop_;
+    Maybe<std::stop_callback<OnStop>> on_stop_;
 };
 
 } // namespace asyncverbs::detail

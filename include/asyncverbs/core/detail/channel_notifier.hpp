@@ -2,7 +2,6 @@
 // The notifier of one CQ of a SharedChannel: "readable" is an event that names this CQ.
 #pragma once
 
-#include <chrono>
 #include <coroutine>
 #include <memory>
 #include <stop_token>
@@ -12,12 +11,14 @@
 #include <asyncverbs/core/detail/channel_hub.hpp>
 #include <asyncverbs/core/detail/channel_member.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 
+template <bool timed>
 class ChannelReadable {
 public:
-    ChannelReadable(ChannelMember& member, std::stop_token stop,
+    ChannelReadable(ChannelMember<timed>& member, std::stop_token stop,
                     Deadline::Clock::time_point deadline) noexcept
         : member_(member), stop_(std::move(stop)), deadline_(deadline) {}
     ChannelReadable(const ChannelReadable&) = delete;
@@ -31,7 +32,7 @@ public:
     std::error_code await_resume() const { return member_.result(stop_); }
 
 private:
-    ChannelMember& member_;
+    ChannelMember<timed>& member_;
     std::stop_token stop_;
     Deadline::Clock::time_point deadline_;
 };
@@ -40,13 +41,13 @@ private:
 template <bool timed>
 class ChannelNotifier {
 public:
-    ChannelNotifier(std::shared_ptr<ChannelHub> hub, std::shared_ptr<ibv_cq> cq)
-        : member_(std::make_unique<ChannelMember>(std::move(hub), std::move(cq))) {}
+    ChannelNotifier(std::shared_ptr<ChannelHub<timed>> hub, std::shared_ptr<ibv_cq> cq)
+        : member_(std::make_unique<ChannelMember<timed>>(std::move(hub), std::move(cq))) {}
 
-    ChannelReadable readable(std::stop_token stop) {
+    ChannelReadable<timed> readable(std::stop_token stop) {
         return {*member_, std::move(stop), Deadline::never};
     }
-    ChannelReadable readable(std::stop_token stop, std::chrono::nanoseconds max_wait)
+    ChannelReadable<timed> readable(std::stop_token stop, std::chrono::nanoseconds max_wait)
         requires timed
     {
         return {*member_, std::move(stop), Deadline::after(max_wait)};
@@ -56,7 +57,7 @@ public:
     unsigned take_events() noexcept { return member_->take_events(); }
 
 private:
-    std::unique_ptr<ChannelMember> member_; // the hub refers to it by address
+    std::unique_ptr<ChannelMember<timed>> member_; // the hub refers to it by address
 };
 
 } // namespace asyncverbs::detail

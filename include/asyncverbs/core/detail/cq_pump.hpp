@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cassert>
-#include <chrono>
 #include <concepts>
 #include <coroutine>
 #include <exception>
@@ -17,6 +16,7 @@
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/core/detail/unique_coroutine.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 

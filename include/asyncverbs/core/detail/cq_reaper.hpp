@@ -15,7 +15,6 @@
 #include <infiniband/verbs.h>
 
 #include <atomic>
-#include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -37,6 +36,7 @@
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/kept_completions.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 
@@ -315,14 +315,12 @@ inline bool CqReaper::deliver(CqRequest& request) {
 
 inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
     if (request.wr_id) {
-        const std::optional<ibv_wc> match = kept_.take(*request.wr_id);
-        if (!match) return false;
-        request.completions.front() = *match;
-        request.delivered = 1;
+        const auto matches = [&](std::uint64_t wr_id) { return wr_id == *request.wr_id; };
+        request.delivered = kept_.take(request.completions.first(1), nullptr, matches);
     } else {
         request.delivered = take_kept(request.completions, request.timestamps);
-        if (request.delivered == 0) return false;
     }
+    if (request.delivered == 0) return false;
     request.outcome = CqRequest::Outcome::delivered;
     return true;
 }

@@ -14,6 +14,7 @@
 #include <stop_token>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 
 namespace asyncverbs::detail {
 
@@ -42,7 +43,7 @@ struct CqWaiter : ListNode {
     CqRequest& request;
     std::coroutine_handle<> handle;
     std::atomic<bool> stop_requested{false};
-    std::optional<std::stop_callback<OnStop>> on_stop;
+    Maybe<std::stop_callback<OnStop>> on_stop;
 };
 
 } // namespace asyncverbs::detail

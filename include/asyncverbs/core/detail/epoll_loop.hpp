@@ -7,13 +7,11 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cassert>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -88,8 +86,8 @@ private:
     }
     void watch(int fd, void* tag);
     void signal() noexcept;
-    std::size_t wait(std::span<epoll_event> events, bool block);
-    void walk(std::span<const epoll_event> events) noexcept;
+    std::size_t wait(epoll_event* events, int most, bool block);
+    void walk(const epoll_event* events, std::size_t count) noexcept;
 
     PostQueue posted_; // first, for its alignment
     FileDescriptor epoll_;
@@ -169,18 +167,18 @@ inline void EpollLoop::discard_all() noexcept {
     }
 }
 
-inline std::size_t EpollLoop::wait(std::span<epoll_event> events, bool block) {
+inline std::size_t EpollLoop::wait(epoll_event* events, int most, bool block) {
     for (;;) {
-        const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
-                                       block ? -1 : 0);
+        const int count = ::epoll_wait(epoll_.get(), events, most, block ? -1 : 0);
         if (count >= 0) return static_cast<std::size_t>(count);
         if (errno != EINTR) throw std::system_error(errno, std::system_category(), "epoll_wait");
     }
 }
 
-inline void EpollLoop::walk(std::span<const epoll_event> events) noexcept {
+inline void EpollLoop::walk(const epoll_event* events, std::size_t count) noexcept {
     bool timer_fired = false;
-    for (const epoll_event& event : events) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const epoll_event& event = events[i];
         if (event.data.ptr == &timers_) {
             timer_fired = true;
         } else if (event.data.ptr != &event_) {
@@ -201,10 +199,11 @@ inline bool EpollLoop::turn(bool within_run) {
     timers_.arm();
     // Asked after the queue was told of the sleep: who ends the run later, wakes.
     const bool block = within_run && ready_.empty() && posted_.sleep() && !ended();
-    std::array<epoll_event, 64> events;
-    const std::size_t count = wait(events, block);
+    constexpr int most = 64;
+    epoll_event events[most];
+    const std::size_t count = wait(events, most, block);
     signalled_ = false;
-    walk(std::span(events).first(count));
+    walk(events, count);
     posted_.take(ready_);
 
     // What becomes ready from here on is behind the mark. What is before it when an exception or

@@ -6,12 +6,12 @@
 #include <atomic>
 #include <cerrno>
 #include <memory>
-#include <optional>
 #include <stop_token>
 #include <utility>
 
 #include <asyncverbs/core/detail/epoll_entry.hpp>
 #include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/core/detail/ready_node.hpp>
 
 namespace asyncverbs::detail {
@@ -91,7 +91,7 @@ private:
     EpollEntry entry_;
     StopNode stopped_;
     std::stop_token stop_;
-    std::optional<std::stop_callback<OnStop>> on_stop_;
+    Maybe<std::stop_callback<OnStop>> on_stop_;
 };
 
 } // namespace asyncverbs::detail

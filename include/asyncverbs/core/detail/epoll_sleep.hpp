@@ -5,16 +5,16 @@
 
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <coroutine>
 #include <memory>
-#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>
 
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 
@@ -118,7 +118,7 @@ private:
     }
 
     EpollSleepOperation& operation_;
-    std::optional<Stop> stop_;
+    Maybe<Stop> stop_;
     std::coroutine_handle<> coroutine_;
     bool asleep_ = false;
 };

@@ -17,13 +17,15 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/branch.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/detail/pool_state.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class PoolRun {
 public:
-    explicit PoolRun(std::shared_ptr<PoolState> pool)
+    explicit PoolRun(std::shared_ptr<PoolState<Use>> pool)
         : pool_(std::move(pool)), cores_(pool_->size()), unended_(pool_->size()) {
         pool_->begin();
     }
@@ -54,7 +56,7 @@ public:
     }
     std::coroutine_handle<> branch_done() noexcept {
         // The run may be over, and this object gone, as soon as the threads know of the end.
-        const std::shared_ptr<PoolState> alive = pool_;
+        const std::shared_ptr<PoolState<Use>> alive = pool_;
         if (failed()) alive->end();
         return std::noop_coroutine();
     }
@@ -84,7 +86,7 @@ private:
         return exception_ != nullptr;
     }
 
-    const std::shared_ptr<PoolState> pool_;
+    const std::shared_ptr<PoolState<Use>> pool_;
     std::vector<Core> cores_;
     std::vector<Branch<PoolRun>> branches_;
     std::atomic<std::size_t> unended_;
@@ -92,8 +94,9 @@ private:
     std::exception_ptr exception_; // the first
 };
 
+template <class Use>
 template <class F>
-Branch<PoolRun> PoolRun::work(std::size_t index, F& function) {
+Branch<PoolRun<Use>> PoolRun<Use>::work(std::size_t index, F& function) {
     EpollExecutor& executor = pool_->executors()[index];
     co_await executor.schedule();
     co_await function(executor, index);
@@ -103,7 +106,9 @@ Branch<PoolRun> PoolRun::work(std::size_t index, F& function) {
     executor.stop();
 }
 
-inline std::coroutine_handle<> PoolRun::arrive(Core& core, std::coroutine_handle<> self) noexcept {
+template <class Use>
+inline std::coroutine_handle<> PoolRun<Use>::arrive(Core& core,
+                                                    std::coroutine_handle<> self) noexcept {
     core.arrived = self;
     // Who is not the last may be resumed at once, by the last: touch nothing any more.
     if (unended_.fetch_sub(1) > 1) return std::noop_coroutine();
@@ -113,7 +118,8 @@ inline std::coroutine_handle<> PoolRun::arrive(Core& core, std::coroutine_handle
     return self;
 }
 
-inline void PoolRun::serve(std::size_t index) noexcept {
+template <class Use>
+inline void PoolRun<Use>::serve(std::size_t index) noexcept {
     try {
         pool_->pin(index);
         while (!cores_[index].left && !pool_->ending()) pool_->executors()[index].run();
@@ -123,9 +129,10 @@ inline void PoolRun::serve(std::size_t index) noexcept {
     }
 }
 
-inline void PoolRun::wait() {
+template <class Use>
+inline void PoolRun<Use>::wait() {
     {
-        std::vector<std::jthread> threads;
+        Used<std::vector<std::jthread>, Use> threads;
         try {
             threads.reserve(pool_->size());
             for (std::size_t i = 0; i < pool_->size(); ++i) {
@@ -138,7 +145,7 @@ inline void PoolRun::wait() {
     }
     branches_.clear();
     if (exception_) std::rethrow_exception(exception_);
-    if (unended_ > 0) PoolState::throw_stopped();
+    if (unended_ > 0) PoolState<Use>::throw_stopped();
 }
 
 } // namespace asyncverbs::detail

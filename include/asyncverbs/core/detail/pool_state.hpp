@@ -11,17 +11,19 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/cpus.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/executor_pool_options.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class PoolState {
 public:
     explicit PoolState(const ExecutorPoolOptions& options)
         : cpus_(usable_cpus()), size_(options.size != 0 ? options.size : cpus_.size()) {
         if (!options.pin) cpus_.clear();
-        executors_ = std::make_unique<EpollExecutor[]>(size_);
+        executors_.reset(new EpollExecutor[size_]);
     }
 
     std::size_t size() const noexcept { return size_; }
@@ -73,9 +75,9 @@ private:
         for (std::size_t i = 0; i < size_; ++i) executors_[i].stop();
     }
 
-    std::vector<int> cpus_; // empty: threads are not pinned
+    Used<std::vector<int>, Use> cpus_; // empty: threads are not pinned
     std::size_t size_;
-    std::unique_ptr<EpollExecutor[]> executors_;
+    Used<std::unique_ptr<EpollExecutor[]>, Use> executors_;
     std::atomic<Phase> phase_{Phase::idle};
 };
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <concepts>
-#include <functional>
 #include <memory>
 #include <utility>
 
@@ -22,7 +21,7 @@ public:
 private:
     static void call(ReadyNode& node) {
         const std::unique_ptr<PostedFunction> self(static_cast<PostedFunction*>(&node));
-        std::invoke(self->function_);
+        self->function_();
     }
     static void drop(ReadyNode& node) { delete static_cast<PostedFunction*>(&node); }
 

@@ -4,10 +4,11 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <type_traits>
 #include <utility>
 #include <variant>
+
+#include <asyncverbs/core/detail/maybe.hpp>
 
 namespace asyncverbs::detail {
 
@@ -24,7 +25,7 @@ public:
     T take() { return std::move(*value_); }
 
 private:
-    std::optional<T> value_;
+    Maybe<T> value_;
 };
 
 template <class T>

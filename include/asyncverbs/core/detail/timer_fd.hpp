@@ -4,13 +4,12 @@
 
 #include <sys/timerfd.h>
 
-#include <algorithm>
 #include <cassert>
-#include <chrono>
 #include <ctime>
 
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/file_descriptor.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 
@@ -26,7 +25,8 @@ public:
         itimerspec setting{}; // zero: never
         if (when != Deadline::never) {
             // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
-            const auto time = std::max(when.time_since_epoch(), Deadline::Clock::duration(1));
+            auto time = when.time_since_epoch();
+            if (time < Deadline::Clock::duration(1)) time = Deadline::Clock::duration(1);
             const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
             setting.it_value.tv_sec = static_cast<std::time_t>(seconds.count());
             setting.it_value.tv_nsec = static_cast<long>((time - seconds).count());

@@ -3,9 +3,10 @@
 // must not allocate. Insertion is O(1), removal O(log n) amortised. Equal deadlines keep order.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <utility>
+
+#include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
 

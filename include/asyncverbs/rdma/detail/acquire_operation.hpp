@@ -5,11 +5,11 @@
 
 #include <coroutine>
 #include <memory>
-#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/rdma/detail/buffer_pool_state.hpp>
 #include <asyncverbs/rdma/detail/lend.hpp>
@@ -24,7 +24,7 @@ class AcquireAwaiter;
 template <Scheduler Loop>
 class AcquireOperation {
 public:
-    AcquireOperation(Loop& loop, std::shared_ptr<BufferPoolState> pool,
+    AcquireOperation(Loop& loop, std::shared_ptr<BufferPoolState<Loop>> pool,
                      std::stop_token stop) noexcept
         : loop_(loop), pool_(std::move(pool)), stop_(std::move(stop)) {}
 
@@ -34,7 +34,7 @@ private:
     friend AcquireAwaiter<Loop>;
 
     Loop& loop_;
-    std::shared_ptr<BufferPoolState> pool_;
+    std::shared_ptr<BufferPoolState<Loop>> pool_;
     std::stop_token stop_;
 };
 
@@ -91,7 +91,7 @@ private:
     Schedule schedule_;
     awaiter_t<Schedule> way_back_;
     std::coroutine_handle<> coroutine_;
-    std::optional<std::stop_callback<OnStop>> on_stop_; // destroyed first: it uses all the others
+    Maybe<std::stop_callback<OnStop>> on_stop_; // destroyed first: it uses all the others
 };
 
 } // namespace asyncverbs::detail

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
 
 namespace asyncverbs::detail {
@@ -41,6 +42,7 @@ private:
     std::atomic<bool> woken_{false};
 };
 
+template <class Use>
 class BufferPoolState {
 public:
     BufferPoolState(const ProtectionDomain& domain, std::size_t count, std::size_t size, int access)
@@ -101,8 +103,8 @@ private:
     std::size_t size_;
     std::size_t stride_;
     MemoryRegion region_;
-    std::vector<PooledBuffer> buffers_;
-    std::vector<PooledBuffer*> free_;
+    Used<std::vector<PooledBuffer>, Use> buffers_;
+    Used<std::vector<PooledBuffer*>, Use> free_;
     IntrusiveList<BufferWaiter> waiters_;
 };
 

@@ -16,15 +16,15 @@ namespace asyncverbs::detail {
 
 // Where the control block of the slices' pointer lives: in the pool, so that lending allocates
 // nothing. With it ends the loan, rather than with the last slice, which a weak_ptr may outlive.
-template <class T>
+template <class T, class Use>
 class LoanAllocator {
 public:
     using value_type = T;
 
-    LoanAllocator(std::shared_ptr<BufferPoolState> pool, PooledBuffer& buffer) noexcept
+    LoanAllocator(std::shared_ptr<BufferPoolState<Use>> pool, PooledBuffer& buffer) noexcept
         : pool_(std::move(pool)), buffer_(&buffer) {}
     template <class U>
-    LoanAllocator(const LoanAllocator<U>& other) noexcept
+    LoanAllocator(const LoanAllocator<U, Use>& other) noexcept
         : pool_(other.pool_), buffer_(other.buffer_) {}
 
     T* allocate(std::size_t) noexcept {
@@ -37,19 +37,21 @@ public:
     friend bool operator==(const LoanAllocator&, const LoanAllocator&) noexcept = default;
 
 private:
-    template <class U>
+    template <class, class>
     friend class LoanAllocator;
 
-    std::shared_ptr<BufferPoolState> pool_;
+    std::shared_ptr<BufferPoolState<Use>> pool_;
     PooledBuffer* buffer_;
 };
 
 // `buffer` was taken from `pool`, which gets it back after the last slice.
-[[nodiscard]] inline Slice lend(const std::shared_ptr<BufferPoolState>& pool,
-                                PooledBuffer& buffer) noexcept {
+template <class Use>
+[[nodiscard]] Slice lend(const std::shared_ptr<BufferPoolState<Use>>& pool,
+                         PooledBuffer& buffer) noexcept {
     ibv_mr* const region = pool->region().native_handle();
     const auto leave_registered = [](ibv_mr*) {};
-    std::shared_ptr<ibv_mr> loan(region, leave_registered, LoanAllocator<ibv_mr>(pool, buffer));
+    std::shared_ptr<ibv_mr> loan(region, leave_registered,
+                                 LoanAllocator<ibv_mr, Use>(pool, buffer));
     return {buffer.memory, pool->size(), region->lkey, std::move(loan)};
 }
 

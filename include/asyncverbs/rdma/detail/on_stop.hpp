@@ -12,9 +12,10 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class OnStop {
 public:
-    OnStop(Resumable& waiter, RouterState& router, const std::stop_token& stop)
+    OnStop(Resumable& waiter, RouterState<Use>& router, const std::stop_token& stop)
         : stoppable_(waiter), callback_(stop, Callback{stoppable_, router.shared_from_this()}) {
         router.add_stoppable(stoppable_);
     }
@@ -30,7 +31,7 @@ public:
 private:
     struct Callback {
         Stoppable& stoppable;
-        std::shared_ptr<RouterState> router;
+        std::shared_ptr<RouterState<Use>> router;
         void operator()() const noexcept {
             stoppable.requested.store(true, std::memory_order_release);
             router->interrupt();

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
@@ -20,13 +21,16 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class WorkQueue;
 
 // A request that could not be posted at once, with slices of its own. Allocates nothing for one
 // slice.
+template <class Use>
 class DeferredRequest {
 public:
-    DeferredRequest(std::optional<SendRequest> send, Slices slices) : send_(std::move(send)) {
+    DeferredRequest(Used<std::optional<SendRequest>, Use> send, Slices slices)
+        : send_(std::move(send)) {
         if (slices.size() == 1) {
             one_ = slices.front();
         } else {
@@ -43,12 +47,13 @@ public:
     Slices slices() const noexcept { return many_.empty() && one_ ? Slices(*one_) : Slices(many_); }
 
 private:
-    std::optional<SendRequest> send_; // none: a receive
-    std::optional<Slice> one_;
-    std::vector<Slice> many_;
+    Used<std::optional<SendRequest>, Use> send_; // none: a receive
+    Used<std::optional<Slice>, Use> one_;
+    Used<std::vector<Slice>, Use> many_;
 };
 
 // The list that it is a node of is that of the operations that wait for room.
+template <class Use>
 class OperationState : public ListNode {
 public:
     OperationState() noexcept = default;
@@ -63,12 +68,12 @@ public:
 
     bool done() const noexcept { return completion || failure; }
 
-    WorkQueue* queue = nullptr; // until it is done
+    WorkQueue<Use>* queue = nullptr; // until it is done
     std::uint32_t slot = no_slot;
     Resumable* waiter = nullptr;
-    std::optional<Completion> completion;
+    Used<std::optional<Completion>, Use> completion;
     std::shared_ptr<const std::system_error> failure; // why there will be no completion
-    std::optional<DeferredRequest> deferred;          // while it waits for room
+    std::optional<DeferredRequest<Use>> deferred;     // while it waits for room
 
     static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
 };

@@ -21,16 +21,19 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 struct QueuePairState {
     // `shared` may be null.
-    QueuePairState(std::shared_ptr<RouterState> owner, std::shared_ptr<SharedReceiveState> shared,
-                   const ProtectionDomain& domain, const QueuePairOptions& options)
+    QueuePairState(std::shared_ptr<RouterState<Use>> owner,
+                   std::shared_ptr<SharedReceiveState<Use>> shared, const ProtectionDomain& domain,
+                   const QueuePairOptions& options)
         : router(std::move(owner)), shared_receives(std::move(shared)),
           queue_pair(make(domain, options)),
           sends(*router,
-                WorkQueue::SendQueue{queue_pair.native_handle(), options.type == IBV_QPT_UD},
+                typename WorkQueue<Use>::SendQueue{queue_pair.native_handle(),
+                                                   options.type == IBV_QPT_UD},
                 options.max_send_wr, options.max_send_sge, cause),
-          receives(*router, WorkQueue::ReceiveQueue{queue_pair.native_handle()},
+          receives(*router, typename WorkQueue<Use>::ReceiveQueue{queue_pair.native_handle()},
                    shared_receives ? 0 : options.max_recv_wr, options.max_recv_sge, cause) {}
     QueuePairState(const QueuePairState&) = delete;
     QueuePairState& operator=(const QueuePairState&) = delete;
@@ -40,7 +43,7 @@ struct QueuePairState {
 
     // Awaited: until all that was posted to a queue has completed. Throws what comes in between.
     struct Idle : IdleWaiter {
-        explicit Idle(WorkQueue& q) noexcept : queue(q) { failure = q.router().failure(); }
+        explicit Idle(WorkQueue<Use>& q) noexcept : queue(q) { failure = q.router().failure(); }
         bool await_ready() const noexcept { return failure || queue.idle(); }
         void await_suspend(std::coroutine_handle<> handle) noexcept {
             coroutine = handle;
@@ -50,7 +53,7 @@ struct QueuePairState {
             if (failure) throw std::system_error(*failure);
         }
 
-        WorkQueue& queue;
+        WorkQueue<Use>& queue;
     };
 
     // The queue pair may be destroyed wherever this waits: it throws then.
@@ -66,12 +69,12 @@ struct QueuePairState {
         co_await Idle(self.receives);
     }
 
-    const std::shared_ptr<RouterState> router;
-    const std::shared_ptr<SharedReceiveState> shared_receives;
+    const std::shared_ptr<RouterState<Use>> router;
+    const std::shared_ptr<SharedReceiveState<Use>> shared_receives;
     FlushCause cause;
     QueuePair queue_pair;
-    WorkQueue sends;
-    WorkQueue receives;
+    WorkQueue<Use> sends;
+    WorkQueue<Use> receives;
 
 private:
     QueuePair make(const ProtectionDomain& domain, QueuePairOptions options) const {

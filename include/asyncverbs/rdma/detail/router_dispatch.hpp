@@ -14,17 +14,20 @@
 
 namespace asyncverbs::detail {
 
-inline void RouterState::deliver(std::size_t count) {
+template <class Use>
+inline void RouterState<Use>::deliver(std::size_t count) {
     dispatch(std::span(completions).first(count));
     resume_ready();
 }
 
-inline void RouterState::interrupted() {
+template <class Use>
+inline void RouterState<Use>::interrupted() {
     dismiss_stopped();
     resume_ready();
 }
 
-inline void RouterState::fail(const std::system_error& cause) {
+template <class Use>
+inline void RouterState<Use>::fail(const std::system_error& cause) {
     if (!failure_) {
         failure_ = std::make_shared<std::system_error>(cause);
         for (const Route& route : routes_) {
@@ -35,27 +38,30 @@ inline void RouterState::fail(const std::system_error& cause) {
 }
 
 // Settles all of a batch before anybody is resumed.
-inline void RouterState::dispatch(std::span<const ibv_wc> wcs) {
+template <class Use>
+inline void RouterState<Use>::dispatch(std::span<const ibv_wc> wcs) {
     for (const ibv_wc& wc : wcs) {
         if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
             note_causes(wcs);
-        if (WorkQueue* const queue = find(wc.wr_id)) queue->complete(wc);
+        if (WorkQueue<Use>* const queue = find(wc.wr_id)) queue->complete(wc);
     }
 }
 
 // The cause of a flush may be behind it in the batch: the two queues of a pair are flushed each for
 // itself.
-inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept {
+template <class Use>
+inline void RouterState<Use>::note_causes(std::span<const ibv_wc> wcs) const noexcept {
     for (const ibv_wc& wc : wcs) {
         if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
-        const WorkQueue* const queue = find(wc.wr_id);
+        const WorkQueue<Use>* const queue = find(wc.wr_id);
         if (queue == nullptr || queue->cause() == nullptr) continue;
         FlushCause& cause = *queue->cause();
         if (cause.status == IBV_WC_SUCCESS) cause = {wc.status, wc.vendor_err};
     }
 }
 
-inline void RouterState::dismiss_stopped() noexcept {
+template <class Use>
+inline void RouterState<Use>::dismiss_stopped() noexcept {
     IntrusiveList<Stoppable> stopped;
     stoppable_.move_if(stopped, [](const Stoppable& stoppable) {
         return stoppable.requested.load(std::memory_order_acquire);
@@ -67,7 +73,8 @@ inline void RouterState::dismiss_stopped() noexcept {
     }
 }
 
-inline void RouterState::resume_ready() {
+template <class Use>
+inline void RouterState<Use>::resume_ready() {
     resuming_ = true;
     try {
         while (!ready_.empty() && !closed_) {

@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <stop_token>
 #include <system_error>
@@ -24,10 +23,13 @@
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_sink.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class WorkQueue;
 
 // How a wr_id leads to a slot: 20 bits say which slot, 20 which route, that is which work queue of
@@ -56,6 +58,9 @@ struct WrId {
     }
 };
 
+// Why no completion will come.
+using Failure = std::shared_ptr<const std::system_error>;
+
 // Somebody who waits and may be stopped meanwhile, from any thread.
 struct Stoppable : ListNode {
     explicit Stoppable(Resumable& w) noexcept : waiter(w) {}
@@ -64,19 +69,20 @@ struct Stoppable : ListNode {
     std::atomic<bool> requested{false};
 };
 
-class RouterState final : public CqSink, public std::enable_shared_from_this<RouterState> {
+template <class Use>
+class RouterState final : public CqSink, public std::enable_shared_from_this<RouterState<Use>> {
 public:
-    using Failure = std::shared_ptr<const std::system_error>;
-
     explicit RouterState(AsyncCq cq)
-        : cq_(std::move(cq)), reaper_(cq_->reaper_),
+        : reaper_(cq.reaper_),
           closed_failure_(std::make_shared<std::system_error>(
               std::make_error_code(std::errc::operation_canceled), "the Router was destroyed")),
           queue_failure_(std::make_shared<std::system_error>(
-              std::make_error_code(std::errc::operation_canceled), "the queue was destroyed")) {}
+              std::make_error_code(std::errc::operation_canceled), "the queue was destroyed")) {
+        cq_.emplace(std::move(cq));
+    }
 
     /// Takes the completions from now on.
-    void start() { reaper_->attach(shared_from_this()); }
+    void start() { reaper_->attach(this->shared_from_this()); }
 
     /// The last call. Whoever still waits is never resumed.
     void close() noexcept {
@@ -85,15 +91,15 @@ public:
         cq_.reset();
     }
 
-    const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
+    const Maybe<AsyncCq>& cq() const noexcept { return cq_; }
 
     // --- routes ---
 
     /// Returns the wr_id of the queue's slot 0. Throws std::system_error (not_enough_memory) when
     /// there are too many.
-    std::uint64_t add(WorkQueue& queue);
+    std::uint64_t add(WorkQueue<Use>& queue);
     void remove(std::uint64_t wr_id) noexcept;
-    WorkQueue* find(std::uint64_t wr_id) const noexcept {
+    WorkQueue<Use>* find(std::uint64_t wr_id) const noexcept {
         const std::uint32_t index = WrId::route(wr_id);
         if (index >= routes_.size()) return nullptr;
         const Route& route = routes_[index];
@@ -129,7 +135,7 @@ public:
 
 private:
     struct Route {
-        WorkQueue* queue = nullptr;
+        WorkQueue<Use>* queue = nullptr;
         std::uint32_t generation = 0;
     };
 
@@ -138,7 +144,7 @@ private:
     void dismiss_stopped() noexcept;
     void resume_ready();
 
-    std::optional<AsyncCq> cq_;
+    Maybe<AsyncCq> cq_;
     const std::shared_ptr<CqReaper> reaper_;
     bool closed_ = false;
     bool resuming_ = false;
@@ -147,12 +153,13 @@ private:
     const Failure queue_failure_;
 
     std::vector<Route> routes_;
-    std::vector<std::uint32_t> free_routes_;
+    Used<std::vector<std::uint32_t>, Use> free_routes_;
     IntrusiveList<Resumable> ready_;
     IntrusiveList<Stoppable> stoppable_;
 };
 
-inline std::uint64_t RouterState::add(WorkQueue& queue) {
+template <class Use>
+inline std::uint64_t RouterState<Use>::add(WorkQueue<Use>& queue) {
     if (free_routes_.empty()) {
         if (routes_.size() > WrId::route_mask) {
             throw_error(std::errc::not_enough_memory, "a Router has at most 1,048,576 work queues");
@@ -167,7 +174,8 @@ inline std::uint64_t RouterState::add(WorkQueue& queue) {
     return WrId::make(index, routes_[index].generation);
 }
 
-inline void RouterState::remove(std::uint64_t wr_id) noexcept {
+template <class Use>
+inline void RouterState<Use>::remove(std::uint64_t wr_id) noexcept {
     Route& route = routes_[WrId::route(wr_id)];
     route.queue = nullptr;
     route.generation = (route.generation + 1) & WrId::generation_mask;

@@ -13,8 +13,9 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 struct SharedReceiveState {
-    SharedReceiveState(std::shared_ptr<RouterState> owner, const ProtectionDomain& domain,
+    SharedReceiveState(std::shared_ptr<RouterState<Use>> owner, const ProtectionDomain& domain,
                        const SharedReceiveQueueOptions& options)
         : router(std::move(owner)), queue(domain, options),
           receives(*router, queue.native_handle(), options.max_wr, options.max_sge) {}
@@ -24,9 +25,9 @@ struct SharedReceiveState {
     // The device lets go of the buffers before the slots do.
     ~SharedReceiveState() { const SharedReceiveQueue gone(std::move(queue)); }
 
-    const std::shared_ptr<RouterState> router;
+    const std::shared_ptr<RouterState<Use>> router;
     SharedReceiveQueue queue;
-    WorkQueue receives;
+    WorkQueue<Use> receives;
 };
 
 } // namespace asyncverbs::detail

@@ -2,7 +2,6 @@
 // A place in a sequence of bytes that is one span, or several that follow one another.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <span>
 
@@ -20,7 +19,8 @@ public:
 
     /// The next bytes, `most` of them at most; fewer where a span ends.
     std::span<Byte> take(std::size_t most) noexcept {
-        const std::span<Byte> taken = current_.first(std::min(most, current_.size()));
+        const std::span<Byte> taken =
+            current_.first(most < current_.size() ? most : current_.size());
         current_ = current_.subspan(taken.size());
         skip_empty();
         return taken;

@@ -10,10 +10,10 @@
 // Numbers are big-endian. In the message and not in the immediate, which iWARP does not have.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <system_error>
@@ -45,21 +45,19 @@ struct StreamHello {
 constexpr std::size_t stream_header_size = 4;
 constexpr std::size_t stream_hello_size = 12; // of its payload
 constexpr std::uint32_t max_stream_buffers = 0xffff;
-constexpr std::array stream_magic{std::byte{'a'}, std::byte{'v'}, std::byte{'s'}, std::byte{'1'}};
+constexpr std::array<char, 4> stream_magic{'a', 'v', 's', '1'};
 
 [[noreturn]] inline void throw_protocol_error(const std::string& what) {
     throw_error(std::errc::protocol_error, "the peer of a stream sent " + what);
 }
 
-template <std::size_t Bytes>
-void put_big_endian(std::span<std::byte, Bytes> to, std::uint32_t value) noexcept {
-    for (std::size_t i = Bytes; i-- > 0; value >>= 8) to[i] = static_cast<std::byte>(value);
+inline void put_big_endian(std::byte* to, std::size_t bytes, std::uint32_t value) noexcept {
+    for (std::size_t i = bytes; i-- > 0; value >>= 8) to[i] = static_cast<std::byte>(value);
 }
 
-template <std::size_t Bytes>
-std::uint32_t get_big_endian(std::span<const std::byte, Bytes> from) noexcept {
+inline std::uint32_t get_big_endian(const std::byte* from, std::size_t bytes) noexcept {
     std::uint32_t value = 0;
-    for (const std::byte byte : from) value = value << 8 | std::to_integer<std::uint32_t>(byte);
+    for (std::size_t i = 0; i < bytes; ++i) value = value << 8 | static_cast<std::uint8_t>(from[i]);
     return value;
 }
 
@@ -67,13 +65,13 @@ inline void write_header(std::span<std::byte> message, StreamKind kind,
                          std::uint32_t credits) noexcept {
     message[0] = static_cast<std::byte>(kind);
     message[1] = std::byte{0};
-    put_big_endian(message.subspan<2, 2>(), credits);
+    put_big_endian(message.data() + 2, 2, credits);
 }
 
 inline void write_hello(std::span<std::byte> payload, const StreamHello& hello) noexcept {
-    std::copy(stream_magic.begin(), stream_magic.end(), payload.begin());
-    put_big_endian(payload.subspan<4, 4>(), hello.buffers);
-    put_big_endian(payload.subspan<8, 4>(), hello.buffer_size);
+    std::memcpy(payload.data(), stream_magic.data(), stream_magic.size());
+    put_big_endian(payload.data() + 4, 4, hello.buffers);
+    put_big_endian(payload.data() + 8, 4, hello.buffer_size);
 }
 
 // Throws std::system_error (protocol_error) for what no end says.
@@ -81,9 +79,9 @@ inline StreamMessage read_message(std::span<const std::byte> bytes) {
     if (bytes.size() < stream_header_size) {
         throw_protocol_error("a message of " + std::to_string(bytes.size()) + " bytes");
     }
-    const auto kind = std::to_integer<unsigned>(bytes[0]);
+    const auto kind = static_cast<unsigned>(bytes[0]);
     const StreamMessage message{static_cast<StreamKind>(bytes[0]),
-                                get_big_endian(bytes.subspan<2, 2>()),
+                                get_big_endian(bytes.data() + 2, 2),
                                 bytes.subspan(stream_header_size)};
     if (kind < static_cast<unsigned>(StreamKind::hello) ||
         kind > static_cast<unsigned>(StreamKind::goodbye) || bytes[1] != std::byte{0}) {
@@ -100,11 +98,11 @@ inline StreamMessage read_message(std::span<const std::byte> bytes) {
 // The same for the payload of a hello.
 inline StreamHello read_hello(std::span<const std::byte> payload) {
     if (payload.size() != stream_hello_size ||
-        !std::equal(stream_magic.begin(), stream_magic.end(), payload.begin())) {
+        std::memcmp(payload.data(), stream_magic.data(), stream_magic.size()) != 0) {
         throw_protocol_error("no hello of this version");
     }
-    const StreamHello hello{get_big_endian(payload.subspan<4, 4>()),
-                            get_big_endian(payload.subspan<8, 4>())};
+    const StreamHello hello{get_big_endian(payload.data() + 4, 4),
+                            get_big_endian(payload.data() + 8, 4)};
     if (hello.buffers == 0 || hello.buffers > max_stream_buffers || hello.buffer_size == 0) {
         throw_protocol_error("a hello of " + std::to_string(hello.buffers) + " buffers of " +
                              std::to_string(hello.buffer_size) + " bytes");

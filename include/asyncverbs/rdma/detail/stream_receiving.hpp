@@ -2,7 +2,6 @@
 // How a stream takes what its peer sends, and gives it to who reads.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -23,7 +22,8 @@
 
 namespace asyncverbs::detail {
 
-inline StreamLoop StreamState::receive_all(StreamState& self) {
+template <class Use>
+inline StreamLoop StreamState<Use>::receive_all(StreamState<Use>& self) {
     try {
         // Also behind a failure: what had arrived is still to be read.
         while (!self.posted_.empty()) {
@@ -37,7 +37,8 @@ inline StreamLoop StreamState::receive_all(StreamState& self) {
     }
 }
 
-inline void StreamState::accept(Receive& receive, std::size_t bytes) {
+template <class Use>
+inline void StreamState<Use>::accept(Receive& receive, std::size_t bytes) {
     const StreamMessage message = read_message(receive.buffer.bytes().first(bytes));
     if ((message.kind == StreamKind::hello) == greeted_) {
         throw_protocol_error(greeted_ ? "a second hello" : "something else before its hello");
@@ -67,7 +68,8 @@ inline void StreamState::accept(Receive& receive, std::size_t bytes) {
     if (peer_gone_) throw_error(std::errc::broken_pipe, "the peer has closed the stream");
 }
 
-inline void StreamState::accept_data(Receive& receive, std::span<const std::byte> payload) {
+template <class Use>
+inline void StreamState<Use>::accept_data(Receive& receive, std::span<const std::byte> payload) {
     if (unreturned_ == options_.buffers) throw_protocol_error("more data than it had credits for");
     if (payload.size() > options_.buffer_size) throw_protocol_error("more data than fits a buffer");
     ++unreturned_;
@@ -76,30 +78,35 @@ inline void StreamState::accept_data(Receive& receive, std::span<const std::byte
     wake(reader_);
 }
 
-inline void StreamState::accept_hello(const StreamHello& hello) {
+template <class Use>
+inline void StreamState<Use>::accept_hello(const StreamHello& hello) {
     greeted_ = true;
     peer_buffers_ = credits_ = hello.buffers;
-    message_size_ = std::min<std::size_t>(hello.buffer_size, options_.buffer_size);
+    message_size_ = options_.buffer_size;
+    if (message_size_ > hello.buffer_size) message_size_ = hello.buffer_size;
     wake(writer_);
 }
 
-inline void StreamState::accept_credits(std::uint32_t credits) {
+template <class Use>
+inline void StreamState<Use>::accept_credits(std::uint32_t credits) {
     if (credits > peer_buffers_ - credits_) throw_protocol_error("more credits than it owed");
     credits_ += credits;
     if (credits > 0) wake(writer_);
 }
 
-inline void StreamState::post(Receive& receive) {
+template <class Use>
+inline void StreamState<Use>::post(Receive& receive) {
     receive.operation = qp_->recv(receive.buffer);
     posted_.push_back(receive);
     if (receive.operation.done()) fail_if_failed(receive.operation);
 }
 
-inline std::size_t StreamState::take(SpanCursor<std::byte> to) {
+template <class Use>
+inline std::size_t StreamState<Use>::take(Target to) {
     std::size_t taken = 0;
     while (!to.empty() && !arrived_.empty()) {
         Receive& first = arrived_.front();
-        const std::span<std::byte> chunk = to.take(first.unread.size());
+        const auto chunk = to.take(first.unread.size());
         std::memcpy(chunk.data(), first.unread.data(), chunk.size());
         first.unread = first.unread.subspan(chunk.size());
         taken += chunk.size();
@@ -108,7 +115,8 @@ inline std::size_t StreamState::take(SpanCursor<std::byte> to) {
     return taken;
 }
 
-inline void StreamState::release(Receive& receive) {
+template <class Use>
+inline void StreamState<Use>::release(Receive& receive) {
     receive.unlink();
     if (failure_) return;
     post(receive);
@@ -116,8 +124,8 @@ inline void StreamState::release(Receive& receive) {
     if (credit_returner_ && credits_are_due()) std::exchange(credit_returner_, nullptr).resume();
 }
 
-inline Task<std::size_t> StreamState::read(Self self, SpanCursor<std::byte> to,
-                                           std::stop_token stop) {
+template <class Use>
+inline Task<std::size_t> StreamState<Use>::read(Self self, Target to, std::stop_token stop) {
     const Turn turn(self->reading_, "read at the same time");
     self->greet();
     if (to.empty()) co_return 0;
@@ -128,7 +136,7 @@ inline Task<std::size_t> StreamState::read(Self self, SpanCursor<std::byte> to,
         if (taken > 0 || self->peer_ended_) co_return taken;
         self->rethrow_failure();
         throw_if_stopped(stop, "Stream::read_some");
-        co_await StreamWait(self->reader_, *self->router_, stop);
+        co_await StreamWait<Use>(self->reader_, *self->router_, stop);
     }
 }
 

@@ -21,7 +21,8 @@
 
 namespace asyncverbs::detail {
 
-inline StreamLoop StreamState::return_credits(StreamState& self) {
+template <class Use>
+inline StreamLoop StreamState<Use>::return_credits(StreamState<Use>& self) {
     try {
         while (!self.failure_) {
             co_await CreditsDue{self};
@@ -36,7 +37,8 @@ inline StreamLoop StreamState::return_credits(StreamState& self) {
 }
 
 // Nothing can be in the way of the first message.
-inline void StreamState::greet() {
+template <class Use>
+inline void StreamState<Use>::greet() {
     if (has_greeted_ || failure_) return;
     has_greeted_ = true;
     write_hello(sends_.front().buffer.bytes().subspan(stream_header_size),
@@ -45,18 +47,20 @@ inline void StreamState::greet() {
 }
 
 // The payload is there already.
-inline void StreamState::send(StreamKind kind, std::size_t payload) {
+template <class Use>
+inline void StreamState<Use>::send(StreamKind kind, std::size_t payload) {
     Send& next = sends_[next_send_];
     next_send_ = next_send_ + 1 == sends_.size() ? 0 : next_send_ + 1;
     write_header(next.buffer.bytes(), kind, returned_credits());
     post(next, stream_header_size + payload);
 }
 
-inline void StreamState::send_data(SpanCursor<const std::byte>& from) {
+template <class Use>
+inline void StreamState<Use>::send_data(Source& from) {
     std::byte* const payload = sends_[next_send_].buffer.address + stream_header_size;
     std::size_t size = 0;
     while (!from.empty() && size < message_size_) {
-        const std::span<const std::byte> chunk = from.take(message_size_ - size);
+        const auto chunk = from.take(message_size_ - size);
         std::memcpy(payload + size, chunk.data(), chunk.size());
         size += chunk.size();
     }
@@ -64,13 +68,15 @@ inline void StreamState::send_data(SpanCursor<const std::byte>& from) {
     send(StreamKind::data, size);
 }
 
-inline void StreamState::post(Send& send, std::size_t bytes) {
+template <class Use>
+inline void StreamState<Use>::post(Send& send, std::size_t bytes) {
     send.operation = qp_->send(send.buffer.slice(0, bytes));
     send.posted = true;
     if (send.operation.done()) fail_if_failed(send.operation);
 }
 
-inline bool StreamState::is_free(Send& send) {
+template <class Use>
+inline bool StreamState<Use>::is_free(Send& send) {
     if (send.posted && send.operation.done()) {
         send.posted = false;
         fail_if_failed(send.operation);
@@ -78,7 +84,9 @@ inline bool StreamState::is_free(Send& send) {
     return !send.posted;
 }
 
-inline Task<> StreamState::until_free(StreamState& self, Send& send, std::stop_token stop) {
+template <class Use>
+inline Task<> StreamState<Use>::until_free(StreamState<Use>& self, Send& send,
+                                           std::stop_token stop) {
     std::error_code ignored; // is_free() looks for it
     for (;;) {
         const bool is_free = self.is_free(send);
@@ -89,8 +97,8 @@ inline Task<> StreamState::until_free(StreamState& self, Send& send, std::stop_t
     }
 }
 
-inline Task<> StreamState::write(Self self, SpanCursor<const std::byte> from,
-                                 std::stop_token stop) {
+template <class Use>
+inline Task<> StreamState<Use>::write(Self self, Source from, std::stop_token stop) {
     const Turn turn(self->writing_, "written to at the same time");
     self->greet();
     std::error_code ignored; // is_free() looks for it
@@ -103,7 +111,7 @@ inline Task<> StreamState::write(Self self, SpanCursor<const std::byte> from,
         if (!is_free) {
             co_await next.operation.wait(ignored, stop);
         } else if (self->credits_ == 0) {
-            co_await StreamWait(self->writer_, *self->router_, stop);
+            co_await StreamWait<Use>(self->writer_, *self->router_, stop);
         } else {
             self->send_data(from);
         }
@@ -111,7 +119,8 @@ inline Task<> StreamState::write(Self self, SpanCursor<const std::byte> from,
     self->rethrow_failure();
 }
 
-inline Task<> StreamState::end_data(Self self, std::stop_token stop) {
+template <class Use>
+inline Task<> StreamState<Use>::end_data(Self self, std::stop_token stop) {
     const Turn turn(self->writing_, "written to at the same time");
     self->greet();
     if (self->ended_) co_return;
@@ -122,7 +131,8 @@ inline Task<> StreamState::end_data(Self self, std::stop_token stop) {
 }
 
 // Where both have ended their data, there is nothing left to say.
-inline Task<> StreamState::part(StreamState& self, std::stop_token stop) {
+template <class Use>
+inline Task<> StreamState<Use>::part(StreamState<Use>& self, std::stop_token stop) {
     self.greet();
     if (!self.parted_ && !(self.ended_ && self.peer_ended_)) {
         co_await until_free(self, self.sends_[self.next_send_], stop);
@@ -132,7 +142,8 @@ inline Task<> StreamState::part(StreamState& self, std::stop_token stop) {
     for (Send& send : self.sends_) co_await until_free(self, send, stop);
 }
 
-inline Task<> StreamState::close(Self self, std::stop_token stop) {
+template <class Use>
+inline Task<> StreamState<Use>::close(Self self, std::stop_token stop) {
     const Turn turn(self->writing_, "written to at the same time");
     if (!self->qp_) co_return;
     try {

@@ -18,13 +18,11 @@
 
 #include <infiniband/verbs.h>
 
-#include <algorithm>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <optional>
 #include <span>
 #include <stdexcept>
 #include <stop_token>
@@ -34,6 +32,8 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/detail/span_cursor.hpp>
@@ -48,23 +48,26 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class StreamState {
 public:
     static constexpr std::uint32_t extra_receives = 4;
 
-    StreamState(AsyncQp qp, const ProtectionDomain& domain, const StreamOptions& options);
+    StreamState(BasicAsyncQp<Use> qp, const ProtectionDomain& domain, const StreamOptions& options);
     StreamState(const StreamState&) = delete;
     StreamState& operator=(const StreamState&) = delete;
 
-    AsyncQp& qp() {
+    BasicAsyncQp<Use>& qp() {
         if (!qp_) throw_error(std::errc::invalid_argument, "a stream that was closed");
         return *qp_;
     }
 
     // `self` keeps the memory, whoever destroys the stream meanwhile.
     using Self = std::shared_ptr<StreamState>;
-    static Task<std::size_t> read(Self self, SpanCursor<std::byte> to, std::stop_token stop);
-    static Task<> write(Self self, SpanCursor<const std::byte> from, std::stop_token stop);
+    using Target = SpanCursor<Used<std::byte, Use>>;
+    using Source = SpanCursor<Used<const std::byte, Use>>;
+    static Task<std::size_t> read(Self self, Target to, std::stop_token stop);
+    static Task<> write(Self self, Source from, std::stop_token stop);
     static Task<> end_data(Self self, std::stop_token stop);
     static Task<> close(Self self, std::stop_token stop);
 
@@ -73,12 +76,12 @@ public:
 
 private:
     struct Receive : ListNode {
-        Operation operation;
+        BasicOperation<Use> operation;
         Slice buffer;
         std::span<const std::byte> unread; // of a message that has arrived
     };
     struct Send {
-        Operation operation;
+        BasicOperation<Use> operation;
         Slice buffer;
         bool posted = false;
     };
@@ -115,7 +118,7 @@ private:
     void accept_hello(const StreamHello& hello);
     void accept_credits(std::uint32_t credits);
     void post(Receive& receive);
-    std::size_t take(SpanCursor<std::byte> to);
+    std::size_t take(Target to);
     void release(Receive& receive);
 
     // --- to the peer ---
@@ -130,7 +133,7 @@ private:
     }
     void greet();
     void send(StreamKind kind, std::size_t payload = 0);
-    void send_data(SpanCursor<const std::byte>& from);
+    void send_data(Source& from);
     void post(Send& send, std::size_t bytes);
     bool is_free(Send& send);
     static Task<> until_free(StreamState& self, Send& send, std::stop_token stop);
@@ -139,7 +142,7 @@ private:
     // --- ends ---
 
     void fail(std::exception_ptr why) noexcept;
-    void fail_if_failed(Operation& done) noexcept;
+    void fail_if_failed(BasicOperation<Use>& done) noexcept;
     void rethrow_failure() const {
         if (failure_) std::rethrow_exception(failure_);
     }
@@ -154,7 +157,8 @@ private:
 
     static MemoryRegion allocate(const ProtectionDomain& domain, const StreamOptions& options);
     static std::size_t buffer_bytes(const StreamOptions& options) noexcept {
-        return stream_header_size + std::max(options.buffer_size, stream_hello_size);
+        const bool fits_hello = options.buffer_size > stream_hello_size;
+        return stream_header_size + (fits_hello ? options.buffer_size : stream_hello_size);
     }
     static std::size_t stride(const StreamOptions& options) noexcept {
         constexpr std::size_t line = 64; // no two buffers share one
@@ -162,8 +166,8 @@ private:
     }
 
     const StreamOptions options_;
-    const std::shared_ptr<RouterState> router_;
-    std::optional<AsyncQp> qp_; // until it was closed
+    const std::shared_ptr<RouterState<Use>> router_;
+    Maybe<BasicAsyncQp<Use>> qp_; // until it was closed
     MemoryRegion region_;
     std::exception_ptr failure_;
 
@@ -196,11 +200,12 @@ private:
     StreamLoop returner_;
 };
 
-inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain,
-                                const StreamOptions& options)
-    : options_(options), router_(qp.state_->router), qp_(std::move(qp)),
-      region_(allocate(domain, options)), receives_(options.buffers + extra_receives),
-      sends_(options.buffers) {
+template <class Use>
+inline StreamState<Use>::StreamState(BasicAsyncQp<Use> qp, const ProtectionDomain& domain,
+                                     const StreamOptions& options)
+    : options_(options), router_(qp.state_->router), region_(allocate(domain, options)),
+      receives_(options.buffers + extra_receives), sends_(options.buffers) {
+    qp_.emplace(std::move(qp));
     const QueuePairOptions& queues = qp_->queue_pair().options();
     if (queues.type != IBV_QPT_RC || queues.max_recv_wr < receives_.size()) {
         throw_error(std::errc::invalid_argument, "a stream of " + std::to_string(options.buffers) +
@@ -224,17 +229,21 @@ inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain,
     returner_ = return_credits(*this);
 }
 
-inline MemoryRegion StreamState::allocate(const ProtectionDomain& domain,
-                                          const StreamOptions& options) {
+template <class Use>
+inline MemoryRegion StreamState<Use>::allocate(const ProtectionDomain& domain,
+                                               const StreamOptions& options) {
     constexpr std::size_t most = std::size_t{1} << 30;
     check_range("buffers", options.buffers, 1, max_stream_buffers, "a stream");
-    check_range("buffer_size", static_cast<long long>(std::min(options.buffer_size, most + 1)), 1,
-                most, "a stream");
+    check_range(
+        "buffer_size",
+        static_cast<long long>(options.buffer_size <= most ? options.buffer_size : most + 1), 1,
+        most, "a stream");
     const std::size_t count = 2 * std::size_t{options.buffers} + extra_receives + 1;
     return MemoryRegion::allocate(domain, count * stride(options));
 }
 
-inline void StreamState::fail(std::exception_ptr why) noexcept {
+template <class Use>
+inline void StreamState<Use>::fail(std::exception_ptr why) noexcept {
     if (failure_) return;
     failure_ = std::move(why);
     std::error_code ignored;
@@ -243,7 +252,8 @@ inline void StreamState::fail(std::exception_ptr why) noexcept {
     wake(writer_);
 }
 
-inline void StreamState::fail_if_failed(Operation& done) noexcept {
+template <class Use>
+inline void StreamState<Use>::fail_if_failed(BasicOperation<Use>& done) noexcept {
     try {
         (void)done.operator co_await().await_resume();
     } catch (...) {
@@ -251,7 +261,8 @@ inline void StreamState::fail_if_failed(Operation& done) noexcept {
     }
 }
 
-inline void StreamState::abandon() noexcept {
+template <class Use>
+inline void StreamState<Use>::abandon() noexcept {
     fail(std::make_exception_ptr(*router_->queue_failure()));
     qp_.reset();
 }

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <coroutine>
-#include <optional>
 #include <stop_token>
 #include <utility>
 
+#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/rdma/detail/on_stop.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
@@ -15,9 +15,10 @@ namespace asyncverbs::detail {
 
 // Awaited: until the router resumes what `place` points to, or `stop` is requested. A wake is a
 // hint to look again. Pinned.
+template <class Use>
 class StreamWait : Resumable {
 public:
-    StreamWait(Resumable*& place, RouterState& router, std::stop_token stop) noexcept
+    StreamWait(Resumable*& place, RouterState<Use>& router, std::stop_token stop) noexcept
         : place_(place), router_(router), stop_(std::move(stop)) {}
     StreamWait(const StreamWait&) = delete;
     StreamWait& operator=(const StreamWait&) = delete;
@@ -35,9 +36,9 @@ public:
 
 private:
     Resumable*& place_;
-    RouterState& router_;
+    RouterState<Use>& router_;
     std::stop_token stop_;
-    std::optional<OnStop> on_stop_; // once it waits
+    Maybe<OnStop<Use>> on_stop_; // once it waits
 };
 
 } // namespace asyncverbs::detail

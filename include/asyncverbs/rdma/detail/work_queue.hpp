@@ -7,7 +7,6 @@
 
 #include <infiniband/verbs.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
+#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/operation_state.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
@@ -36,9 +36,10 @@ struct FlushCause {
 
 // Waits until a queue is idle, or `failure` says why it will not be.
 struct IdleWaiter : Resumable {
-    RouterState::Failure failure;
+    Failure failure;
 };
 
+template <class Use>
 class WorkQueue {
 public:
     struct SendQueue {
@@ -50,19 +51,20 @@ public:
     };
 
     /// The native queue has room for one more than `capacity`, for post_marker().
-    WorkQueue(RouterState& router, SendQueue queue, std::uint32_t capacity,
+    WorkQueue(RouterState<Use>& router, SendQueue queue, std::uint32_t capacity,
               std::uint32_t max_slices, FlushCause& cause)
         : router_(router), qp_(queue.qp), sends_(true), capacity_(capacity),
           max_slices_(max_slices), cause_(&cause) {
         initialize(capacity + 1, max_slices + (queue.to_many ? 1 : 0));
     }
-    WorkQueue(RouterState& router, ReceiveQueue queue, std::uint32_t capacity,
+    WorkQueue(RouterState<Use>& router, ReceiveQueue queue, std::uint32_t capacity,
               std::uint32_t max_slices, FlushCause& cause)
         : router_(router), qp_(queue.qp), capacity_(capacity), max_slices_(max_slices),
           cause_(&cause) {
         initialize(capacity, max_slices);
     }
-    WorkQueue(RouterState& router, ibv_srq* srq, std::uint32_t capacity, std::uint32_t max_slices)
+    WorkQueue(RouterState<Use>& router, ibv_srq* srq, std::uint32_t capacity,
+              std::uint32_t max_slices)
         : router_(router), srq_(srq), capacity_(capacity), max_slices_(max_slices) {
         initialize(capacity, max_slices);
     }
@@ -77,14 +79,14 @@ public:
         router_.wake();
     }
 
-    RouterState& router() const noexcept { return router_; }
+    RouterState<Use>& router() const noexcept { return router_; }
     FlushCause* cause() const noexcept { return cause_; }
 
     // --- operations ---
 
     /// Posts now, or as soon as there is room. Throws std::system_error (invalid_argument) for more
     /// slices than the queue was made for, or one too long; then nothing was posted.
-    [[gnu::always_inline]] void submit(OperationState& operation, const SendWork& work,
+    [[gnu::always_inline]] void submit(OperationState<Use>& operation, const SendWork& work,
                                        Slices slices) {
         check(slices);
         if (begin(operation)) [[likely]] {
@@ -93,7 +95,7 @@ public:
             defer(operation, SendWork(work), slices);
         }
     }
-    [[gnu::always_inline]] void submit(OperationState& operation, Slices slices) {
+    [[gnu::always_inline]] void submit(OperationState<Use>& operation, Slices slices) {
         check(slices);
         if (begin(operation)) [[likely]] {
             post_receive(operation, slices);
@@ -107,12 +109,13 @@ public:
     template <class At>
     void submit_chain(std::span<const SendRequest> requests, At operation);
 
-    void move(OperationState& from, OperationState& to) noexcept {
-        if (to.slot != OperationState::no_slot) slots_[to.slot].operation = &to;
+    void move(OperationState<Use>& from, OperationState<Use>& to) noexcept {
+        if (to.slot != OperationState<Use>::no_slot) slots_[to.slot].operation = &to;
         if (from.linked()) to.take_place_of(from);
     }
-    void forget(OperationState& operation) noexcept {
-        if (operation.slot != OperationState::no_slot) slots_[operation.slot].operation = nullptr;
+    void forget(OperationState<Use>& operation) noexcept {
+        if (operation.slot != OperationState<Use>::no_slot)
+            slots_[operation.slot].operation = nullptr;
     }
 
     // --- completions ---
@@ -120,7 +123,7 @@ public:
     void complete(const ibv_wc& wc);
 
     /// No completion will come: whoever waits, waits no longer. Slots stay as they are.
-    void fail_all(const RouterState::Failure& failure) noexcept;
+    void fail_all(const Failure& failure) noexcept;
 
     // --- draining ---
 
@@ -133,8 +136,8 @@ public:
 
 private:
     struct Slot {
-        OperationState* operation = nullptr; // null: nobody is interested, or it is free
-        std::shared_ptr<ibv_mr> region;      // of its first slice
+        OperationState<Use>* operation = nullptr; // null: nobody is interested, or it is free
+        std::shared_ptr<ibv_mr> region;           // of its first slice
         ibv_wc_opcode opcode = IBV_WC_RECV;
         bool in_flight = false;
         bool signaled = true;
@@ -148,34 +151,35 @@ private:
     bool has_room() const noexcept { return in_flight_ < capacity_; }
     void check(Slices slices) const;
     [[noreturn]] void complain_of(Slices slices) const;
-    bool begin(OperationState& operation) noexcept;
-    void defer(OperationState& operation, SendWork work, Slices slices);
-    void defer(OperationState& operation, Slices slices);
-    void defer_as(OperationState& operation, std::optional<SendRequest> request, Slices slices);
-    void post(OperationState& operation, const SendWork& work, Slices slices);
-    void post_receive(OperationState& operation, Slices slices);
+    bool begin(OperationState<Use>& operation) noexcept;
+    void defer(OperationState<Use>& operation, SendWork work, Slices slices);
+    void defer(OperationState<Use>& operation, Slices slices);
+    void defer_as(OperationState<Use>& operation, Used<std::optional<SendRequest>, Use> request,
+                  Slices slices);
+    void post(OperationState<Use>& operation, const SendWork& work, Slices slices);
+    void post_receive(OperationState<Use>& operation, Slices slices);
     void post_deferred();
 
-    std::uint32_t take(OperationState* operation, ibv_wc_opcode opcode, Slices slices,
+    std::uint32_t take(OperationState<Use>* operation, ibv_wc_opcode opcode, Slices slices,
                        const std::shared_ptr<ibv_ah>* peer = nullptr);
     void give_back(std::uint32_t index) noexcept;
     bool must_signal(const SendWork& work) noexcept;
     void write(ibv_send_wr& wr, const SendWork& work, ibv_sge* sges, Slices slices,
                std::uint32_t index) noexcept;
     static void write(ibv_sge* sges, Slices slices) noexcept;
-    void refuse(OperationState& operation, const char* verb, int error);
-    void take_back(OperationState& operation, const char* verb, int result);
+    void refuse(OperationState<Use>& operation, const char* verb, int error);
+    void take_back(OperationState<Use>& operation, const char* verb, int result);
 
     void settle(std::uint32_t index, const ibv_wc& wc) noexcept;
     void settle_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
     Completion describe_failure(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept;
-    void finish(OperationState& operation) noexcept {
+    void finish(OperationState<Use>& operation) noexcept {
         operation.queue = nullptr;
-        operation.slot = OperationState::no_slot;
+        operation.slot = OperationState<Use>::no_slot;
         if (operation.waiter != nullptr) router_.make_ready(*operation.waiter);
     }
 
-    RouterState& router_;
+    RouterState<Use>& router_;
     ibv_qp* const qp_ = nullptr;
     ibv_srq* const srq_ = nullptr;
     const bool sends_ = false;
@@ -185,24 +189,26 @@ private:
     std::uint64_t wr_id_ = 0; // of slot 0
 
     std::vector<Slot> slots_;
-    std::uint32_t slot_count_ = 0;                 // slots_.size() divides
-    std::vector<std::shared_ptr<void>> more_kept_; // of the slots' other slices
+    std::uint32_t slot_count_ = 0;                            // slots_.size() divides
+    Used<std::vector<std::shared_ptr<void>>, Use> more_kept_; // of the slots' other slices
     std::size_t more_per_slot_ = 0;
-    std::vector<ibv_sge> sges_;       // of the request that is being posted
-    std::vector<std::uint32_t> free_; // receives: slots that are free, the last one is next
-    std::uint32_t next_ = 0;          // sends: a ring, where the next one goes
-    std::uint32_t oldest_ = 0;        // sends: that was posted first of those in flight
+    Used<std::vector<ibv_sge>, Use> sges_; // of the request that is being posted
+    Used<std::vector<std::uint32_t>, Use>
+        free_;                 // receives: slots that are free, the last one is next
+    std::uint32_t next_ = 0;   // sends: a ring, where the next one goes
+    std::uint32_t oldest_ = 0; // sends: that was posted first of those in flight
     std::uint32_t in_flight_ = 0;
     std::uint32_t unsignaled_ = 0; // since the last that was signaled
     bool draining_ = false;
 
-    IntrusiveList<OperationState> waiting_; // for room, in order
+    IntrusiveList<OperationState<Use>> waiting_; // for room, in order
     IntrusiveList<IdleWaiter> idle_waiters_;
-    std::vector<ibv_send_wr> chain_; // while one is posted
-    std::vector<ibv_sge> chain_sges_;
+    Used<std::vector<ibv_send_wr>, Use> chain_; // while one is posted
+    Used<std::vector<ibv_sge>, Use> chain_sges_;
 };
 
-inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) {
+template <class Use>
+inline void WorkQueue<Use>::initialize(std::size_t slots, std::size_t kept_per_slot) {
     if (slots > WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
                     "a work queue of " + std::to_string(slots) + " work requests is too long: " +
@@ -212,7 +218,7 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
     slot_count_ = static_cast<std::uint32_t>(slots);
     more_per_slot_ = kept_per_slot > 0 ? kept_per_slot - 1 : 0;
     more_kept_.resize(slots * more_per_slot_);
-    sges_.resize(std::max<std::size_t>(max_slices_, 1));
+    sges_.resize(max_slices_ > 0 ? max_slices_ : 1);
     if (!sends_) {
         for (std::size_t i = slots; i > 0; --i) free_.push_back(static_cast<std::uint32_t>(i - 1));
     }
@@ -224,14 +230,16 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
 // What every operation does is inlined into the call that posts it, which knows what kind of
 // request it is; what few do is kept out of it. That is a third of what an operation costs.
 
-[[gnu::always_inline]] inline void WorkQueue::check(Slices slices) const {
+template <class Use>
+[[gnu::always_inline]] inline void WorkQueue<Use>::check(Slices slices) const {
     bool fits = slices.size() <= max_slices_ && capacity_ > 0;
     for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
     if (!fits) [[unlikely]]
         complain_of(slices);
 }
 
-[[noreturn]] inline void WorkQueue::complain_of(Slices slices) const {
+template <class Use>
+[[noreturn]] inline void WorkQueue<Use>::complain_of(Slices slices) const {
     if (capacity_ == 0) {
         throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
     }
@@ -242,23 +250,27 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
 }
 
 // True: it is to be posted now.
-[[gnu::always_inline]] inline bool WorkQueue::begin(OperationState& operation) noexcept {
+template <class Use>
+[[gnu::always_inline]] inline bool WorkQueue<Use>::begin(OperationState<Use>& operation) noexcept {
     if (router_.failure()) [[unlikely]]
         return false;
     operation.queue = this;
     return waiting_.empty() && has_room();
 }
 
-[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, SendWork work,
-                                               Slices slices) {
+template <class Use>
+[[gnu::noinline]] inline void WorkQueue<Use>::defer(OperationState<Use>& operation, SendWork work,
+                                                    Slices slices) {
     defer_as(operation, SendRequest(work, slices), slices);
 }
-[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, Slices slices) {
+template <class Use>
+[[gnu::noinline]] inline void WorkQueue<Use>::defer(OperationState<Use>& operation, Slices slices) {
     defer_as(operation, std::nullopt, slices);
 }
 
-inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendRequest> request,
-                                Slices slices) {
+template <class Use>
+inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
+                                     Used<std::optional<SendRequest>, Use> request, Slices slices) {
     operation.failure = router_.failure();
     if (operation.failure) return;
     try {
@@ -270,9 +282,10 @@ inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendReq
     waiting_.push_back(operation);
 }
 
-[[gnu::always_inline]] inline std::uint32_t WorkQueue::take(OperationState* operation,
-                                                            ibv_wc_opcode opcode, Slices slices,
-                                                            const std::shared_ptr<ibv_ah>* peer) {
+template <class Use>
+[[gnu::always_inline]] inline std::uint32_t
+WorkQueue<Use>::take(OperationState<Use>* operation, ibv_wc_opcode opcode, Slices slices,
+                     const std::shared_ptr<ibv_ah>* peer) {
     std::uint32_t index = 0;
     if (sends_) {
         index = next_;
@@ -297,7 +310,8 @@ inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendReq
 }
 
 // Of a request that was not posted, the last one that was taken.
-[[gnu::noinline]] inline void WorkQueue::give_back(std::uint32_t index) noexcept {
+template <class Use>
+[[gnu::noinline]] inline void WorkQueue<Use>::give_back(std::uint32_t index) noexcept {
     if (sends_) {
         next_ = index;
     } else {
@@ -314,14 +328,16 @@ inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendReq
 
 // The last free slot is not given to a request that completes only with a later one, and the queue
 // does not fill up with such.
-inline bool WorkQueue::must_signal(const SendWork& work) noexcept {
+template <class Use>
+inline bool WorkQueue<Use>::must_signal(const SendWork& work) noexcept {
     const bool signal = work.options.signaled || draining_ || in_flight_ >= capacity_ ||
-                        unsignaled_ + 1 >= std::max(capacity_ / 2, 1u);
+                        unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
     unsignaled_ = signal ? 0 : unsignaled_ + 1;
     return signal;
 }
 
-inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
+template <class Use>
+inline void WorkQueue<Use>::write(ibv_sge* sges, Slices slices) noexcept {
     for (const Slice& slice : slices) {
         sges->addr = reinterpret_cast<std::uintptr_t>(slice.address);
         sges->length = static_cast<std::uint32_t>(slice.length);
@@ -330,9 +346,10 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     }
 }
 
-[[gnu::always_inline]] inline void WorkQueue::write(ibv_send_wr& wr, const SendWork& work,
-                                                    ibv_sge* sges, Slices slices,
-                                                    std::uint32_t index) noexcept {
+template <class Use>
+[[gnu::always_inline]] inline void WorkQueue<Use>::write(ibv_send_wr& wr, const SendWork& work,
+                                                         ibv_sge* sges, Slices slices,
+                                                         std::uint32_t index) noexcept {
     write(sges, slices);
     const SendOptions& options = work.options;
     slots_[index].signaled = must_signal(work);
@@ -368,21 +385,24 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
 }
 
 // The operation has no slot, or not any more.
-inline void WorkQueue::refuse(OperationState& operation, const char* verb, int error) {
+template <class Use>
+inline void WorkQueue<Use>::refuse(OperationState<Use>& operation, const char* verb, int error) {
     operation.failure = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
                                                                   std::system_category(), verb);
     finish(operation);
 }
 
-[[gnu::noinline]] inline void WorkQueue::take_back(OperationState& operation, const char* verb,
-                                                   int result) {
+template <class Use>
+[[gnu::noinline]] inline void WorkQueue<Use>::take_back(OperationState<Use>& operation,
+                                                        const char* verb, int result) {
     const int error = verb_errno(result);
     give_back(operation.slot);
     refuse(operation, verb, error);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post(OperationState& operation, const SendWork& work,
-                                                   Slices slices) {
+template <class Use>
+[[gnu::always_inline]] inline void WorkQueue<Use>::post(OperationState<Use>& operation,
+                                                        const SendWork& work, Slices slices) {
     const std::uint32_t index = take(&operation, work.completes_as, slices, work.peer);
     operation.slot = index;
     ibv_send_wr wr;
@@ -393,8 +413,9 @@ inline void WorkQueue::refuse(OperationState& operation, const char* verb, int e
         take_back(operation, "ibv_post_send", result);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post_receive(OperationState& operation,
-                                                           Slices slices) {
+template <class Use>
+[[gnu::always_inline]] inline void WorkQueue<Use>::post_receive(OperationState<Use>& operation,
+                                                                Slices slices) {
     const std::uint32_t index = take(&operation, IBV_WC_RECV, slices);
     operation.slot = index;
     write(sges_.data(), slices);
@@ -411,8 +432,9 @@ inline void WorkQueue::refuse(OperationState& operation, const char* verb, int e
         take_back(operation, srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv", result);
 }
 
+template <class Use>
 template <class At>
-void WorkQueue::submit_chain(std::span<const SendRequest> requests, At operation) {
+void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At operation) {
     std::size_t slices = 0;
     for (const SendRequest& request : requests) {
         check(request.slices()); // what is bad is found before the first is posted
@@ -423,7 +445,8 @@ void WorkQueue::submit_chain(std::span<const SendRequest> requests, At operation
     ibv_sge* sges = chain_sges_.data();
     std::size_t count = 0; // those that there is room for
     for (const SendRequest& request : requests) {
-        OperationState& state = operation(static_cast<std::size_t>(&request - requests.data()));
+        OperationState<Use>& state =
+            operation(static_cast<std::size_t>(&request - requests.data()));
         if (!begin(state)) {
             defer_as(state, request, request.slices());
             continue;
@@ -446,18 +469,19 @@ void WorkQueue::submit_chain(std::span<const SendRequest> requests, At operation
     const std::size_t posted = bad == nullptr ? 0 : static_cast<std::size_t>(bad - chain_.data());
     for (std::size_t i = count; i-- > posted;) give_back(operation(i).slot);
     for (std::size_t i = posted; i < requests.size(); ++i) {
-        OperationState& state = operation(i);
+        OperationState<Use>& state = operation(i);
         state.unlink();
         state.deferred.reset();
         refuse(state, "ibv_post_send", error);
     }
 }
 
-inline void WorkQueue::post_deferred() {
+template <class Use>
+inline void WorkQueue<Use>::post_deferred() {
     while (!waiting_.empty() && has_room()) {
-        OperationState& operation = waiting_.front();
+        OperationState<Use>& operation = waiting_.front();
         operation.unlink();
-        const DeferredRequest request = std::move(*operation.deferred);
+        const DeferredRequest<Use> request = std::move(*operation.deferred);
         operation.deferred.reset();
         if (request.is_send()) {
             post(operation, request.send().work(), request.slices());
@@ -467,7 +491,8 @@ inline void WorkQueue::post_deferred() {
     }
 }
 
-inline void WorkQueue::post_marker() {
+template <class Use>
+inline void WorkQueue<Use>::post_marker() {
     draining_ = true;
     const std::uint32_t newest = next_ == 0 ? slot_count_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
@@ -485,8 +510,9 @@ inline void WorkQueue::post_marker() {
 
 // --- completing ---
 
-inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
-                                              ibv_wc_opcode opcode) const noexcept {
+template <class Use>
+inline Completion WorkQueue<Use>::describe_failure(const ibv_wc& wc,
+                                                   ibv_wc_opcode opcode) const noexcept {
     ibv_wc valid{}; // I11
     valid.wr_id = wc.wr_id;
     valid.status = wc.status;
@@ -498,10 +524,11 @@ inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
     return Completion(valid, cause_->status, cause_->vendor_error);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::settle(std::uint32_t index,
-                                                     const ibv_wc& wc) noexcept {
+template <class Use>
+[[gnu::always_inline]] inline void WorkQueue<Use>::settle(std::uint32_t index,
+                                                          const ibv_wc& wc) noexcept {
     Slot& slot = slots_[index];
-    if (OperationState* const operation = std::exchange(slot.operation, nullptr)) {
+    if (OperationState<Use>* const operation = std::exchange(slot.operation, nullptr)) {
         if (wc.status == IBV_WC_SUCCESS) [[likely]] {
             operation->completion.emplace(wc);
         } else {
@@ -516,8 +543,9 @@ inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
 }
 
 // A send queue completes in order: what was posted before `index`, unsignaled, has succeeded.
-[[gnu::noinline]] inline void WorkQueue::settle_unsignaled(std::uint32_t index,
-                                                           std::uint32_t qp_num) noexcept {
+template <class Use>
+[[gnu::noinline]] inline void WorkQueue<Use>::settle_unsignaled(std::uint32_t index,
+                                                                std::uint32_t qp_num) noexcept {
     while (oldest_ != index) {
         ibv_wc silent{};
         silent.wr_id = wr_id_ | oldest_;
@@ -528,7 +556,8 @@ inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
     }
 }
 
-inline void WorkQueue::complete(const ibv_wc& wc) {
+template <class Use>
+inline void WorkQueue<Use>::complete(const ibv_wc& wc) {
     const std::uint32_t index = WrId::slot(wc.wr_id);
     if (index >= slot_count_ || !slots_[index].in_flight) return;
     if (sends_) {
@@ -548,8 +577,9 @@ inline void WorkQueue::complete(const ibv_wc& wc) {
     }
 }
 
-inline void WorkQueue::fail_all(const RouterState::Failure& failure) noexcept {
-    const auto fail = [&](OperationState& operation) {
+template <class Use>
+inline void WorkQueue<Use>::fail_all(const Failure& failure) noexcept {
+    const auto fail = [&](OperationState<Use>& operation) {
         operation.failure = failure;
         finish(operation);
     };
@@ -557,7 +587,7 @@ inline void WorkQueue::fail_all(const RouterState::Failure& failure) noexcept {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
-        OperationState& operation = waiting_.front();
+        OperationState<Use>& operation = waiting_.front();
         operation.unlink();
         operation.deferred.reset();
         fail(operation);
@@ -572,14 +602,16 @@ inline void WorkQueue::fail_all(const RouterState::Failure& failure) noexcept {
 
 // --- operations ---
 
-inline OperationState::OperationState(OperationState&& other) noexcept
+template <class Use>
+inline OperationState<Use>::OperationState(OperationState<Use>&& other) noexcept
     : queue(std::exchange(other.queue, nullptr)), slot(std::exchange(other.slot, no_slot)),
       completion(other.completion), failure(std::move(other.failure)),
       deferred(std::move(other.deferred)) {
     if (queue != nullptr) queue->move(other, *this);
 }
 
-[[gnu::always_inline]] inline OperationState::~OperationState() {
+template <class Use>
+[[gnu::always_inline]] inline OperationState<Use>::~OperationState() {
     if (queue != nullptr) queue->forget(*this);
 }
 

@@ -83,6 +83,10 @@ public:
         recv_->release(recv_slots_);
     }
 
+    bool receives_into(const CqCapacity& capacity) const noexcept {
+        return recv_.get() == &capacity;
+    }
+
     // The slots stay taken for good: what could complete into them was not destroyed. From any
     // thread: queue pairs may share a reservation.
     void keep() noexcept { kept_ = true; }
@@ -105,5 +109,12 @@ private:
     std::uint64_t recv_slots_;
     std::atomic<bool> kept_ = false;
 };
+
+// Throws as the constructor does.
+[[nodiscard]] inline std::shared_ptr<CqReservation>
+make_reservation(const std::shared_ptr<CqCapacity>& send, std::uint64_t send_wrs,
+                 const std::shared_ptr<CqCapacity>& recv, std::uint64_t recv_wrs) {
+    return std::make_shared<CqReservation>(send, send_wrs, recv, recv_wrs);
+}
 
 } // namespace asyncverbs::detail

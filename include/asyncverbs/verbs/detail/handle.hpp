@@ -12,17 +12,37 @@
 
 namespace asyncverbs::detail {
 
+// The deleter of all native objects that have no more than two parents. One type for all of them:
+// what a shared_ptr makes of each other type takes long to compile.
+class Release {
+public:
+    Release(void (*destroy)(void* native), std::shared_ptr<void> parent,
+            std::shared_ptr<void> other_parent) noexcept
+        : destroy_(destroy), parent_(std::move(parent)), other_parent_(std::move(other_parent)) {}
+
+    // The parents are let go right after the child, not when the deleter itself is destroyed: a
+    // weak_ptr may delay that for ever.
+    void operator()(void* native) noexcept {
+        destroy_(native);
+        parent_.reset();
+        other_parent_.reset();
+    }
+
+private:
+    void (*destroy_)(void*);
+    std::shared_ptr<void> parent_;
+    std::shared_ptr<void> other_parent_;
+};
+
 // Takes over `native`, which is also destroyed when this function throws. `destroy` must not throw;
-// its result is dropped, since nobody is left who could act on it. The parents are let go right
-// after the child, not when the deleter itself is destroyed: a weak_ptr may delay that for ever.
-template <class Native, class Destroy, class... Parents>
-[[nodiscard]] std::shared_ptr<Native> own(Native* native, Destroy destroy, Parents... parents) {
-    return std::shared_ptr<Native>(
-        native,
-        [destroy = std::move(destroy), ... parents = std::move(parents)](Native* object) mutable {
-            destroy(object);
-            (parents.reset(), ...);
-        });
+// its result is dropped, since nobody is left who could act on it. `parent` goes first.
+template <auto destroy, class Native>
+[[nodiscard]] std::shared_ptr<Native> own(Native* native, std::shared_ptr<void> parent = nullptr,
+                                          std::shared_ptr<void> other_parent = nullptr) {
+    const auto release = [](void* object) { destroy(static_cast<Native*>(object)); };
+    std::shared_ptr<void> owner(static_cast<void*>(native),
+                                Release(release, std::move(parent), std::move(other_parent)));
+    return std::shared_ptr<Native>(std::move(owner), native);
 }
 
 // The handle of an owner that is about to be used. Fails cleanly where the owner was moved from,

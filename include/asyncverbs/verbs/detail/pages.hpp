@@ -14,13 +14,13 @@
 namespace asyncverbs::detail {
 
 // Throws std::system_error naming mmap; EINVAL for a size of 0.
-[[nodiscard]] inline std::shared_ptr<std::byte> allocate_pages(std::size_t size) {
+[[nodiscard]] inline std::shared_ptr<void> allocate_pages(std::size_t size) {
     void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) {
         throw_verb_error("mmap", errno);
     }
-    const auto unmap = [size](std::byte* memory) { munmap(memory, size); };
-    return {static_cast<std::byte*>(pages), unmap};
+    const auto unmap = [size](void* memory) { munmap(memory, size); };
+    return {pages, unmap};
 }
 
 } // namespace asyncverbs::detail

@@ -5,13 +5,13 @@
 #pragma once
 
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/path.hpp>
@@ -70,6 +70,31 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
     return static_cast<std::uint32_t>(bits >> 40) & max_24_bits;
 }
 
+// The deleter of a queue pair, as Release is that of the others.
+struct ReleaseQueuePair {
+    void operator()(ibv_qp* qp) noexcept {
+        if (ibv_destroy_qp(qp) != 0) {
+            slots->keep();
+            if (shared_slots != nullptr) {
+                shared_slots->keep();
+            }
+        }
+        slots.reset();
+        shared_slots.reset();
+        srq.reset();
+        domain.reset();
+        send_cq.reset();
+        recv_cq.reset();
+    }
+
+    std::shared_ptr<CqReservation> slots;
+    std::shared_ptr<CqReservation> shared_slots;
+    std::shared_ptr<void> srq;
+    std::shared_ptr<void> domain;
+    std::shared_ptr<void> send_cq;
+    std::shared_ptr<void> recv_cq;
+};
+
 // Makes a queue pair whose completions fit their queues (I10), with receives of its own where
 // `receives` is null; `granted` is what the device gave.
 [[nodiscard]] inline std::shared_ptr<ibv_qp>
@@ -86,8 +111,8 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         srq = receives->shared_handle();
         shared_slots = receives->reserve(recv_cq);
     }
-    auto slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
-                                                 recv_cq.capacity(), options.max_recv_wr);
+    auto slots = make_reservation(send_cq.capacity(), options.max_send_wr, recv_cq.capacity(),
+                                  options.max_recv_wr);
     ibv_qp_init_attr attr{};
     attr.send_cq = send_cq.native_handle();
     attr.recv_cq = recv_cq.native_handle();
@@ -108,17 +133,9 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    const auto destroy = [slots = slots.get(), shared = shared_slots.get()](ibv_qp* qp) {
-        if (ibv_destroy_qp(qp) == 0) {
-            return;
-        }
-        slots->keep();
-        if (shared != nullptr) {
-            shared->keep();
-        }
-    };
-    return own(native, destroy, std::move(slots), std::move(shared_slots), std::move(srq),
-               domain.shared_handle(), send_cq.shared_handle(), recv_cq.shared_handle());
+    return {native, ReleaseQueuePair{std::move(slots), std::move(shared_slots), std::move(srq),
+                                     domain.shared_handle(), send_cq.shared_handle(),
+                                     recv_cq.shared_handle()}};
 }
 
 // One call of ibv_modify_qp.

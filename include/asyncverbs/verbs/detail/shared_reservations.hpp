@@ -4,10 +4,10 @@
 // in each, since every receive completes once.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <utility>
 #include <vector>
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
@@ -24,26 +24,26 @@ public:
     [[nodiscard]] std::shared_ptr<CqReservation>
     reserve(const std::shared_ptr<CqCapacity>& capacity) {
         const std::lock_guard lock(mutex_);
-        std::erase_if(held_, [](const Held& held) { return held.second.expired(); });
-        for (const auto& [of, held] : held_) {
-            if (of != capacity.get()) {
-                continue;
-            }
-            if (std::shared_ptr<CqReservation> shared = held.lock()) {
+        for (std::size_t i = 0; i < held_.size();) {
+            std::shared_ptr<CqReservation> shared = held_[i].lock();
+            if (shared == nullptr) {
+                held_[i].swap(held_.back());
+                held_.pop_back();
+            } else if (shared->receives_into(*capacity)) {
                 return shared;
+            } else {
+                ++i;
             }
         }
-        auto made = std::make_shared<CqReservation>(capacity, 0, capacity, receives_);
-        held_.emplace_back(capacity.get(), made);
+        auto made = make_reservation(capacity, 0, capacity, receives_);
+        held_.push_back(made);
         return made;
     }
 
 private:
-    using Held = std::pair<const CqCapacity*, std::weak_ptr<CqReservation>>;
-
     const std::uint64_t receives_;
     std::mutex mutex_;
-    std::vector<Held> held_; // a reservation keeps its account, so no address is used twice
+    std::vector<std::weak_ptr<CqReservation>> held_; // one for each account
 };
 
 } // namespace asyncverbs::detail
