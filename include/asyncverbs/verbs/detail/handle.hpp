@@ -14,10 +14,10 @@ namespace asyncverbs::detail {
 
 // The deleter of all native objects that have no more than two parents. One type for all of them:
 // what a shared_ptr makes of each other type takes long to compile.
-class Release {
+class ReleaseNative {
 public:
-    Release(void (*destroy)(void* native), std::shared_ptr<void> parent,
-            std::shared_ptr<void> other_parent) noexcept
+    ReleaseNative(void (*destroy)(void* native), std::shared_ptr<void> parent,
+                  std::shared_ptr<void> other_parent) noexcept
         : destroy_(destroy), parent_(std::move(parent)), other_parent_(std::move(other_parent)) {}
 
     // The parents are let go right after the child, not when the deleter itself is destroyed: a
@@ -41,7 +41,7 @@ template <auto destroy, class Native>
                                           std::shared_ptr<void> other_parent = nullptr) {
     const auto release = [](void* object) { destroy(static_cast<Native*>(object)); };
     std::shared_ptr<void> owner(static_cast<void*>(native),
-                                Release(release, std::move(parent), std::move(other_parent)));
+                                ReleaseNative(release, std::move(parent), std::move(other_parent)));
     return std::shared_ptr<Native>(std::move(owner), native);
 }
 

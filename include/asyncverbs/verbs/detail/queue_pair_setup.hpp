@@ -70,7 +70,7 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
     return static_cast<std::uint32_t>(bits >> 40) & max_24_bits;
 }
 
-// The deleter of a queue pair, as Release is that of the others.
+// The deleter of a queue pair, as ReleaseNative is that of the others.
 struct ReleaseQueuePair {
     void operator()(ibv_qp* qp) noexcept {
         if (ibv_destroy_qp(qp) != 0) {
