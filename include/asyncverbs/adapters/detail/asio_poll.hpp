@@ -102,6 +102,7 @@ public:
                               std::span<ibv_wc>) {
         return Allocation::allocate(size, handler);
     }
+    // NOLINTNEXTLINE(misc-new-delete-overloads): it is the one that a coroutine's frame is freed by
     static void operator delete(void* frame, std::size_t size) noexcept {
         Allocation::deallocate(frame, size);
     }
