@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// The adapter for Asio on a real device: its notifier conforms, and async_poll() loses nothing.
+#include <asyncverbs/testing/async_cq_conformance.hpp>
+#include <asyncverbs/testing/notifier_conformance.hpp>
+
+#include <array>
+#include <cstdint>
+#include <random>
+#include <span>
+
+#include "adapters/asio_harness.hpp"
+#include "device/pair.hpp"
+#include "support/catch.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::adapters;
+using asyncverbs::device::Pair;
+
+TEMPLATE_TEST_CASE("device, Asio: conformance", "[asio][conformance]", OnContext, OnStrand) {
+    for (const auto& each : notifier_cases<AsioHarness<TestType>>()) {
+        DYNAMIC_SECTION(each.name) { CHECK_NOTHROW(each.run()); }
+    }
+    for (const auto& each : async_cq_cases<AsioHarness<TestType>>(device::open_device())) {
+        DYNAMIC_SECTION(each.name) { CHECK_NOTHROW(each.run()); }
+    }
+}
+
+namespace {
+
+using Loop = AsioLoop<IoExecutor>;
+
+struct Fixture {
+    net::io_context io;
+    Loop loop{io};
+    Pair<Loop> pair{loop};
+    AsioCq<IoExecutor> send_cq{loop.get_executor(), std::move(*pair.send_cq)};
+    AsioCq<IoExecutor> recv_cq{loop.get_executor(), std::move(*pair.recv_cq)};
+};
+
+// Takes completions, which have to come in order, again and again.
+struct Consumer {
+    AsioCq<IoExecutor>& cq;
+    std::uint64_t end;
+    std::uint64_t next = 0;
+    bool cancelled = false;
+    std::array<ibv_wc, 8> wcs{};
+
+    void take() {
+        async_poll(cq, wcs, [this](const Error& error, std::span<ibv_wc> done) {
+            for (const ibv_wc& wc : done) {
+                REQUIRE(wc.status == IBV_WC_SUCCESS);
+                REQUIRE(wc.wr_id == next++);
+            }
+            cancelled = error == net::error::operation_aborted;
+            if (!error && next < end) take();
+        });
+    }
+};
+
+} // namespace
+
+TEST_CASE("device, Asio: bursts and gaps, every completion once and in order", "[asio]") {
+    Fixture f;
+    constexpr std::uint64_t count = 5'000;
+    Consumer sent{f.send_cq, count};
+    Consumer received{f.recv_cq, count};
+    sent.take();
+    received.take();
+    std::minstd_rand random(5);
+    for (std::uint64_t posted = 0; posted < count;) {
+        for (auto burst = 1 + random() % 16; burst > 0 && posted < count; --burst, ++posted) {
+            f.pair.post_recv(posted);
+            f.pair.post_send(posted);
+        }
+        // Half of them have not come when the next burst is posted.
+        while (posted > 64 && (sent.next < posted - 32 || received.next < posted - 32)) {
+            f.io.run_one();
+        }
+        if (random() % 4 == 0) f.io.poll();
+    }
+    f.io.run(); // returns when both have all
+    CHECK(sent.next == count);
+    CHECK(received.next == count);
+}
+
+TEST_CASE("device, Asio: cancellations lose no completion", "[asio]") {
+    Fixture f;
+    constexpr std::uint64_t rounds = 200;
+    Consumer sent{f.send_cq, rounds};
+    Consumer received{f.recv_cq, rounds};
+    sent.take();
+    int cancellations = 0;
+    for (std::uint64_t round = 0; round < rounds; ++round) {
+        f.pair.post_recv(round);
+        received.cancelled = false;
+        received.take();
+        f.io.poll();
+        f.pair.post_send(round);
+        for (std::uint64_t turns = 0; turns < round % 8; ++turns) f.io.poll_one();
+        while (!received.cancelled && received.next < rounds) {
+            f.recv_cq.cancel(); // again, if a message came first
+            f.io.run_one();
+        }
+        cancellations += received.cancelled ? 1 : 0;
+    }
+    CHECK(cancellations > 0);
+    if (received.next < rounds) received.take();
+    f.io.restart();
+    f.io.run();
+    CHECK(sent.next == rounds);
+    CHECK(received.next == rounds);
+}
+
+TEST_CASE("device, Asio: torn down in the middle of everything", "[asio]") {
+    Fixture f;
+    Consumer received{f.recv_cq, 100};
+    received.take();
+    f.io.poll();
+    for (std::uint64_t id = 0; id < 50; ++id) {
+        f.pair.post_recv(id);
+        f.pair.post_send(id);
+    }
+    f.io.run_one();
+}
