@@ -433,6 +433,49 @@ TEST_CASE("IoUringPoller: a completion that is handed over twice does no harm", 
     }
 }
 
+TEST_CASE("IoUringPoller: a completion that comes late is not taken for another's", "[ring]") {
+    Fixture f;
+    Coroutine waiter = wait(*f.notifier, f.result);
+    f.turns();
+    f.pipe.put();
+    REQUIRE(io_uring_cq_ready(&f.ring.get()) > 0); // nobody has looked yet
+    Pipe other;
+    SECTION("of the notifier that has its place now") {
+        f.notifier.reset();
+        f.notifier.emplace(f.poller.notifier(other.reader()));
+        f.result.reset();
+        waiter = wait(*f.notifier, f.result);
+        f.turns();
+        CHECK(!f.result);
+        other.put();
+        f.turns();
+        CHECK(f.result == ok);
+    }
+    SECTION("of the next wait, which began when it was handed over for the first time") {
+        struct Local {
+            static Coroutine read_all(IoUringNotifier& notifier, const Pipe& pipe, int& wakes) {
+                for (;; ++wakes) {
+                    co_await notifier.readable();
+                    pipe.take();
+                }
+            }
+        };
+        waiter.destroy();
+        int wakes = 0;
+        waiter = Local::read_all(*f.notifier, f.pipe, wakes);
+        io_uring_cqe* next = nullptr;
+        REQUIRE(io_uring_peek_cqe(&f.ring.get(), &next) == 0);
+        const io_uring_cqe cqe = *next;
+        io_uring_cqe_seen(&f.ring.get(), next);
+        for (int i = 0; i < 3; ++i) f.poller.complete(cqe);
+        f.turns();
+        CHECK(wakes == 1);
+        f.pipe.put();
+        f.turns();
+        CHECK(wakes == 2);
+    }
+}
+
 TEST_CASE("IoUringPoller: what a coroutine lets escape leaves complete(), and the others go on",
           "[ring]") {
     Fixture f;
