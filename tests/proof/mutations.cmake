@@ -227,7 +227,7 @@ mutation(cancel-reaches-one-waiter-only detail/cq_reaper.hpp
     }")
 
 mutation(cancels-are-not-renewed detail/interruption.hpp
-    "        stop_source_ = std::move(next);"
+    "        stop_source_ = std::stop_source();"
     "")
 
 # --- errors ---

@@ -266,13 +266,13 @@ inline void CqReaper::serve() {
 }
 
 inline void CqReaper::serve_sink() {
-    struct Release { // whom the sink resumes may close us
+    struct LetGo { // whom the sink resumes may close us
         CqReaper& reaper;
-        ~Release() {
+        ~LetGo() {
             if (reaper.closed_) reaper.sink_.reset();
         }
     };
-    const Release release{*this};
+    const LetGo let_go{*this};
     CqSink& sink = *sink_;
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;

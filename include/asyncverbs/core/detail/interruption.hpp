@@ -6,7 +6,6 @@
 #include <atomic>
 #include <mutex>
 #include <stop_token>
-#include <utility>
 
 namespace asyncverbs::detail {
 
@@ -32,10 +31,9 @@ public:
 
     /// Heeds it: whoever raises a flag from now on interrupts the next wait. May throw bad_alloc.
     void renew() {
-        std::stop_source next;
         const std::lock_guard lock(mutex_);
+        stop_source_ = std::stop_source();
         requested_.store(false, std::memory_order_relaxed);
-        stop_source_ = std::move(next);
     }
 
 private:
