@@ -197,12 +197,11 @@ inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs, std::uint64_t* time
     return poller_.poll(wcs, timestamps);
 }
 
-// NOLINTNEXTLINE(performance-unnecessary-value-param): `sink` lives as long as this call
 inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
     if (anyone_waits()) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }
-    sink_ = sink;
+    sink_ = sink; // `sink` lives as long as this call: NOLINT(performance-unnecessary-value-param)
     attend();
     if (pump.idle) pump.handle.resume();
 }

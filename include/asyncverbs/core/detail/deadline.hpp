@@ -14,7 +14,7 @@ struct Deadline {
     static constexpr auto next_turn = Clock::time_point::min();
 
     static Clock::time_point after(Clock::duration duration) {
-        if (duration <= duration.zero()) return next_turn;
+        if (duration <= Clock::duration::zero()) return next_turn;
         const Clock::time_point now = Clock::now();
         return duration < never - now ? now + duration : never;
     }
