@@ -95,12 +95,12 @@ private:
     Operation receive_;
 };
 
-std::string_view text(Slice slice) {
+std::string_view text(const Slice& slice) {
     const auto* const bytes = reinterpret_cast<const char*>(slice.address);
     return {bytes, strnlen(bytes, slice.length)};
 }
 
-void print(const char* what, Slice slice) {
+void print(const char* what, const Slice& slice) {
     const std::string_view words = text(slice);
     std::printf("%s: %.*s\n", what, static_cast<int>(words.size()), words.data());
 }
@@ -164,11 +164,11 @@ Task<> run_server(EpollExecutor& loop, const Options& options) {
 // --- the client ---
 
 // "rdma-ping-N: " and letters from another one on each time, with a zero at the end.
-void write_text(Slice slice, std::uint32_t ping) {
+void write_text(const Slice& slice, std::uint32_t ping) {
     constexpr unsigned letters = 'z' - 'A' + 1;
     auto* const bytes = reinterpret_cast<char*>(slice.address);
     const int head = std::snprintf(bytes, slice.length, "rdma-ping-%u: ", ping);
-    for (std::size_t i = static_cast<std::size_t>(head); i + 1 < slice.length; ++i) {
+    for (auto i = static_cast<std::size_t>(head); i + 1 < slice.length; ++i) {
         bytes[i] = static_cast<char>('A' + (ping + i - static_cast<unsigned>(head)) % letters);
     }
     bytes[slice.length - 1] = '\0';
@@ -188,7 +188,7 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
         IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE);
     const Slice source = memory.slice(0, options.size);
     const Slice sink = memory.slice(options.size, options.size);
-    const auto advertise = [&](Slice slice) {
+    const auto advertise = [&](const Slice& slice) {
         return end.send(
             {reinterpret_cast<std::uintptr_t>(slice.address), slice.length, memory.rkey()});
     };

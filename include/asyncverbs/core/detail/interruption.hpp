@@ -21,7 +21,9 @@ public:
             requested_.store(true, std::memory_order_relaxed);
             source = stop_source_;
         }
-        source.request_stop(); // calls the notifier, hence with no lock held (I8)
+        // Calls the notifier, hence with no lock held (I8).
+        // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move): it was copied, by way of a temporary
+        source.request_stop();
     }
 
     bool pending() const noexcept {
