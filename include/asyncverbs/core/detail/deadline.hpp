@@ -20,6 +20,7 @@ struct Deadline {
     }
     template <class Rep, class Period>
     static Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
+        if (duration <= std::chrono::duration<Rep, Period>::zero()) return next_turn;
         // In floating point, for the longest durations do not fit into nanoseconds.
         constexpr std::chrono::duration<double> longest = std::chrono::years(100);
         if (std::chrono::duration<double>(duration) > longest) return never;

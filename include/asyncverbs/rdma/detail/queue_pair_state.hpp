@@ -43,7 +43,7 @@ struct QueuePairState {
 
     // Awaited: until all that was posted to a queue has completed. Throws what comes in between.
     struct Idle : IdleWaiter {
-        explicit Idle(WorkQueue<Use>& q) noexcept : queue(q) { failure = q.router().failure(); }
+        explicit Idle(WorkQueue<Use>& q) noexcept : IdleWaiter(q.router().failure()), queue(q) {}
         bool await_ready() const noexcept { return failure || queue.idle(); }
         void await_suspend(std::coroutine_handle<> handle) noexcept {
             coroutine = handle;

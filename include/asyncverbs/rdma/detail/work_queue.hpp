@@ -36,6 +36,7 @@ struct FlushCause {
 
 // Waits until a queue is idle, or `failure` says why it will not be.
 struct IdleWaiter : Resumable {
+    explicit IdleWaiter(Failure why) noexcept : failure(std::move(why)) {}
     Failure failure;
 };
 
