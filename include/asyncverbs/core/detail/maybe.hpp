@@ -26,8 +26,7 @@ public:
     template <class... Arguments>
     T& emplace(Arguments&&... arguments) {
         reset();
-        ::new (static_cast<void*>(std::addressof(object_)))
-            T(std::forward<Arguments>(arguments)...);
+        std::construct_at(std::addressof(object_), std::forward<Arguments>(arguments)...);
         there_ = true;
         return object_;
     }
@@ -35,7 +34,7 @@ public:
     void reset() noexcept {
         if (!there_) return;
         there_ = false;
-        object_.~T();
+        std::destroy_at(std::addressof(object_));
     }
 
 private:
