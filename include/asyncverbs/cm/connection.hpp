@@ -96,6 +96,6 @@ private:
 };
 
 /// The Connection of programs: compiled only where it is used, but otherwise as a class.
-using Connection = BasicConnection<detail::OnUse>;
+using Connection = BasicConnection<OnUse>;
 
 } // namespace asyncverbs

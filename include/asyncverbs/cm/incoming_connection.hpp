@@ -107,6 +107,6 @@ private:
 };
 
 /// The IncomingConnection of programs: compiled only where it is used, but otherwise as a class.
-using IncomingConnection = BasicIncomingConnection<detail::OnUse>;
+using IncomingConnection = BasicIncomingConnection<OnUse>;
 
 } // namespace asyncverbs

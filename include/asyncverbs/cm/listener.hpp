@@ -96,6 +96,6 @@ private:
 };
 
 /// The Listener of programs: compiled only where it is used, but otherwise as a class.
-using Listener = BasicListener<detail::OnUse>;
+using Listener = BasicListener<OnUse>;
 
 } // namespace asyncverbs

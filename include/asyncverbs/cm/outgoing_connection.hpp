@@ -114,7 +114,7 @@ private:
 };
 
 /// The OutgoingConnection of programs: compiled only where it is used, but otherwise as a class.
-using OutgoingConnection = BasicOutgoingConnection<detail::OnUse>;
+using OutgoingConnection = BasicOutgoingConnection<OnUse>;
 
 namespace detail {
 
@@ -168,8 +168,8 @@ template <class Loop>
 [[nodiscard]] Task<OutgoingConnection> resolve(Loop& loop, std::string host, std::string service,
                                                ResolveOptions options = {},
                                                std::stop_token stop = {}) {
-    return detail::resolve<detail::OnUse>(detail::CmLoop(loop), std::move(host), std::move(service),
-                                          options, std::move(stop));
+    return detail::resolve<OnUse>(detail::CmLoop(loop), std::move(host), std::move(service),
+                                  options, std::move(stop));
 }
 
 } // namespace asyncverbs

@@ -93,6 +93,6 @@ private:
 };
 
 /// The ExecutorPool of programs: compiled only where it is used, but otherwise as a class.
-using ExecutorPool = BasicExecutorPool<detail::OnUse>;
+using ExecutorPool = BasicExecutorPool<OnUse>;
 
 } // namespace asyncverbs

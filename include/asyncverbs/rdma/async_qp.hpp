@@ -207,6 +207,6 @@ private:
 };
 
 /// The AsyncQp of programs: compiled only where it is used, but otherwise as a class.
-using AsyncQp = BasicAsyncQp<detail::OnUse>;
+using AsyncQp = BasicAsyncQp<OnUse>;
 
 } // namespace asyncverbs

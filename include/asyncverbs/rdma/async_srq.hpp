@@ -54,6 +54,6 @@ private:
 };
 
 /// The AsyncSrq of programs: compiled only where it is used, but otherwise as a class.
-using AsyncSrq = BasicAsyncSrq<detail::OnUse>;
+using AsyncSrq = BasicAsyncSrq<OnUse>;
 
 } // namespace asyncverbs

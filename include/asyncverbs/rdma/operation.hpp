@@ -175,6 +175,6 @@ private:
 };
 
 /// The Operation of programs: compiled only where it is used, but otherwise as a class.
-using Operation = BasicOperation<detail::OnUse>;
+using Operation = BasicOperation<OnUse>;
 
 } // namespace asyncverbs

@@ -79,6 +79,6 @@ private:
 };
 
 /// The Router of programs: compiled only where it is used, but otherwise as a class.
-using Router = BasicRouter<detail::OnUse>;
+using Router = BasicRouter<OnUse>;
 
 } // namespace asyncverbs

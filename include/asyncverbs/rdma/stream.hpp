@@ -133,6 +133,6 @@ private:
 };
 
 /// The Stream of programs: compiled only where it is used, but otherwise as a class.
-using Stream = BasicStream<detail::OnUse>;
+using Stream = BasicStream<OnUse>;
 
 } // namespace asyncverbs

@@ -3,13 +3,16 @@
 // every file that includes it, with all that it instantiates; GCC even emits the coroutines.
 #pragma once
 
-namespace asyncverbs::detail {
+namespace asyncverbs {
 
-// The one argument of class templates that are templates for this reason alone: a compiler does
-// no more than parse them until somebody uses one. Such a class is `BasicStream<Use>`, and users
-// know it as `using Stream = BasicStream<detail::OnUse>`. It names others of its kind by its own
-// `Use`, lest these be compiled with it.
+/// The one argument of class templates that are templates for one reason alone: a compiler does no
+/// more than parse them until somebody uses one. Such a class is `BasicStream<Use>`, and users know
+/// it as `using Stream = BasicStream<OnUse>`.
+// It names others of its kind by its own `Use`, lest these be compiled with it. Not in detail, for
+// functions there would be candidates wherever a user's function has the same name.
 struct OnUse;
+
+namespace detail {
 
 template <class T, class Use>
 struct TypeOnUse {
@@ -21,4 +24,5 @@ struct TypeOnUse {
 template <class T, class Use>
 using Used = typename TypeOnUse<T, Use>::type;
 
-} // namespace asyncverbs::detail
+} // namespace detail
+} // namespace asyncverbs
