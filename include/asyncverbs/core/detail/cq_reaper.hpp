@@ -60,7 +60,7 @@ public:
 
     /// From now on all completions go to `sink`, until close(). Throws std::system_error
     /// (device_or_resource_busy) if somebody waits.
-    void attach(std::shared_ptr<CqSink> sink);
+    void attach(const std::shared_ptr<CqSink>& sink);
 
     /// Makes the pump look for waiters that are to stop, and for what was reported. From any
     /// thread.
@@ -197,7 +197,7 @@ inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs, std::uint64_t* time
     return poller_.poll(wcs, timestamps);
 }
 
-inline void CqReaper::attach(std::shared_ptr<CqSink> sink) {
+inline void CqReaper::attach(const std::shared_ptr<CqSink>& sink) {
     if (anyone_waits()) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }

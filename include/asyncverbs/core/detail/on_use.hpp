@@ -7,9 +7,10 @@ namespace asyncverbs {
 
 /// The one argument of class templates that are templates for one reason alone: a compiler does no
 /// more than parse them until somebody uses one. Such a class is `BasicStream<Use>`, and users know
-/// it as `using Stream = BasicStream<OnUse>`.
-// It names others of its kind by its own `Use`, lest these be compiled with it. Not in detail, for
-// functions there would be candidates wherever a user's function has the same name.
+/// it as `using Stream = BasicStream<OnUse>`. It names others of its kind by its own `Use`, lest
+/// these be compiled with it.
+///
+/// Not in detail: the functions there would be candidates for a user's calls with a Stream.
 struct OnUse;
 
 namespace detail {
