@@ -201,7 +201,7 @@ inline void CqReaper::attach(const std::shared_ptr<CqSink>& sink) {
     if (anyone_waits()) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }
-    sink_ = sink; // `sink` lives as long as this call: NOLINT(performance-unnecessary-value-param)
+    sink_ = sink; // which lives as long as this call, whoever it resumes
     attend();
     if (pump.idle) pump.handle.resume();
 }
