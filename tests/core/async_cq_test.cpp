@@ -1036,6 +1036,28 @@ TEST_CASE("AsyncCq: timestamps come with their completions, kept ones too") {
     CHECK(times == std::vector<std::uint64_t>{1001, 1002, 1004});
 }
 
+TEST_CASE("AsyncCq: a wait for timestamped completions is stopped without an exception") {
+    SimulatedVerbs sim({DeviceOptions{.name = "sim0", .completion_timestamps = true}});
+    const Context context = Context::open();
+    ManualNotifier notifier;
+    AsyncCq cq(CompletionQueue::extended(context, 8, IBV_WC_EX_WITH_COMPLETION_TIMESTAMP),
+               notifier);
+    struct Local {
+        static Coroutine poll(AsyncCq& queue, std::error_code& error, std::stop_token stop) {
+            std::array<ibv_wc, 1> wcs{};
+            std::array<std::uint64_t, 1> timestamps{};
+            co_await queue.poll_timestamped(wcs, timestamps, error, stop);
+        }
+    };
+    std::stop_source stop;
+    std::error_code error;
+    const Coroutine waiting = Local::poll(cq, error, stop.get_token());
+    stop.request_stop();
+    notifier.run();
+    CHECK(waiting.done());
+    CHECK(error == std::errc::operation_canceled);
+}
+
 TEST_CASE("AsyncCq: timestamps that cannot be had are refused at once") {
     SimulatedVerbs sim({DeviceOptions{.name = "sim0", .completion_timestamps = true}});
     const Context context = Context::open();
