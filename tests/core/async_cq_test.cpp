@@ -3,6 +3,7 @@
 #include <asyncverbs/core/async_cq.hpp>
 
 #include <asyncverbs/core/awaitable.hpp>
+#include <asyncverbs/core/shared_channel.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/context.hpp>
 
@@ -11,6 +12,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <coroutine>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -1136,4 +1138,38 @@ TEST_CASE("AsyncCq: a tracer is told of each wait, and of nothing else") {
     notifier.run();
     REQUIRE(record.results.size() == 2);
     CHECK(record.results[1] == std::errc::operation_canceled);
+}
+
+TEST_CASE("AsyncCq: a tracer is told of the error that has ended a wait") {
+    struct ThrowingNotifier {
+        struct Readable {
+            bool await_ready() const noexcept { return true; }
+            void await_suspend(std::coroutine_handle<>) const noexcept {}
+            std::error_code await_resume() const {
+                throw std::system_error(std::make_error_code(std::errc::io_error));
+            }
+        };
+        Readable readable(const std::stop_token&) const { return {}; }
+    };
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    Recorder::Record record;
+    std::error_code error;
+    SECTION("the notifier's") {
+        AsyncCq cq(CompletionQueue(context, 8), ThrowingNotifier{}, {}, Recorder{&record});
+        const Coroutine waiting = poll_error(cq, error);
+    }
+    SECTION("the channel's, which several CQs share") {
+        ManualNotifier notifier;
+        SharedChannel channel(CompletionChannel(context), notifier);
+        AsyncCq cq = AsyncCq::create(context, 8, channel, {}, Recorder{&record});
+        const Coroutine waiting = poll_error(cq, error);
+        sim.fail("ibv_get_cq_event", {.error = EIO});
+        notifier.notify();
+        notifier.run();
+    }
+    CHECK(error == std::errc::io_error);
+    CHECK(record.before.size() == 1);
+    REQUIRE(record.results.size() == 1);
+    CHECK(record.results[0] == std::errc::io_error);
 }

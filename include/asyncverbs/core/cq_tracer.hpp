@@ -29,7 +29,9 @@ namespace asyncverbs {
 ///     auto cq = AsyncCq::create(context, 64, executor, {}, Metrics{completions, idle_time});
 ///
 /// `result` is what the notifier gave: {} for a wake, whose event is not counted yet,
-/// errc::timed_out, errc::operation_canceled, or a fatal error. It must not touch the AsyncCq.
+/// errc::timed_out, also after a turn of the loop that a busy CQ has left to others,
+/// errc::operation_canceled, or a fatal error. An AsyncCq that is destroyed while it waits destroys
+/// the tracer, with no after_wait(). A tracer must not touch the AsyncCq.
 template <class T>
 concept CqTracer = requires(T& tracer, const CqStatistics& statistics, std::error_code result) {
     { tracer.before_wait(statistics) } noexcept;

@@ -54,6 +54,11 @@ struct CqPump {
                 tracer.after_wait(owner->statistics(), result);
             }
         }
+        void trace_failed_wait() noexcept {
+            if constexpr (!std::same_as<T, NoTracer>) {
+                tracer.after_wait(owner->statistics(), owner->failure().code());
+            }
+        }
     };
 
     // Suspended here while nobody waits; the first who does transfers to the pump.
@@ -114,12 +119,13 @@ CqPump CqPump::run(Parts<Owner, N, T> parts) {
             } else {
                 result = co_await parts.notifier.readable(owner.stop_token());
             }
+            parts.trace_after_wait(result);
         } catch (...) {
             owner.fail();
+            parts.trace_failed_wait();
             result = std::make_error_code(std::errc::operation_canceled); // nothing to consume
         }
 
-        parts.trace_after_wait(result);
         owner.pump.running = true;
         try {
             if constexpr (reads_events<N>) {
