@@ -91,6 +91,20 @@ TEST_CASE("device: of two messages the solicited one wakes its receiver", "[fiel
     CHECK(pair.recv_cq->statistics().wakes == 1);
 }
 
+TEST_CASE("device: a send that fails ends a wait for solicited completions, if by max_wait") {
+    EpollExecutor executor;
+    RtsOptions once;
+    once.retry_cnt = 1;
+    once.timeout = 8;
+    Pair pair(executor, {.max_wait = 20ms, .solicited_only = true}, once);
+    pair.receiver.reset();
+    pair.post_send(1);
+    CHECK(run_bounded(executor, next(*pair.send_cq)).status == IBV_WC_RETRY_EXC_ERR);
+    if (pair.send_cq->statistics().events == 0) {
+        WARN("errors of sends wake no solicited-only CQ of " << pair.context.name());
+    }
+}
+
 TEST_CASE("device: an extended CQ delivers what a plain one does") {
     EpollExecutor executor;
     const Context context = open_device();

@@ -21,8 +21,9 @@ struct AsyncCqOptions {
     BusyPoll busy_poll{};
 
     /// Only completions of sends with IBV_SEND_SOLICITED at the peer, and errors, end a wait; what
-    /// else has come by then is delivered with them, or when somebody polls. See
-    /// ibv_req_notify_cq(3).
+    /// else has come by then is delivered with them, or when somebody polls while nobody waits.
+    /// Meant for a CQ of receives: soft-RoCE does not wake for an error of a *send*, which is then
+    /// found by max_wait, if at all. See ibv_req_notify_cq(3).
     bool solicited_only = false;
 };
 
