@@ -302,6 +302,26 @@ TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {
     CHECK(f.poller.statistics().arms == 1);
 }
 
+TEST_CASE("CqPoller: a CQ that stays idle is polled for ever shorter, whatever bounds its waits") {
+    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 20ms, .adaptive = true}});
+    // On a busy machine perhaps not the first sleep is within the limit.
+    for (int i = 0; i < 1000 && f.poller.statistics().busy_polls == 0; ++i) {
+        CHECK(f.poll_or_arm() == 0);
+        f.complete(1);
+        CHECK(f.poller.consume());
+        CHECK(f.poll_or_arm() == 1);
+    }
+    REQUIRE(f.poller.statistics().busy_polls > 0);
+    for (int i = 0; i < 10; ++i) { // what max_wait does
+        f.poller.forget_arm();
+        CHECK(f.poll_or_arm() == 0);
+    }
+    const auto before = f.poller.statistics().busy_polls;
+    f.poller.forget_arm();
+    CHECK(f.poll_or_arm() == 0);
+    CHECK(f.poller.statistics().busy_polls == before);
+}
+
 // --- solicited completions ---
 
 TEST_CASE("CqPoller: armed for solicited completions alone, others wake nobody", "[field-9]") {

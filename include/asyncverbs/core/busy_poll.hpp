@@ -13,8 +13,9 @@ struct BusyPoll {
     std::chrono::nanoseconds limit{0};
 
     /// Polls only for as long as it has paid lately, up to `limit`: each sleep that ended within
-    /// the limit makes the time longer, each that took longer halves it, down to zero. For loads
-    /// that come and go: an idle CQ costs nothing, and a busy one hardly ever sleeps.
+    /// the limit makes the time longer, each that took longer, or that max_wait has ended, halves
+    /// it, down to zero. For loads that come and go: an idle CQ costs nothing, and a busy one
+    /// hardly ever sleeps.
     bool adaptive = false;
 };
 

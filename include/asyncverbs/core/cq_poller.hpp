@@ -84,7 +84,10 @@ public:
 
     /// Makes the next poll_or_arm() arm again although an arm is outstanding: for a caller that
     /// has waited long enough to suspect that the kernel dropped the event.
-    void forget_arm() noexcept { armed_ = may_wait_ = false; }
+    void forget_arm() noexcept {
+        armed_ = may_wait_ = false;
+        busy_poll_.gave_up();
+    }
 
     /// The completion channel's file descriptor, to wait for; owned by the channel.
     int fd() const noexcept { return channel_->fd; }

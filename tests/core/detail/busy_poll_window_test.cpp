@@ -61,3 +61,21 @@ TEST_CASE("BusyPollWindow: an event that no sleep has waited for says nothing") 
     window.woke(now + 1us);
     CHECK(window.length() == 0us);
 }
+
+TEST_CASE("BusyPollWindow: a sleep that is given up counts as one that took longer") {
+    BusyPollWindow window({.limit = 80us, .adaptive = true});
+    sleep(window, 5us);
+    sleep(window, 5us);
+    CHECK(window.length() == 20us);
+    window.gave_up(); // nobody sleeps
+    CHECK(window.length() == 20us);
+    for (const auto length : {10us, 0us}) {
+        window.begin(BusyPollWindow::Clock::time_point(1h));
+        window.gave_up();
+        CHECK(window.length() == length);
+    }
+    BusyPollWindow fixed({.limit = 80us});
+    fixed.begin(BusyPollWindow::Clock::time_point(1h));
+    fixed.gave_up();
+    CHECK(fixed.length() == 80us);
+}

@@ -29,19 +29,30 @@ public:
     void woke(Clock::time_point now) noexcept {
         if (!adaptive_ || begun_ == Clock::time_point::min()) return;
         const auto idle = now - begun_;
-        const auto least = limit_ / 8;
         if (idle <= limit_) {
             length_ *= 2;
-            if (length_ < least) length_ = least;
+            if (length_ < least()) length_ = least();
             if (length_ > limit_) length_ = limit_;
         } else {
-            length_ /= 2;
-            if (length_ < least) length_ = std::chrono::nanoseconds(0);
+            shorten();
         }
         end();
     }
 
+    /// It was given up before an event came: it counts as longer than the limit.
+    void gave_up() noexcept {
+        if (!adaptive_ || begun_ == Clock::time_point::min()) return;
+        shorten();
+        end();
+    }
+
 private:
+    std::chrono::nanoseconds least() const noexcept { return limit_ / 8; }
+    void shorten() noexcept {
+        length_ /= 2;
+        if (length_ < least()) length_ = std::chrono::nanoseconds(0);
+    }
+
     std::chrono::nanoseconds limit_;
     bool adaptive_;
     std::chrono::nanoseconds length_;
