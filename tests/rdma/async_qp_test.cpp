@@ -702,6 +702,74 @@ TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
     CHECK(!other.done());
 }
 
+TEST_CASE("Router: whom it resumes with its failure may destroy it", "[rdma][I5][I8]") {
+    Fixture f;
+    Awaited outcome;
+    const auto give_up = [&]() -> Coroutine {
+        try {
+            co_await f.b->recv(f.slice(100, 1));
+        } catch (const std::system_error& error) {
+            outcome.error = error;
+        }
+        f.a.reset();
+        f.b.reset();
+        f.router.reset();
+    };
+    const Coroutine giver_up = give_up();
+    const bool by_verb = GENERATE(false, true);
+    if (by_verb) {
+        f.sim.fail("ibv_poll_cq");
+        f.notifier.notify();
+    } else {
+        f.notifier.notify(std::make_error_code(std::errc::bad_file_descriptor));
+    }
+    CHECK(f.notifier.run());
+    CHECK(giver_up.done());
+    CHECK(outcome.code() == (by_verb ? std::errc::io_error : std::errc::bad_file_descriptor));
+    CHECK(f.sim.calls("ibv_destroy_cq") == 1);
+}
+
+TEST_CASE("Router: made and destroyed by whom the AsyncCq has resumed", "[rdma][I8]") {
+    simulated::SimulatedVerbs sim;
+    const Context context = Context::open();
+    ManualNotifier notifier;
+    const auto take_over_and_leave = [](AsyncCq cq) -> Coroutine {
+        std::array<ibv_wc, 1> wcs;
+        co_await cq.poll(wcs);
+        const Router router(std::move(cq));
+    };
+    AsyncCq cq(CompletionQueue(context, 8), notifier);
+    ibv_cq* const native = cq.native_handle();
+    const Coroutine one = take_over_and_leave(std::move(cq));
+    sim.complete(native, 1);
+    notifier.notify();
+    CHECK(notifier.run());
+    CHECK(one.done());
+    CHECK(sim.calls("ibv_destroy_cq") == 1);
+}
+
+TEST_CASE("Router: on a completion queue that has failed nobody waits", "[rdma][I1][I5]") {
+    simulated::SimulatedVerbs sim;
+    const Context context = Context::open();
+    ManualNotifier notifier;
+    AsyncCq cq(CompletionQueue(context, 8), notifier);
+    std::array<ibv_wc, 1> wcs;
+    std::error_code error;
+    const auto poll = [&]() -> Coroutine { co_await cq.poll(wcs, error); };
+    const Coroutine first = poll(); // which has waited
+    sim.complete(cq.native_handle(), 1);
+    notifier.notify();
+    CHECK(notifier.run());
+    const bool before = GENERATE(false, true);
+    sim.fail("ibv_poll_cq");
+    if (before) {
+        const Coroutine failed = poll();
+        CHECK(error == std::errc::io_error);
+    }
+    const Router router(std::move(cq));
+    CHECK_FALSE(notifier.waiting());
+}
+
 TEST_CASE("Router: moved, and assigned to", "[rdma]") {
     Fixture f;
     Router moved = std::move(*f.router);

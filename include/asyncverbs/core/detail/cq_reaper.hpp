@@ -203,12 +203,12 @@ inline void CqReaper::attach(const std::shared_ptr<CqSink>& sink) {
     }
     sink_ = sink; // which lives as long as this call, whoever it resumes
     attend();
-    if (pump.idle) pump.handle.resume();
+    if (pump.idle && !finished()) pump.handle.resume();
 }
 
 inline void CqReaper::close() noexcept {
     closed_ = true;
-    if (!pump.running) sink_.reset(); // else serve_sink() does
+    sink_.reset(); // it refers to this reaper
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
         while (!list->empty()) {
             CqWaiter& waiter = list->front();
@@ -265,23 +265,16 @@ inline void CqReaper::serve() {
 }
 
 inline void CqReaper::serve_sink() {
-    struct LetGo { // whom the sink resumes may close us
-        CqReaper& reaper;
-        ~LetGo() {
-            if (reaper.closed_) reaper.sink_.reset();
-        }
-    };
-    const LetGo let_go{*this};
-    CqSink& sink = *sink_;
+    const std::shared_ptr<CqSink> sink = sink_; // whom it resumes may close us
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;
         try {
-            polled = poll_or_arm(sink.completions);
+            polled = poll_or_arm(sink->completions);
         } catch (...) {
             fail();
         }
         if (polled == 0) return;
-        sink.deliver(polled);
+        sink->deliver(polled);
         dismiss_stopped();
     }
 }
