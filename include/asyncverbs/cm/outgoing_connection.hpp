@@ -145,7 +145,7 @@ Task<BasicOutgoingConnection<Use>> resolve(CmLoop loop, std::string host, std::s
         try {
             co_return BasicOutgoingConnection<Use>(
                 co_await find_way<Use>(loop, address, options, stop));
-        } catch (const std::system_error& error) {
+        } catch (const std::system_error&) {
             if (stop.stop_requested()) throw;
             if (!first) first = std::current_exception();
         }

@@ -85,7 +85,8 @@ public:
 
     /// Closes the AsyncCq that was here before, as its destructor does.
     AsyncCq& operator=(AsyncCq&& other) noexcept {
-        AsyncCq(std::move(other)).reaper_.swap(reaper_); // the temporary closes the old one
+        AsyncCq old(std::move(other));
+        old.reaper_.swap(reaper_); // closes what was here
         return *this;
     }
     ~AsyncCq() {

@@ -39,9 +39,10 @@ std::vector<Cpu> usable_cpus() {
 /// not use that CPU any more.
 template <class Set = cpu_set_t>
 void pin_this_thread(int cpu) {
-    std::vector<Set> sets(static_cast<std::size_t>(cpu) / CPU_SETSIZE + 1);
+    const auto index = static_cast<std::size_t>(cpu);
+    std::vector<Set> sets(index / CPU_SETSIZE + 1);
     const std::size_t bytes = sets.size() * sizeof(Set);
-    CPU_SET_S(cpu, bytes, sets.data());
+    CPU_SET_S(index, bytes, sets.data());
     if (const int error = ::pthread_setaffinity_np(::pthread_self(), bytes, sets.data())) {
         throw std::system_error(error, std::system_category(), "pthread_setaffinity_np");
     }

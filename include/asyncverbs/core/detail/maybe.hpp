@@ -3,6 +3,7 @@
 // Without copies, moves and comparisons it compiles in a fraction of the time.
 #pragma once
 
+#include <cassert>
 #include <memory>
 #include <utility>
 
@@ -22,10 +23,11 @@ public:
     T* operator->() noexcept { return std::addressof(object_); }
     const T* operator->() const noexcept { return std::addressof(object_); }
 
-    /// In the place of the one that was here.
+    /// Where there is none. (Destroying one first would be for nobody, and GCC 14 takes what is not
+    /// there for used.)
     template <class... Arguments>
     T& emplace(Arguments&&... arguments) {
-        reset();
+        assert(!there_);
         std::construct_at(std::addressof(object_), std::forward<Arguments>(arguments)...);
         there_ = true;
         return object_;

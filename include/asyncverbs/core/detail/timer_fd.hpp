@@ -27,9 +27,12 @@ public:
             // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
             auto time = when.time_since_epoch();
             if (time < Deadline::Clock::duration(1)) time = Deadline::Clock::duration(1);
-            const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
-            setting.it_value.tv_sec = static_cast<std::time_t>(seconds.count());
-            setting.it_value.tv_nsec = static_cast<long>((time - seconds).count());
+            using Seconds = std::chrono::duration<std::time_t>;
+            using Nanoseconds = std::chrono::duration<long, std::nano>;
+            const auto seconds = std::chrono::duration_cast<Seconds>(time);
+            const auto rest = std::chrono::duration_cast<Nanoseconds>(time - seconds);
+            setting.it_value.tv_sec = seconds.count();
+            setting.it_value.tv_nsec = rest.count();
         }
         [[maybe_unused]] const int result =
             ::timerfd_settime(get(), TFD_TIMER_ABSTIME, &setting, nullptr);
