@@ -1,22 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Completions in a loop on io_uring. The ring and its loop are the program's own, and so are the
-// requests that it makes beside: here, timeouts. IoUringPoller adds what an AsyncCq needs.
+// requests that it makes beside: here, timeouts. IoUringPoller adds what a completion queue needs.
 #include <asyncverbs/adapters/io_uring.hpp>
-#include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/queue_pair.hpp>
 
-#include <array>
 #include <cerrno>
 #include <coroutine>
-#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <functional>
-#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <thread>
@@ -80,61 +76,48 @@ void run_loop(io_uring& ring, IoUringPoller& poller, const bool& done) {
     }
 }
 
-// One side of the conversation.
-struct Side {
-    QueuePair& queue_pair;
-    AsyncCq& cq;
-    Slice text;
-};
-
 constexpr int messages = 5;
 
+char* characters(Slice text) { return reinterpret_cast<char*>(text.address); }
+
 // One message each time that its own request of the ring has completed.
-Task<> send_all(Ring& ring, Side side) {
-    std::array<ibv_wc, 1> wcs;
-    ibv_sge sge = side.text.sge();
+Task<> send_all(Ring& ring, AsyncQp& queue_pair, Slice text) {
     for (int i = 1; i <= messages; ++i) {
         co_await ring.sleep(10);
-        std::snprintf(reinterpret_cast<char*>(side.text.address), side.text.length,
-                      "message %d of %d", i, messages);
-        ibv_send_wr request{};
-        request.sg_list = &sge;
-        request.num_sge = 1;
-        request.opcode = IBV_WR_SEND;
-        request.send_flags = IBV_SEND_SIGNALED;
-        side.queue_pair.post_send(request);
-        for (const ibv_wc& wc : co_await side.cq.poll(wcs)) {
-            if (wc.status != IBV_WC_SUCCESS) throw std::system_error(make_wc_error(wc.status));
-        }
+        std::snprintf(characters(text), text.length, "message %d of %d", i, messages);
+        co_await queue_pair.send(text);
     }
 }
 
-// Prints what arrives, until it is stopped.
-Task<> receive_all(Side side, std::stop_token stop, std::function<void()> on_last) {
-    std::array<ibv_wc, 1> wcs;
+// Prints what arrives, until it is stopped: by another thread, when all has come.
+Task<> receive_all(AsyncQp& queue_pair, Slice text) {
+    std::stop_source stop;
+    std::jthread other;
     std::error_code error;
-    ibv_sge sge = side.text.sge();
     for (int received = 0; !error;) {
-        side.queue_pair.post_recv({1, nullptr, &sge, 1});
-        for (const ibv_wc& wc : co_await side.cq.poll(wcs, error, stop)) {
-            if (wc.status != IBV_WC_SUCCESS) throw std::system_error(make_wc_error(wc.status));
-            std::printf("received: %s\n", reinterpret_cast<const char*>(side.text.address));
-            if (++received == messages) on_last();
-        }
+        co_await queue_pair.recv(text, stop.get_token()).wait(error);
+        if (error) break;
+        std::printf("received: %s\n", characters(text));
+        if (++received == messages) other = std::jthread([&stop] { stop.request_stop(); });
     }
     if (error != std::errc::operation_canceled) throw std::system_error(error);
     std::printf("stopped while waiting for one more\n");
 }
 
-Task<> converse(Ring& ring, Side alice, Side bob) {
-    std::stop_source stop;
-    std::jthread other;
-    const auto stop_from_another_thread = [&] {
-        other = std::jthread([&stop] { stop.request_stop(); });
-    };
+Task<> converse(Ring& ring, IoUringPoller& poller) {
+    const char* device = std::getenv("RDMA_DEVICE");
+    const ProtectionDomain domain(Context::open(device != nullptr ? device : ""));
+    const MemoryRegion memory = MemoryRegion::allocate(domain, 128);
+    Router router = Router::create(domain.context(), 16, poller);
+    constexpr QueuePairOptions options{.max_send_wr = 2, .max_recv_wr = 2};
+    AsyncQp alice(router, domain, options);
+    AsyncQp bob(router, domain, options);
+    alice.queue_pair().connect(bob.queue_pair().local_address());
+    bob.queue_pair().connect(alice.queue_pair().local_address());
+
     Scope scope;
-    scope.spawn(receive_all(bob, stop.get_token(), stop_from_another_thread));
-    co_await send_all(ring, alice);
+    scope.spawn(receive_all(bob, memory.slice(64)));
+    co_await send_all(ring, alice, memory.slice(0, 64));
     co_await scope.join();
 }
 
@@ -150,27 +133,10 @@ Task<> run_to_end(Task<> task, std::exception_ptr& error, bool& done) {
 void run() {
     Ring ring;
     IoUringPoller poller(ring.get());
-
-    const char* device = std::getenv("RDMA_DEVICE");
-    const Context context = Context::open(device != nullptr ? device : "");
-    const ProtectionDomain domain(context);
-    std::array<std::byte, 128> bytes{};
-    const MemoryRegion memory(domain, bytes);
-    AsyncCq alice_cq = AsyncCq::create(context, 16, poller);
-    AsyncCq bob_cq = AsyncCq::create(context, 16, poller);
-    QueuePairOptions options;
-    options.max_send_wr = options.max_recv_wr = 8;
-    QueuePair alice(domain, alice_cq.completion_queue(), alice_cq.completion_queue(), options);
-    QueuePair bob(domain, bob_cq.completion_queue(), bob_cq.completion_queue(), options);
-    alice.connect(bob.local_address());
-    bob.connect(alice.local_address());
-
     std::exception_ptr error;
     bool done = false;
     Scope scope;
-    Task<> conversation =
-        converse(ring, {alice, alice_cq, memory.slice(0, 64)}, {bob, bob_cq, memory.slice(64)});
-    scope.spawn(run_to_end(std::move(conversation), error, done));
+    scope.spawn(run_to_end(converse(ring, poller), error, done));
     run_loop(ring.get(), poller, done);
     if (error) std::rethrow_exception(error);
 }

@@ -429,6 +429,30 @@ TEST_CASE("AsyncQp: a stop ends the waiting, not the operation", "[rdma]") {
     CHECK(!error);
 }
 
+TEST_CASE("AsyncQp: the stop of the call counts, unless the wait has another", "[rdma]") {
+    Fixture f;
+    std::stop_source stop;
+    Operation receive = f.b->recv(f.slice(100, 8), stop.get_token());
+    std::error_code by_call;
+    std::error_code by_wait;
+    const auto wait = [&]() -> Coroutine { co_await receive.wait(by_call); };
+    const auto wait_on = [&]() -> Coroutine { co_await receive.wait(by_wait, {}); };
+
+    const Coroutine waiter = wait();
+    CHECK(!waiter.done());
+    stop.request_stop();
+    f.run();
+    REQUIRE(waiter.done());
+    CHECK(by_call == std::errc::operation_canceled);
+
+    const Coroutine undisturbed = wait_on();
+    CHECK(!undisturbed.done());
+    Operation sent = f.a->send(f.slice(0, 3));
+    f.run();
+    REQUIRE(undisturbed.done());
+    CHECK(!by_wait);
+}
+
 TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
     Fixture f;
     Awaited outcome;

@@ -146,14 +146,19 @@ public:
         std::stop_token stop_;
     };
 
-    /// Awaits it until `stop` is requested, from any thread. Refers to this Operation.
+    /// Awaits it until `stop` is requested, from any thread, instead of the stop of the call that
+    /// returned it. Refers to this Operation.
     [[nodiscard]] Wait wait(std::stop_token stop) noexcept {
         return {state_, nullptr, std::move(stop)};
     }
 
-    /// The same without exceptions: sets `error`, or clears it. The Completion says more: its
-    /// status() is IBV_WC_SUCCESS also where `error` is not that of a completion.
-    [[nodiscard]] Wait wait(std::error_code& error, std::stop_token stop = {}) noexcept {
+    /// Awaits it without exceptions: sets `error`, or clears it. The Completion says more: its
+    /// status() is IBV_WC_SUCCESS also where `error` is not that of a completion. Refers to this
+    /// Operation.
+    [[nodiscard]] Wait wait(std::error_code& error) noexcept { return {state_, &error, stop_}; }
+
+    /// Both.
+    [[nodiscard]] Wait wait(std::error_code& error, std::stop_token stop) noexcept {
         return {state_, &error, std::move(stop)};
     }
 
