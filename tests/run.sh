@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibverbs-utils
     rdmacm-utils libxxhash-dev libasio-dev libboost-dev liburing-dev libglib2.0-dev python3 doxygen)
-[[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev)
+[[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev libc++-19-dev libc++abi-19-dev)
 cmake/install-dependencies.sh "${packages[@]}"
 
 # Before the tests, so that it can be seen what takes long: the kernel is fetched the first time.

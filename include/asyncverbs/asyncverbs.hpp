@@ -2,6 +2,16 @@
 // Everything but the adapters for foreign event loops and the helpers for tests.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "asyncverbs needs C++20: compile with -std=c++20 or newer"
+#endif
+
+#include <version>
+
+#if !defined(__cpp_lib_jthread)
+#error "asyncverbs needs std::stop_token: libc++ has it with -fexperimental-library"
+#endif
+
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/connection.hpp>
 #include <asyncverbs/cm/connection_options.hpp>
