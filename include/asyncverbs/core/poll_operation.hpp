@@ -16,6 +16,7 @@
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_waiter.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
 
@@ -67,18 +68,20 @@ private:
     std::span<ibv_wc> report() const {
         switch (request_.outcome) {
         case CqRequest::Outcome::failed:
-            return report(reaper_.failure());
+            if (!error_) throw reaper_.failure();
+            *error_ = reaper_.failure().code();
+            return {};
         case CqRequest::Outcome::stopped:
-            return report(std::system_error(std::make_error_code(std::errc::operation_canceled),
-                                            "AsyncCq::poll"));
+            return report(std::errc::operation_canceled, "AsyncCq::poll");
         default:
-            return report(std::system_error(std::make_error_code(std::errc::invalid_argument),
-                                            "AsyncCq::poll: the span for completions is empty"));
+            return report(std::errc::invalid_argument,
+                          "AsyncCq::poll: the span for completions is empty");
         }
     }
-    std::span<ibv_wc> report(const std::system_error& error) const {
-        if (!error_) throw error;
-        *error_ = error.code();
+    // An exception allocates, and is built to be thrown alone.
+    std::span<ibv_wc> report(std::errc error, const char* what) const {
+        if (!error_) throw_error(error, what);
+        *error_ = std::make_error_code(error);
         return {};
     }
 
