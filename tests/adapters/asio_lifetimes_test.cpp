@@ -15,6 +15,7 @@
 #include "adapters/asio.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/pipe.hpp"
 #include "support/simulated_verbs.hpp"
 
@@ -363,5 +364,20 @@ TEST_CASE("AsioNotifier: errors name the call") {
         FAIL("no exception");
     } catch (const std::system_error& error) {
         CHECK(error.code() == std::errc::bad_file_descriptor);
+    }
+}
+
+TEST_CASE("AsioNotifier: what a context needs for its first descriptor may fail, too") {
+    const Pipe pipe;
+    bool failed = true;
+    for (std::size_t skip = 0; failed; ++skip) {
+        net::io_context io;
+        support::fail_system_call(skip);
+        try {
+            AsioNotifier(io.get_executor(), pipe.reader());
+        } catch (const std::system_error& error) {
+            CHECK(error.code() == std::errc::io_error);
+        }
+        failed = support::stop_failing();
     }
 }

@@ -39,7 +39,8 @@ public:
     using executor_type = Executor; ///< As in Asio's I/O objects.
 
     /// Registers `fd`. Throws std::system_error that names stream_descriptor::assign:
-    /// bad_file_descriptor; file_exists for an fd that is registered already.
+    /// bad_file_descriptor; file_exists for an fd that is registered already; too_many_files_open
+    /// if the context has none that it waits for yet, and cannot create an epoll.
     AsioNotifier(const Executor& executor, int fd)
         : watch_(detail::AsioWatch<Executor>::create(executor, fd)) {}
 
@@ -60,8 +61,8 @@ public:
     /// Asio's error, such as operation_not_supported for a regular file. A wake may be spurious.
     ///
     /// Destroying the suspended coroutine cancels the wait. A wait costs an epoll_ctl, by which
-    /// Asio looks whether the fd is readable already, and no allocation; a stop, or a bound, what
-    /// Asio allocates for a handler.
+    /// Asio looks whether the fd is readable already, and no allocation, nor does a stop. A bound
+    /// costs what Asio allocates for a handler; an any_io_executor may allocate by itself.
     [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop = {}) {
         assert(watch_ && "asyncverbs: a moved-from AsioNotifier");
         return {watch_, detail::Deadline::never, std::move(stop)};

@@ -19,6 +19,7 @@
 #include <boost/asio/query.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/version.hpp>
+#include <boost/system/system_error.hpp>
 #if BOOST_ASIO_VERSION < 101800
 #error "asyncverbs needs Boost 1.74 or newer"
 #endif
@@ -59,9 +60,11 @@ namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 #if defined(ASYNCVERBS_BOOST_ASIO)
 namespace net = boost::asio;
 using AsioError = boost::system::error_code;
+using AsioSystemError = boost::system::system_error;
 #else
 namespace net = ::asio;
 using AsioError = std::error_code;
+using AsioSystemError = std::system_error;
 #endif
 
 inline std::error_code from_asio(const AsioError& error) {

@@ -6,11 +6,13 @@
 
 #include <poll.h>
 
+#include <atomic>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stop_token>
 #include <system_error>
@@ -33,16 +35,14 @@ public:
     using Waiter = AsioReadable<Executor>;
 
     /// Throws std::system_error if Asio does not take `fd`.
-    static std::shared_ptr<AsioWatch> create(const Executor& executor, int fd) {
+    static std::shared_ptr<AsioWatch> create(const Executor& executor, int fd) try {
         auto watch = std::make_shared<AsioWatch>();
-        Objects& objects = watch->objects_.emplace(executor);
-        AsioError error;
-        objects.descriptor.assign(fd, error);
-        if (error) {
-            throw std::system_error(from_asio(error), "asio::posix::stream_descriptor::assign");
-        }
+        // The first one of a context opens its epoll.
+        watch->objects_.emplace(executor).descriptor.assign(fd);
         watch->enter(executor);
         return watch;
+    } catch (const AsioSystemError& error) { // in Boost no std::system_error
+        throw std::system_error(from_asio(error.code()), "asio::posix::stream_descriptor::assign");
     }
 
     /// Lets `waiter` wait. Returns its outcome instead if that is known at once.
@@ -74,16 +74,6 @@ private:
         net::basic_waitable_timer<Clock, net::wait_traits<Clock>, Executor> timer;
     };
 
-    // Says "look again" to the wait that it was made for, if that is still the current one.
-    template <void (AsioWatch::*action)()>
-    struct Handler {
-        std::shared_ptr<AsioWatch> watch;
-        std::uint64_t wait;
-        void operator()(const AsioError& = {}) const {
-            if (watch->waiter_ != nullptr && watch->wait_ == wait) ((*watch).*action)();
-        }
-    };
-
     void evict() noexcept override {
         const std::shared_ptr<AsioWatch> alive = this->shared_from_this();
         if (waiter_ != nullptr) std::exchange(waiter_, nullptr)->on_stop_.reset();
@@ -96,33 +86,76 @@ private:
         }
     };
 
-    // One at a time, in room that is there.
-    struct Event {
+    using Scratch = std::unique_ptr<AsioScratch, EndScratch>;
+
+    // Handlers of which one is outstanding at a time, in room that is there.
+    struct InPlace {
         std::shared_ptr<AsioWatch> watch;
-        void operator()(const AsioError& error) const { watch->on_event(error); }
+        AsioScratch* room;
 
         using allocator_type = AsioScratchAllocator<std::byte>;
-        allocator_type get_allocator() const noexcept { return allocator_type(*watch->scratch_); }
+        allocator_type get_allocator() const noexcept { return allocator_type(*room); }
     };
+    struct Event : InPlace {
+        void operator()(const AsioError& error) const { this->watch->on_event(error); }
+    };
+    struct Stop : InPlace {
+        void operator()() const { this->watch->on_stop(); }
+    };
+
+    // These two are for the wait that they were made for, if that is still the current one.
+    struct Turn : InPlace {
+        std::uint64_t wait;
+        void operator()() const {
+            if (this->watch->is_current(wait)) this->watch->on_next_turn();
+        }
+    };
+    struct Time {
+        std::shared_ptr<AsioWatch> watch;
+        std::uint64_t wait;
+        void operator()(const AsioError&) const {
+            if (watch->is_current(wait)) watch->finish(std::make_error_code(std::errc::timed_out));
+        }
+    };
+    bool is_current(std::uint64_t wait) const noexcept {
+        return waiter_ != nullptr && wait_ == wait;
+    }
 
     void watch() {
         if (watching_) return; // for a wait that was cancelled: on_event() begins again
         objects_->descriptor.async_wait(net::posix::descriptor_base::wait_read,
-                                        Event{this->shared_from_this()});
+                                        Event{{this->shared_from_this(), scratch_.get()}});
         watching_ = true;
+    }
+
+    // From any thread. One that is on its way says so for all who wait by the time that it comes.
+    void stop() noexcept {
+        if (stopping_.exchange(true)) return;
+        try {
+            net::post(objects_->executor, Stop{{this->shared_from_this(), stop_scratch_.get()}});
+        } catch (const std::bad_alloc&) { // of an any_io_executor: it is seen at the next event
+            stopping_ = false;
+        }
+    }
+    void on_stop() {
+        // Not only written: whoever found it set has requested the stop before that.
+        const bool stopping = stopping_.exchange(false);
+        if (stopping && waiter_ != nullptr && waiter_->stop_.stop_requested()) {
+            finish(std::make_error_code(std::errc::operation_canceled));
+        }
     }
 
     void on_event(const AsioError& error);
     void on_next_turn();
-    void on_stop() { finish(std::make_error_code(std::errc::operation_canceled)); }
-    void on_time() { finish(std::make_error_code(std::errc::timed_out)); }
     void finish(std::error_code result);
 
     std::optional<Objects> objects_; // until the notifier or the context ends
     Waiter* waiter_ = nullptr;
     std::uint64_t wait_ = 0; // counts waits
     bool watching_ = false;  // on_event() will be called
-    std::unique_ptr<AsioScratch, EndScratch> scratch_{new AsioScratch};
+    Scratch scratch_{new AsioScratch};
+    std::atomic<bool> stopping_{false}; // on_stop() will be called
+    Scratch stop_scratch_{new AsioScratch};
 };
 
 // Pinned: the watch and the stop callback point to it.
@@ -156,10 +189,7 @@ private:
 
     struct OnStop {
         Watch& watch;
-        void operator()() const {
-            using Stop = typename Watch::template Handler<&Watch::on_stop>;
-            net::post(watch.objects_->executor, Stop{watch.shared_from_this(), watch.wait_});
-        }
+        void operator()() const noexcept { watch.stop(); }
     };
 
     bool takes_one_turn() const noexcept { return deadline_ == Deadline::next_turn; }
@@ -179,14 +209,12 @@ std::optional<std::error_code> AsioWatch<Executor>::begin(Waiter& waiter) {
     if (!objects_) return std::nullopt; // for ever
     ++wait_;
     if (waiter.takes_one_turn()) {
-        net::post(objects_->executor,
-                  Handler<&AsioWatch::on_next_turn>{this->shared_from_this(), wait_});
+        net::post(objects_->executor, Turn{{this->shared_from_this(), scratch_.get()}, wait_});
     } else {
         watch();
         if (waiter.is_timed()) {
             objects_->timer.expires_at(waiter.deadline_);
-            objects_->timer.async_wait(
-                Handler<&AsioWatch::on_time>{this->shared_from_this(), wait_});
+            objects_->timer.async_wait(Time{this->shared_from_this(), wait_});
         }
     }
     waiter_ = &waiter;
