@@ -17,6 +17,7 @@
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;
+using asyncverbs::simulated::SimulatedVerbs;
 using asyncverbs::support::counters;
 using asyncverbs::support::Counters;
 
@@ -153,6 +154,27 @@ TEST_CASE("async_poll with use_awaitable throws operation_aborted") {
     poll(world.io);
     CHECK(error == net::error::operation_aborted);
 }
+
+TEST_CASE("async_poll: the default token is what the AsioCq was rebound for") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    net::io_context io;
+    using Cq = net::use_awaitable_t<>::as_default_on_t<AsioCq<>>;
+    Cq cq(io, context, 16);
+    std::uint64_t got = 0;
+    struct Local {
+        static net::awaitable<void> wait(Cq& queue, std::uint64_t& wr_id) {
+            std::array<ibv_wc, 1> wcs;
+            const std::span<ibv_wc> done = co_await async_poll(queue, wcs);
+            wr_id = done[0].wr_id;
+        }
+    };
+    net::co_spawn(io, Local::wait(cq, got), net::detached);
+    poll(io);
+    sim.complete(cq.async_cq().native_handle(), 5);
+    poll(io);
+    CHECK(got == 5);
+}
 #else
 TEST_CASE("async_poll with use_awaitable") {
     WARN("left out: this Asio has no coroutines with this compiler");
@@ -187,6 +209,37 @@ TEST_CASE("async_poll: the default token is that of the executor") {
     world.sim.complete(cq.async_cq().native_handle(), 5);
     poll(world.io);
     CHECK(future.get()[0].wr_id == 5);
+}
+
+TEST_CASE("async_poll gives values away, as its signature says") {
+    World world;
+    int calls = 0;
+    async_poll(world.cq, world.wcs, [&](Error&&, std::span<ibv_wc>&&) { ++calls; });
+    world.complete(1);
+    poll(world.io);
+    CHECK(calls == 1);
+}
+
+namespace {
+
+// Counts where it was that was no place for it.
+struct AlignedHandler {
+    explicit AlignedHandler(int& count) : misplaced(count) {}
+    AlignedHandler(AlignedHandler&& other) noexcept : misplaced(other.misplaced) {
+        if (reinterpret_cast<std::uintptr_t>(this) % alignof(AlignedHandler) != 0) ++misplaced;
+    }
+    void operator()(const Error&, std::span<ibv_wc>) const {}
+    alignas(128) int& misplaced;
+};
+
+} // namespace
+
+TEST_CASE("async_poll keeps the alignment of its handler") {
+    World world;
+    int misplaced = 0;
+    for (int i = 0; i < 16; ++i) async_poll(world.cq, world.wcs, AlignedHandler(misplaced));
+    poll(world.io);
+    CHECK(misplaced == 0);
 }
 
 TEST_CASE("async_poll completes on the handler's executor, which has work until then") {
@@ -313,6 +366,22 @@ TEST_CASE("AsioCq::cancel() ends what waits, and the loop's work with it", "[I7]
     CHECK(poll(world.io) == 0);
 }
 
+TEST_CASE("AsioCq::cancel() ends what is on its way to wait, and nothing later", "[I7]") {
+    World world;
+    Outcome cancelled;
+    Outcome later;
+    std::array<ibv_wc, 1> wcs;
+    async_poll(world.cq, world.wcs, cancelled.handler());
+    world.cq.cancel();
+    async_poll(world.cq, wcs, later.handler());
+    world.complete(1);
+    poll(world.io);
+    CHECK(cancelled.calls == 1);
+    CHECK(cancelled.error == net::error::operation_aborted);
+    CHECK(cancelled.wr_ids == none);
+    CHECK(later.wr_ids == std::vector<std::uint64_t>{1});
+}
+
 TEST_CASE("AsioCq::cancel() takes nothing back that was delivered", "[I7]") {
     World world;
     Outcome outcome;
@@ -342,6 +411,19 @@ TEST_CASE("async_poll: a cancellation slot cancels one operation", "[I7]") {
         CHECK(cancelled.calls == 0);
         world.io.restart();
         world.io.run();
+    }
+    SECTION("the only one that waits: another one is on its way") {
+        std::array<ibv_wc, 1> wcs;
+        async_poll(world.cq, world.wcs,
+                   net::bind_cancellation_slot(signal.slot(), cancelled.handler()));
+        poll(world.io);
+        signal.emit(type);
+        async_poll(world.cq, wcs, other.handler());
+        poll(world.io);
+        CHECK(other.calls == 0);
+        world.complete(1);
+        poll(world.io);
+        CHECK(other.wr_ids == std::vector<std::uint64_t>{1});
     }
     SECTION("before it has begun") {
         async_poll(world.cq, world.wcs,
@@ -471,15 +553,16 @@ struct Rounds {
     Counters before;
     Counters cost;
 
-    static constexpr int count = 10;
+    static constexpr int warm_up = 10;
+    static constexpr int count = 1100; // which is enough for a ready queue to give up its turn
 
     void operator()(const Error& error, std::span<ibv_wc> wcs) {
         // No CHECK here, which allocates. The memory is free for what the handler begins.
         as_expected = as_expected && !error && wcs.size() == 1 && allocations.alive == 0;
-        if (++calls == count) {
+        if (++calls == warm_up) {
             allocations.count = allocations.recycled = simulated = 0;
             before = counters();
-        } else if (calls == 2 * count) {
+        } else if (calls == warm_up + count) {
             cost = counters() - before;
             cost.allocations -= simulated;
             return;
@@ -547,7 +630,7 @@ TEST_CASE("async_poll costs one allocation, none with a recycling allocator", "[
         };
     }
     rounds.begin();
-    while (rounds.calls < 2 * Rounds::count) {
+    while (rounds.calls < Rounds::warm_up + Rounds::count) {
         poll(world.io);
         poll(other);
         if (world.armed()) rounds.complete(world, *queue);
@@ -578,4 +661,37 @@ TEST_CASE("async_poll costs one allocation with the default allocator", "[alloca
     world.io.run();
     CHECK(rounds.as_expected);
     CHECK(rounds.cost.allocations == Rounds::count);
+}
+
+TEST_CASE("async_poll: where there is no memory it fails, but loses nothing", "[allocations]") {
+    enum class End { ready, completed, cancelled, destroyed };
+    const End end = GENERATE(End::ready, End::completed, End::cancelled, End::destroyed);
+    bool failed = true;
+    for (std::size_t skip = 0; failed; ++skip) {
+        SimulatedVerbs sim;
+        const Context context = Context::open();
+        net::io_context io;
+        std::optional<AsioCq<IoExecutor>> cq(std::in_place, io, context, 16);
+        ibv_cq* const queue = cq->async_cq().native_handle();
+        std::array<ibv_wc, 1> wcs;
+        Outcome outcome;
+        outcome.wr_ids.reserve(1);
+        bool begun = false;
+        if (end == End::ready) sim.complete(queue, 1);
+        support::fail_allocation(skip);
+        try {
+            async_poll(*cq, wcs, outcome.handler());
+            begun = true;
+        } catch (const std::bad_alloc&) {
+        }
+        poll(io);
+        if (end == End::completed) sim.complete(queue, 1);
+        if (end == End::cancelled) cq->cancel();
+        if (end == End::destroyed) cq.reset();
+        poll(io);
+        failed = support::stop_failing();
+        CHECK(outcome.calls == (begun ? 1 : 0));
+        const bool delivered = end == End::ready || end == End::completed;
+        CHECK(outcome.wr_ids.size() == (begun && delivered ? 1 : 0));
+    }
 }

@@ -38,6 +38,13 @@ class AsioCq {
 public:
     using executor_type = Executor; ///< As in Asio's I/O objects.
 
+    /// As in Asio's I/O objects: `use_awaitable_t<>::as_default_on_t<AsioCq<>>` is an AsioCq for
+    /// which async_poll() needs no token.
+    template <class Other>
+    struct rebind_executor {
+        using other = AsioCq<Other>; ///< On an executor of another type.
+    };
+
     /// Creates a CQ of at least `depth` entries. Throws std::system_error as AsyncCq::create() and
     /// AsioNotifier do.
     AsioCq(const Executor& executor, const Context& context, int depth,
@@ -47,7 +54,7 @@ public:
     /// The same on the executor of `loop`, an io_context.
     template <detail::AsioContext Loop>
     AsioCq(Loop& loop, const Context& context, int depth, const AsyncCqOptions& options = {})
-        : AsioCq(loop.get_executor(), context, depth, options) {}
+        : AsioCq(Executor(loop.get_executor()), context, depth, options) {}
 
     /// Takes `cq` over, which must wait on `executor`, as by an AsioNotifier.
     AsioCq(const Executor& executor, AsyncCq cq)
@@ -67,9 +74,9 @@ public:
     /// Where it lives.
     [[nodiscard]] executor_type get_executor() const noexcept { return state_->executor(); }
 
-    /// Cancels the polls that wait: they complete with operation_aborted, but for those whose
+    /// Cancels the polls so far: they complete with operation_aborted, but for those whose
     /// completions have left the queue already.
-    void cancel() { state_->cancel(); }
+    void cancel() noexcept { state_->cancel(); }
 
     /// For creating queue pairs.
     [[nodiscard]] const CompletionQueue& completion_queue() const noexcept {

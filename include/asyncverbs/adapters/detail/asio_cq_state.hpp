@@ -9,6 +9,7 @@
 #include <coroutine>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -108,25 +109,26 @@ public:
 
     void begin(AsioPoll::Owner owner) {
         AsioPoll& poll = *owner.release();
-        if (!cq_) return poll.abort();
+        if (!cq_ || poll.id < cancelled_) return poll.abort();
         if (poll.begin(*cq_, stop_.get_token())) return poll.complete();
         pending_.push_back(poll);
         poll.suspend();
     }
 
-    /// Those that wait. What has left the queue is delivered.
-    void cancel() {
-        if (!pending_.empty()) std::exchange(stop_, std::stop_source()).request_stop();
+    /// Those that wait, and those that are on their way to. What has left the queue is delivered.
+    void cancel() noexcept {
+        cancelled_ = next_id_.load(std::memory_order_relaxed);
+        if (!pending_.empty()) stop_pending();
     }
 
     /// The one with this number, if it waits. The last one is stopped, for then the queue has to
     /// stop waiting, too.
-    void cancel(std::uint64_t id) {
+    void cancel(std::uint64_t id) noexcept {
         AsioPoll* const poll = pending_.find_if([&](AsioPoll& other) { return other.id == id; });
         if (poll == nullptr) return;
         const bool is_last =
             pending_.find_if([&](AsioPoll& other) { return &other != poll; }) == nullptr;
-        is_last ? cancel() : poll->abort();
+        is_last ? stop_pending() : poll->abort();
     }
 
     /// Cancels what waits, and ends the queue.
@@ -137,6 +139,14 @@ public:
     }
 
 private:
+    void stop_pending() noexcept {
+        try {
+            std::exchange(stop_, std::stop_source()).request_stop();
+        } catch (const std::bad_alloc&) { // then the queue goes on waiting, but not they
+            while (!pending_.empty()) pending_.front().abort();
+        }
+    }
+
     // Handlers are destroyed, as Asio does with them; and with one of them perhaps the AsioCq.
     void evict() noexcept override {
         const std::shared_ptr<AsioCqState> alive = this->shared_from_this();
@@ -153,6 +163,7 @@ private:
     std::optional<AsyncCq> cq_; // until the AsioCq ends
     std::stop_source stop_;     // of those that wait now
     IntrusiveList<AsioPoll> pending_;
+    std::uint64_t cancelled_ = 0; // the first that is not, by cancel()
     std::atomic<std::uint64_t> next_id_{0};
 };
 

@@ -3,15 +3,16 @@
 // AsyncCq resumes. Handlers never run in there: an exception would end the queue, and the handler's
 // place is its executor.
 //
-//     async_poll ──dispatch──► begin: poll ──► ready ─────────┐
-//     any thread               the queue's        │ empty     ▼
-//                              executor        resumed ──► send ──post──► deliver ──dispatch──►
-//                              call
-//                                                                                 the handler's
+//     async_poll ──dispatch──► begin: poll ──► ready ────────┐
+//     any thread               the queue's       │ empty     ▼
+//                              executor       resumed ──► send ──post──► deliver
+//                                                                           │ dispatch
+//                              the handler is called on its executor ◄──────┘
 #pragma once
 
 #include <infiniband/verbs.h>
 
+#include <algorithm>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -32,11 +33,14 @@ namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 /// The signature of what async_poll() completes with.
 using AsioPollSignature = void(AsioError, std::span<ibv_wc>);
 
-// Allocates coroutine frames with the allocator of the handler, which is kept behind the frame.
+// Allocates coroutine frames with the allocator of the handler, which is kept behind the frame. The
+// compiler asks for no alignment, but places a handler that has one as if the frame had it.
 template <class Handler>
 struct AsioFrameAllocation {
-    struct alignas(__STDCPP_DEFAULT_NEW_ALIGNMENT__) Unit {
-        std::byte bytes[__STDCPP_DEFAULT_NEW_ALIGNMENT__];
+    static constexpr std::size_t alignment =
+        std::max<std::size_t>(__STDCPP_DEFAULT_NEW_ALIGNMENT__, alignof(Handler));
+    struct alignas(alignment) Unit {
+        std::byte bytes[alignment];
     };
     using Allocator = typename std::allocator_traits<
         net::associated_allocator_t<Handler>>::template rebind_alloc<Unit>;
@@ -167,7 +171,7 @@ private:
         Handler handler(std::move(self->handler_));
         AsioPollPromise* const poll = self.release();
         poll->scratch_.when_free(&end, poll);
-        std::move(handler)(error, completions);
+        std::move(handler)(AsioError(error), std::span(completions));
     }
 
     std::coroutine_handle<> coroutine() noexcept override {
