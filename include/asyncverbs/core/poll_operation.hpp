@@ -78,9 +78,9 @@ private:
                           "AsyncCq::poll: the span for completions is empty");
         }
     }
-    // An exception allocates, and is built to be thrown alone.
-    std::span<ibv_wc> report(std::errc error, const char* what) const {
-        if (!error_) throw_error(error, what);
+    // The text is memory, which who wants no exceptions has no use for.
+    std::span<ibv_wc> report(std::errc error, const char* text) const {
+        if (!error_) throw_error(error, text);
         *error_ = std::make_error_code(error);
         return {};
     }

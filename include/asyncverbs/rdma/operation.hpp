@@ -67,18 +67,22 @@ private:
             *error_ = operation_.completion->error();
             return *operation_.completion;
         }
-        if (operation_.failure) return report(*operation_.failure);
-        if (operation_.queue == nullptr) {
-            return report(std::system_error(std::make_error_code(std::errc::invalid_argument),
-                                            "this Operation was moved from or never posted"));
+        if (operation_.failure) {
+            if (error_ == nullptr) throw *operation_.failure;
+            *error_ = operation_.failure->code();
+            return {};
         }
-        return report(std::system_error(std::make_error_code(std::errc::operation_canceled),
-                                        "waiting for an operation"));
+        if (operation_.queue == nullptr) {
+            return report(std::errc::invalid_argument,
+                          "this Operation was moved from or never posted");
+        }
+        return report(std::errc::operation_canceled, "waiting for an operation");
     }
 
-    Completion report(const std::system_error& error) const {
-        if (error_ == nullptr) throw error;
-        *error_ = error.code();
+    // The text is memory, which who wants no exceptions has no use for.
+    Completion report(std::errc error, const char* text) const {
+        if (error_ == nullptr) throw_error(error, text);
+        *error_ = std::make_error_code(error);
         return {};
     }
 
