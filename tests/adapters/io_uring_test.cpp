@@ -26,6 +26,7 @@
 #include <asyncverbs/core/cq_notifier.hpp>
 
 #include "adapters/edge_notifier.hpp"
+#include "adapters/io_uring_harnesses.hpp"
 #include "adapters/ring.hpp"
 #include "adapters/submit_failures.hpp"
 #include "support/catch.hpp"
@@ -66,7 +67,7 @@ Coroutine wait(EdgeNotifier& notifier, Result& result, std::stop_token stop = {}
 }
 
 struct Fixture {
-    explicit Fixture(unsigned entries = 64) : ring(entries) {}
+    explicit Fixture(unsigned entries = 64, unsigned flags = 0) : ring(entries, flags) {}
 
     void turns(int count = 5) {
         for (int i = 0; i < count; ++i) ring.turn(poller);
@@ -366,7 +367,9 @@ TEST_CASE("IoUringPoller: goes on when somebody cancels all requests of the ring
 }
 
 TEST_CASE("IoUringNotifier: when it is destroyed, the kernel lets go of the descriptor", "[ring]") {
-    Fixture f;
+    const unsigned flags = GENERATE(0U, support::deferred);
+    if (!support::kernel_has(flags)) return;
+    Fixture f(64, flags);
     Coroutine waiter = wait(*f.notifier, f.result);
     SECTION("before it was submitted") {}
     SECTION("while it is polled") { f.turns(); }

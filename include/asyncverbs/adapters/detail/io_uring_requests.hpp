@@ -97,6 +97,7 @@ private:
     }
 
     int submit() noexcept;
+    void submit_cancels() noexcept;
     int get_sqe(io_uring_sqe*& sqe) noexcept;
     int queue(Slot& slot) noexcept;
     int queue_cancel(const Slot& slot) noexcept;
@@ -149,7 +150,7 @@ inline void IoUringRequests::remove(std::uint32_t index) noexcept {
     if (queue_cancel(slot) == 0) {
         slot.state = State::idle;
         // Not left to the loop: whoever removes it is about to close the fd.
-        submit();
+        submit_cancels();
     } else {
         slot.state = State::to_cancel;
         ++unsettled_;
@@ -197,7 +198,7 @@ inline void IoUringRequests::close() noexcept {
         if (slot.state == State::armed || slot.state == State::to_cancel) queue_cancel(slot);
         slot.state = State::idle;
     }
-    submit();
+    submit_cancels();
     unsettled_ = 0;
     ring_ = nullptr;
 }
@@ -209,6 +210,14 @@ inline int IoUringRequests::submit() noexcept {
         if (result >= 0) return 0;
         if (result != -EINTR) return -result;
     }
+}
+
+inline void IoUringRequests::submit_cancels() noexcept {
+    submit();
+#ifdef IORING_SETUP_DEFER_TASKRUN // not in liburing 2.2
+    // Such a ring lets go of a descriptor when it does its deferred work.
+    if ((ring_->flags & IORING_SETUP_DEFER_TASKRUN) != 0) io_uring_get_events(ring_);
+#endif
 }
 
 /// Returns 0 or an errno. A queue that is full is submitted, as its owner would do a little later.
