@@ -80,8 +80,8 @@ mutation(armed-is-not-cleared cq_poller.hpp
     "count_events(unsigned count) noexcept {")
 
 mutation(arm-is-not-forgotten cq_poller.hpp
-    "{ armed_ = may_wait_ = false; }"
-    "{ may_wait_ = false; }")
+    "armed_ = may_wait_ = false;"
+    "may_wait_ = false;")
 
 mutation(timeout-is-ignored detail/cq_reaper.hpp
     "if (!yielded) poller_.forget_arm();"
