@@ -2,7 +2,7 @@
 #
 #   asyncverbs_add_soft_roce_test(NAME <name> COMMAND <command> [<argument>...]
 #       [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>] [OUTPUT <directory>]
-#       [DETERMINISTIC] [LABELS <label>...])
+#       [WORKING_DIRECTORY <directory>] [DETERMINISTIC] [LABELS <label>...])
 #
 # Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices where they
 # are active, else with soft-RoCE devices in an emulated guest that sees the host's files. The
@@ -10,7 +10,8 @@
 # tells all of that, and what the options mean, in full. The first test of a machine installs what
 # is missing, if it may, and fetches a kernel.
 #
-# NAME, COMMAND   As for add_test(): the command may be a target, and generator expressions are
+# NAME, COMMAND, WORKING_DIRECTORY
+#                 As for add_test(): the command may be a target, and generator expressions are
 #                 expanded. An argument cannot be empty, nor be a keyword of this function.
 # DEVICES         The devices that the command gets, 1 to 8 (1), named in RDMA_DEVICES.
 # GUESTS          The guests that run the command at the same time, 1 to 8 (1), on one virtual link.
@@ -23,14 +24,14 @@
 # DETERMINISTIC   Reproducible time, for measurements: the clock counts instructions.
 # LABELS          Labels of the test beside soft_roce.
 #
-# All else is as for any test, and set by its properties: ENVIRONMENT, WORKING_DIRECTORY and so on.
+# All else is as for any test, and set by its properties: ENVIRONMENT, SKIP_RETURN_CODE and so on.
 
 cmake_policy(VERSION 3.23) # whatever the including project's is
 
 function(asyncverbs_add_soft_roce_test)
     set(function "asyncverbs_add_soft_roce_test")
     cmake_parse_arguments(PARSE_ARGV 0 arg
-        "DETERMINISTIC" "NAME;DEVICES;GUESTS;TIMEOUT;OUTPUT" "COMMAND;LABELS")
+        "DETERMINISTIC" "NAME;DEVICES;GUESTS;TIMEOUT;OUTPUT;WORKING_DIRECTORY" "COMMAND;LABELS")
     if(DEFINED arg_UNPARSED_ARGUMENTS)
         message(FATAL_ERROR "${function}: unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
     endif()
@@ -81,6 +82,9 @@ function(asyncverbs_add_soft_roce_test)
 
     add_test(NAME "${arg_NAME}"
         COMMAND "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/soft-roce/run" ${options} -- ${command})
+    if(DEFINED arg_WORKING_DIRECTORY)
+        set_tests_properties("${arg_NAME}" PROPERTIES WORKING_DIRECTORY "${arg_WORKING_DIRECTORY}")
+    endif()
     # CTest gives up later than the runner, which has more to say. The runner's time does not count
     # while packages are installed and a kernel is fetched, which the first test of a machine does
     # and those beside it wait for.

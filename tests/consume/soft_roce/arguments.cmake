@@ -54,6 +54,8 @@ expect_test("DETERMINISTIC NAME test COMMAND $<TARGET_FILE:program>"
 expect_test("NAME test COMMAND program"
     "[--] [$<$<TARGET_EXISTS:program>:$<TARGET_FILE:program>>$<$<NOT:$<TARGET_EXISTS:program>>:program>]"
     "test;PROPERTIES")
+expect_test("NAME test COMMAND /bin/true WORKING_DIRECTORY /usr"
+    "[600] [--] [/bin/true]" "test;PROPERTIES;WORKING_DIRECTORY;/usr test;PROPERTIES;LABELS")
 
 expect_error("COMMAND program" "NAME is missing")
 expect_error("NAME test" "COMMAND is missing")
