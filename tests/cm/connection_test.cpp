@@ -366,10 +366,16 @@ TEST_CASE("connect: a token that was stopped before") {
 
 TEST_CASE("connect: options out of range are refused before the peer learns of them") {
     CmFixture f;
-    const Coroutine dialing = CmFixture::start(f.dial({.min_rnr_timer = 32}), f.dialed);
-    f.run();
-    CHECK(f.dialed.failed(std::errc::invalid_argument));
-    CHECK_THAT(f.dialed.error->what(), contains("min_rnr_timer"));
+    for (const auto& [name, options] :
+         {std::pair("min_rnr_timer", ConnectOptions{.min_rnr_timer = 32}),
+          std::pair("retry_count", ConnectOptions{.retry_count = 8}),
+          std::pair("rnr_retry_count", ConnectOptions{.rnr_retry_count = 8})}) {
+        Outcome refused;
+        const Coroutine dialing = CmFixture::start(f.dial(options), refused);
+        f.run();
+        CHECK(refused.failed(std::errc::invalid_argument));
+        CHECK_THAT(refused.error->what(), contains(name));
+    }
     CHECK(f.sim.calls("rdma_connect") == 0);
     Outcome outcome;
     const auto resolve_wrongly = [&]() -> Task<> {
@@ -378,6 +384,16 @@ TEST_CASE("connect: options out of range are refused before the peer learns of t
     };
     const Coroutine resolving = CmFixture::start(resolve_wrongly(), outcome);
     CHECK(outcome.failed(std::errc::invalid_argument));
+}
+
+TEST_CASE("accept: options out of range are refused") {
+    CmFixture f;
+    const Coroutine serving = CmFixture::start(f.serve({.rnr_retry_count = 8}), f.served);
+    const Coroutine dialing = CmFixture::start(f.dial({}), f.dialed);
+    f.run();
+    CHECK(f.served.failed(std::errc::invalid_argument));
+    CHECK_THAT(f.served.error->what(), contains("rnr_retry_count"));
+    CHECK(f.dialed.failed(std::errc::connection_refused));
 }
 
 TEST_CASE("connect: more private data than there is room for") {

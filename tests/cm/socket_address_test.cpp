@@ -44,6 +44,8 @@ TEST_CASE("find_addresses: no host is any address, IPv6 first; no service is any
 TEST_CASE("find_addresses: what is not found is named") {
     CHECK_THROWS_WITH(find_addresses("10.7.0.1", "no-such-service"),
                       contains("getaddrinfo 10.7.0.1:no-such-service"));
+    CHECK(find_addresses("10.7.0.1", "65535").front().port() == 65'535);
+    CHECK_THROWS_WITH(find_addresses("10.7.0.1", "65536"), contains("getaddrinfo 10.7.0.1:65536"));
     try {
         find_addresses("10.7.0.1.2", "1");
         FAIL("found");

@@ -353,6 +353,7 @@ TEST_CASE("a moved-from shared receive queue owns nothing", "[verbs][shared_rece
     inert([&] { first.post_recv(request(1)); });
     inert([&] { first.arm_limit(1); });
     inert([&] { (void)parents.queue_pair(first); });
+    inert([&] { (void)first.reserve(parents.cq); });
     ibv_recv_wr wr = request(1);
     std::error_code error;
     CHECK(first.post_recv(wr, error) == &wr);

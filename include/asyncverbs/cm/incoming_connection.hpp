@@ -86,7 +86,7 @@ private:
                                              std::stop_token stop) {
         rdma_cm_id* const id = session->id();
         detail::check_private_data(options.private_data, 196);
-        detail::check_rnr_timer(options.min_rnr_timer);
+        detail::check_retries(0, options.rnr_retry_count, options.min_rnr_timer);
         session->connect(qp.shared_handle());
         const detail::ReadDepths depths =
             detail::activate(id, qp,

@@ -90,7 +90,7 @@ private:
                                               std::stop_token stop) {
         rdma_cm_id* const id = session->id();
         detail::check_private_data(options.private_data, 56);
-        detail::check_rnr_timer(options.min_rnr_timer);
+        detail::check_retries(options.retry_count, options.rnr_retry_count, options.min_rnr_timer);
         detail::prepare(id, qp);
         const detail::ReadDepths depths = detail::limit(
             {options.responder_resources, options.initiator_depth}, detail::context_of(id));

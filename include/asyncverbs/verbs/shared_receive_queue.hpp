@@ -100,6 +100,8 @@ public:
     /// For making queue pairs: the entries of `recv_cq` that the receives need.
     [[nodiscard]] std::shared_ptr<detail::CqReservation>
     reserve(const CompletionQueue& recv_cq) const {
+        static_cast<void>(get());
+        static_cast<void>(detail::alive(recv_cq.capacity(), "CompletionQueue"));
         return reservations_->reserve(recv_cq.capacity());
     }
 

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -32,8 +33,12 @@ std::vector<Address> find_addresses(const std::string& host, const std::string& 
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_PASSIVE;
     addrinfo* found = nullptr;
-    const int result = getaddrinfo(host.empty() ? nullptr : host.c_str(),
-                                   service.empty() ? "0" : service.c_str(), &hints, &found);
+    // Of a number that is no port the system would take the lower bits.
+    const bool no_port = std::strtoul(service.c_str(), nullptr, 10) > 65'535;
+    const int result = no_port
+                           ? EAI_SERVICE
+                           : getaddrinfo(host.empty() ? nullptr : host.c_str(),
+                                         service.empty() ? "0" : service.c_str(), &hints, &found);
     if (result != 0) {
         const std::error_code error = result == EAI_SYSTEM
                                           ? std::error_code(errno, std::system_category())

@@ -88,7 +88,11 @@ inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wante
     return parameters;
 }
 
-inline void check_rnr_timer(std::uint8_t min_rnr_timer) {
+// The kernel takes the lower bits of what is too large.
+inline void check_retries(std::uint8_t retry_count, std::uint8_t rnr_retry_count,
+                          std::uint8_t min_rnr_timer) {
+    check_range("retry_count", retry_count, 0, 7, "a queue pair");
+    check_range("rnr_retry_count", rnr_retry_count, 0, 7, "a queue pair");
     check_range("min_rnr_timer", min_rnr_timer, 0, 31, "a queue pair");
 }
 
