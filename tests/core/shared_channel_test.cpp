@@ -433,6 +433,10 @@ TEST_CASE("SharedChannel: bad input") {
     CompletionQueue moved_to(std::move(elsewhere));
     CHECK_THROWS_WITH(f.channel->notifier(elsewhere), contains("moved from"));
     CHECK_THROWS_WITH(f.add({.max_wait = 1ms}), contains("TimedCqNotifier"));
+    const CompletionQueue first(f.context, 8, f.channel->channel());
+    CompletionQueue second(f.context, 8, f.channel->channel());
+    CHECK_THROWS_WITH(AsyncCq(std::move(second), f.channel->notifier(first)),
+                      contains("of another completion queue"));
 }
 
 TEST_CASE("SharedChannel: whoever waits for a CQ by its notifier can be destroyed", "[field-41]") {

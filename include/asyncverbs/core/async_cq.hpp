@@ -61,8 +61,9 @@ class RouterState;
 class AsyncCq {
 public:
     /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
-    /// Throws std::system_error: invalid_argument for an ack batch of 0 or a negative duration,
-    /// not_supported for a max_wait with a notifier that is not a TimedCqNotifier.
+    /// Throws std::system_error: invalid_argument for an ack batch of 0, a negative duration, or
+    /// what SharedChannel::notifier() gave for another CQ, not_supported for a max_wait with a
+    /// notifier that is not a TimedCqNotifier.
     /// `tracer` is told of each wait, see CqTracer.
     template <class N, class T = NoTracer>
     AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {}, T tracer = {});
@@ -182,6 +183,12 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options, 
         detail::throw_error(std::errc::invalid_argument,
                             "AsyncCqOptions: ack_batch must be at least 1, max_wait and "
                             "busy_poll.limit at least 0");
+    }
+    if constexpr (detail::reads_events<N>) {
+        if (!notifier.is_of(cq)) { // its events would be acked to this one (I4)
+            detail::throw_error(std::errc::invalid_argument,
+                                "the notifier is that of another completion queue");
+        }
     }
     if (options.max_wait.count() > 0 && !TimedCqNotifier<N>) {
         detail::throw_error(std::errc::not_supported,

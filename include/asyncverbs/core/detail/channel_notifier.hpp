@@ -11,6 +11,7 @@
 #include <asyncverbs/core/detail/channel_hub.hpp>
 #include <asyncverbs/core/detail/channel_member.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
 
 namespace asyncverbs::detail {
@@ -51,6 +52,10 @@ public:
         requires timed
     {
         return {*member_, std::move(stop), Deadline::after(max_wait)};
+    }
+
+    bool is_of(const CompletionQueue& cq) const noexcept {
+        return member_->cq == cq.native_handle();
     }
 
     /// How many events of the CQ were read since the last call. The caller acks them.
