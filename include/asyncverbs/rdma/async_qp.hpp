@@ -50,7 +50,8 @@ class StreamState;
 ///
 /// Thread: that of the router. Lifetime: may be destroyed at any time; operations under way then
 /// end with operation_canceled, and whoever waits for them is resumed by the router. To see how
-/// they end, drain() first. Keeps the router's completion queue alive, not the Router. Move-only.
+/// they end, drain() first. Keeps the router's completion queue alive, not the Router.
+/// Move-only; only to be destroyed or assigned to when moved from.
 template <class Use>
 class BasicAsyncQp {
 public:

@@ -21,7 +21,7 @@ namespace asyncverbs {
 ///
 /// Thread: that of the router. Lifetime: its queue pairs keep the queue, and with it the receives
 /// that are posted; they end with operation_canceled when the last of them all is destroyed.
-/// Move-only.
+/// Move-only; only to be destroyed or assigned to when moved from.
 template <class Use>
 class BasicAsyncSrq {
 public:

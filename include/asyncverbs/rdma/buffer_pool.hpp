@@ -34,7 +34,8 @@ namespace asyncverbs {
 /// Thread: that of the loop, for everything but stop requests, which may come from any.
 /// Lifetime: the loop outlives the pool. Slices keep the memory when the pool is gone, and who
 /// still waits then gets the next buffer that comes back. A waiting coroutine may be destroyed at
-/// any time; a buffer that it was given goes to the next. Move-only.
+/// any time; a buffer that it was given goes to the next.
+/// Move-only; only to be destroyed or assigned to when moved from.
 template <Scheduler Loop>
 class BufferPool {
 public:

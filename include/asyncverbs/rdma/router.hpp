@@ -29,7 +29,8 @@ namespace asyncverbs {
 /// Thread: one, that of the loop, on which those who wait for operations are resumed.
 /// Lifetime: it may be destroyed at any time, also by whom it has resumed; whoever still waits for
 /// an operation is then never resumed, but may be destroyed, and later operations fail with
-/// operation_canceled. Queue pairs may outlive it. Move-only.
+/// operation_canceled. Queue pairs may outlive it. Move-only; only to be destroyed or assigned to
+/// when moved from.
 template <class Use>
 class BasicRouter {
 public:
