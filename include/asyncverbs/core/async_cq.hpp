@@ -57,8 +57,8 @@ class RouterState;
 /// by a coroutine that it has just resumed: events are acked, the fd leaves the loop, and a
 /// coroutine that still waits is never resumed but may be destroyed. To destroy a CQ without
 /// losing anything, move its queue pairs to the error state, poll until every work request has
-/// completed, destroy the queue pairs, and then this. Move-only; only to be destroyed or assigned to
-/// when moved from.
+/// completed, destroy the queue pairs, and then this.
+/// Move-only; only to be destroyed or assigned to when moved from.
 class AsyncCq {
 public:
     /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
