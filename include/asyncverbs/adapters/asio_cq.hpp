@@ -32,7 +32,8 @@ namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 /// a strand.
 /// Lifetime: it may be destroyed or moved at any time. Destroying it cancels what is outstanding,
 /// as with any I/O object. The context may be destroyed before: handlers that wait are destroyed,
-/// not called, and the AsioCq can then only be destroyed.
+/// not called, and the AsioCq can then only be destroyed. A moved-from one can only be assigned to
+/// or destroyed.
 template <class Executor = detail::net::any_io_executor>
 class AsioCq {
 public:
@@ -127,8 +128,11 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// never within async_poll() or another handler. Both executors have work until then.
 /// Cancellation: by the handler's cancellation slot, where this Asio has them, with every type; or
 /// by AsioCq::cancel(). A completion that was taken from the CQ is delivered all the same.
-/// Allocation: one, with the handler's associated allocator, freed before the handler is called.
-/// What an any_io_executor allocates by itself comes on top.
+/// Order: a poll takes its place in line where the AsioCq lives: at once if it is begun there, else
+/// when that executor comes to it.
+/// Allocation: one, with the handler's associated allocator, freed before the handler is called; if
+/// it fails, async_poll() throws std::bad_alloc. What an any_io_executor or a strand allocates by
+/// itself comes on top; to run out of memory there later may end the program.
 template <class Executor, class Token = detail::net::default_completion_token_t<Executor>>
 auto async_poll(AsioCq<Executor>& cq, std::span<ibv_wc> wcs, Token&& token = Token()) {
     return detail::net::async_initiate<Token, detail::AsioPollSignature>(
