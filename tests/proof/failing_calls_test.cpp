@@ -596,6 +596,36 @@ const auto poll_operations = std::to_array<Operation>({
          });
          station.settle();
      }},
+    {"SharedChannel: a message for each of two queues, after a stop",
+     [](Trial& trial) {
+         // As with rdma_get_cm_event: the events that the two waited for were read before.
+         trial.tolerate("ibv_get_cq_event");
+         Host host;
+         ManualNotifier notifier;
+         trial.attempt([&] {
+             SharedChannel channel(CompletionChannel(host.context), notifier);
+             AsyncCq first = AsyncCq::create(host.context, 32, channel);
+             AsyncCq second = AsyncCq::create(host.context, 32, channel);
+             Loopback first_link(host, first.completion_queue());
+             Loopback second_link(host, second.completion_queue());
+             std::stop_source stop;
+             const Coroutine cancelled = consume(first, first_link, 1, stop.get_token());
+             const Coroutine on_first = consume(first, first_link, 2);
+             const Coroutine on_second = consume(second, second_link, 2);
+             stop.request_stop();
+             while (notifier.run()) {
+             }
+             first_link.exchange();
+             second_link.exchange();
+             for (int wakes = 0; wakes < 2; ++wakes) {
+                 notifier.notify();
+                 while (notifier.run()) {
+                 }
+             }
+             finish_cancelled(cancelled);
+             finish({&on_first, &on_second});
+         });
+     }},
     {"AsyncCq: teardown in the documented order",
      [](Trial& trial) {
          trial.attempt([] {
