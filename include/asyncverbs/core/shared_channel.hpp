@@ -30,7 +30,8 @@ namespace asyncverbs {
 /// of one's own, whose wake costs one system call less (reading until nothing is left).
 ///
 /// Errors: a failing notifier or ibv_get_cq_event(3) is final, for all CQs of the channel. An
-/// exception that escapes from a coroutine ends the waiting for its CQ alone.
+/// exception that escapes from a coroutine ends the waiting for its CQ alone; of several in one
+/// turn the first one leaves the loop.
 /// Thread safety: none, but for stop tokens: the channel and its CQs live on the thread that runs
 /// the notifier's loop. Lifetime: move-only; its AsyncCqs may outlive it and keep what they need.
 template <class N>
