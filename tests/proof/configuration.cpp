@@ -17,10 +17,12 @@ constexpr int longest_span = 4;
 struct Scenario {
     int selective = 0;
     std::vector<Step> steps;
+    Setting setting = Setting::plain;
 };
 
 const std::vector<Scenario>& scenarios() {
     using enum Step;
+    using enum Setting;
     static const std::vector<Scenario> all = {
         {0, {}},
         {0, {cancel}},
@@ -47,12 +49,52 @@ const std::vector<Scenario>& scenarios() {
         {1, {cancel}},
         {1, {destroy_waiter}},
         {2, {}},
+
+        {0, {}, shared},
+        {0, {cancel}, shared},
+        {0, {destroy_waiter}, shared},
+        {0, {destroy_cq}, shared},
+        {0, {destroy_channel}, shared},
+        {0, {stop_loop}, shared},
+        {0, {spurious_event}, shared},
+        {0, {duplicate_event}, shared},
+        {0, {foreign_event}, shared},
+        {0, {false_readiness}, shared},
+        {0, {interrupt_read}, shared},
+        {0, {drop_event}, shared},
+        {0, {drop_event, pass_time}, shared},
+        {0, {fail_read}, shared},
+        {0, {fail_poll}, shared},
+        {0, {fail_arm}, shared},
+        {0, {cancel, destroy_cq}, shared},
+        {0, {destroy_cq, destroy_cq}, shared},
+        {0, {destroy_cq, destroy_channel}, shared},
+        {0, {destroy_cq}, held},
+
+        {0, {}, sink},
+        {0, {cancel}, sink},
+        {0, {destroy_cq}, sink},
+        {0, {cancel, destroy_cq}, sink},
+        {0, {spurious_event}, sink},
+        {0, {fail_read}, sink},
+        {0, {fail_poll}, sink},
+        {0, {fail_arm}, sink},
+        {0, {fail_poll, destroy_cq}, sink},
+
+        {0, {}, busy},
+        {0, {cancel}, busy},
+        {0, {destroy_cq}, busy},
+        {0, {fail_poll}, busy},
+        {0, {}, adaptive},
+        {0, {cancel}, adaptive},
+        {0, {}, solicited},
+        {0, {cancel}, solicited},
     };
     return all;
 }
 
 std::string name_of(const Scenario& scenario) {
-    std::string name;
+    std::string name(setting_names[static_cast<std::size_t>(scenario.setting)]);
     for (const Step step : scenario.steps) {
         if (!name.empty()) name += '+';
         name += info(step).name;
@@ -62,11 +104,25 @@ std::string name_of(const Scenario& scenario) {
     return name.empty() ? selective : selective + '+' + name;
 }
 
+bool shares(const Scenario& scenario) {
+    return scenario.setting == Setting::shared || scenario.setting == Setting::held;
+}
+
+// Whether there are so many points at which a step can be taken that one completion has to do: two
+// CQs, or many polls, and a step that is not the program's.
+bool among_many(const Scenario& scenario) {
+    return scenario.setting != Setting::plain && scenario.setting != Setting::sink &&
+           scenario.steps.size() == 1 && info(scenario.steps.front()).actor != Actor::program;
+}
+
 // How many completions there are: what the steps of the scenario leave of the bound. The simplest
 // one gets one more. With a third waiter there is one less, unless nothing but that counts.
 int completions_for(int bound, int waiters, const Scenario& scenario) {
     const int left = bound - static_cast<int>(scenario.steps.size());
     const bool plain = scenario.selective == 0 && scenario.steps.empty();
+    if (shares(scenario) && scenario.steps.empty()) return std::min(left, 2); // one for each
+    if (among_many(scenario)) return std::min(left, 1);
+    if (scenario.setting != Setting::plain) return left;
     if (plain) return left + (waiters == 1 ? 1 : 0);
     const bool about_waiters =
         scenario.selective == 0 && scenario.steps.size() == 1 &&
@@ -78,6 +134,8 @@ int completions_for(int bound, int waiters, const Scenario& scenario) {
 // one with many waiters; a wait that does not suspend is the same for many waiters as for one.
 bool left_out(const Scenario& scenario, int waiters, Trigger trigger) {
     const std::size_t others = scenario.steps.size();
+    if (shares(scenario) && waiters != 2) return true; // one for each CQ
+    if (scenario.setting != Setting::plain && waiters == most_waiters) return true;
     // The executor's time cannot be made to pass.
     const bool timed = std::ranges::count(scenario.steps, Step::drop_event) > 0;
     switch (trigger) {
@@ -96,6 +154,7 @@ void add(std::vector<Configuration>& all, Configuration base, const Scenario& sc
     const int completions = completions_for(bound, base.waiters, scenario);
     if (scenario.selective > std::min(base.waiters, completions)) return;
     if (completions < 1 || left_out(scenario, base.waiters, base.trigger)) return;
+    base.setting = scenario.setting;
     base.selective = scenario.selective;
     base.scenario = name_of(scenario);
     const auto set = [&](Step step, int count) {
@@ -108,6 +167,7 @@ void add(std::vector<Configuration>& all, Configuration base, const Scenario& sc
         // More room than there are completions changes nothing.
         if (base.span > 1 && base.span > completions) break;
         if (base.span > 1 && base.waiters == most_waiters && !scenario.steps.empty()) break;
+        if (base.span > 1 && scenario.setting != Setting::plain) break;
         base.name = base.arm_model == ArmModel::flag ? "flag" : "index";
         base.name += '/';
         base.name += trigger_names[static_cast<std::size_t>(base.trigger)];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What is explored: which device, loop and waiters, and which steps there are to interleave.
+// What is explored: which setting, device, loop and waiters, and which steps there are to
+// interleave.
 #pragma once
 
 #include <array>
@@ -21,9 +22,23 @@ enum class Trigger : std::uint8_t { level, edge, edge_at_once, executor };
 inline constexpr std::array<std::string_view, 4> trigger_names = {"level", "edge", "edge-at-once",
                                                                   "executor"};
 
+// What is explored besides one AsyncCq with a channel of its own.
+enum class Setting : std::uint8_t {
+    plain,
+    shared,    // two AsyncCqs on a SharedChannel; the second one comes with its waiter
+    held,      // the same, and the CQs outlive their AsyncCqs, as those of a queue pair do
+    sink,      // the last waiter is not a coroutine, but takes all completions, as a Router does
+    busy,      // an empty CQ is polled for a while before it is armed
+    adaptive,  // the same, for as long as it has paid
+    solicited, // armed for solicited completions alone
+};
+inline constexpr std::array<std::string_view, 7> setting_names = {
+    "", "shared", "held", "sink", "busy", "adaptive", "solicited"};
+
 struct Configuration {
     simulated::ArmModel arm_model = simulated::ArmModel::flag;
     Trigger trigger = Trigger::level;
+    Setting setting = Setting::plain;
     int waiters = 1;
     int span = 1;      // how many completions a poll has room for
     int selective = 0; // so many wait by wr_id first: for the last completion, the one before
@@ -32,6 +47,8 @@ struct Configuration {
     std::string name;
 
     int count(Step step) const { return budget[static_cast<std::size_t>(step)]; }
+    bool shares() const { return setting == Setting::shared || setting == Setting::held; }
+    int queues() const { return shares() ? 2 : 1; }
 };
 
 // Everything within a bound on the steps of a schedule, the waiters' starts not counted.

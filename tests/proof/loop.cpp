@@ -35,8 +35,13 @@ public:
     ~SimpleLoop() override { ::close(epoll_); }
 
     AsyncCq adopt(CompletionQueue cq, const AsyncCqOptions& options) override {
-        Watched<Notifier> notifier(watcher_, Notifier(*this, cq.channel().fd()));
+        Watched notifier(watcher_, cq.native_handle(), Notifier(*this, cq.channel().fd()));
         return AsyncCq(std::move(cq), std::move(notifier), options);
+    }
+    std::unique_ptr<Channel> share(CompletionChannel channel) override {
+        Notifier notifier(*this, channel.fd());
+        return std::make_unique<WatchedChannel<Notifier>>(watcher_, std::move(channel),
+                                                          std::move(notifier));
     }
     bool pending() override {
         return waiting_ != nullptr &&
@@ -162,8 +167,13 @@ public:
     ShippedLoop(bool may_stop, Watcher& watcher) : may_stop_(may_stop), watcher_(watcher) {}
 
     AsyncCq adopt(CompletionQueue cq, const AsyncCqOptions& options) override {
-        Watched<EpollNotifier> notifier(watcher_, executor_.notifier(cq.channel()));
+        Watched notifier(watcher_, cq.native_handle(), executor_.notifier(cq.channel()));
         return AsyncCq(std::move(cq), std::move(notifier), options);
+    }
+    std::unique_ptr<Channel> share(CompletionChannel channel) override {
+        EpollNotifier notifier = executor_.notifier(channel);
+        return std::make_unique<WatchedChannel<EpollNotifier>>(watcher_, std::move(channel),
+                                                               std::move(notifier));
     }
     bool pending() override { return readable(executor_.native_handle()); }
     void turn() override;

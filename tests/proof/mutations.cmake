@@ -7,6 +7,8 @@
 # ends at once then). They are tested with the notifier and with the operation.
 
 set(mutations "")
+set(list "")
+set(setting "")
 
 # What they have in common is compiled once. They do not run for long, so nothing is optimised, and
 # what is broken is to be found by its effect, not by an assertion inside.
@@ -21,9 +23,13 @@ target_link_libraries(mutation_common PRIVATE mutation_settings)
 target_precompile_headers(mutation_common PRIVATE
     <infiniband/verbs.h> <algorithm> <array> <atomic> <chrono> <coroutine> <functional> <map>
     <memory> <mutex> <optional> <set> <span> <stop_token> <string> <system_error> <thread>
-    <vector>)
+    <vector>
+    # No mutation is of these, nor of what they include.
+    <asyncverbs/verbs/completion_channel.hpp> <asyncverbs/verbs/completion_queue.hpp>
+    <asyncverbs/verbs/context.hpp> <proof/properties.hpp> <support/simulated_verbs.hpp>)
 
-# mutation(<name> <header> <text> <text instead>)
+# mutation(<name> <header> <text> <text instead>), to be found in the configurations whose name
+# contains ${setting}.
 function(mutation name header from to)
     set(directory "${CMAKE_CURRENT_BINARY_DIR}/mutations/${name}")
     set(shipped "${PROJECT_SOURCE_DIR}/include/asyncverbs/core/${header}")
@@ -43,6 +49,7 @@ function(mutation name header from to)
     target_precompile_headers(mutation-${name} REUSE_FROM mutation_common)
     set_target_properties(mutation-${name} PROPERTIES UNITY_BUILD ON)
     set(mutations ${mutations} mutation-${name} PARENT_SCOPE)
+    set(list ${list} "mutation-${name} ${setting}" PARENT_SCOPE)
 endfunction()
 
 # --- poll, arm, wait ---
@@ -255,8 +262,92 @@ mutation(failure-does-not-last detail/cq_reaper.hpp
     "    {
         // Whoever")
 
+# --- many CQs on one channel ---
+
+set(setting /shared)
+
+mutation(event-to-the-wrong-queue detail/channel_hub.hpp
+    "ChannelNode* const node = find(source);"
+    "ChannelNode* const node = find(source) ? nodes_.front() : nullptr;")
+
+mutation(event-of-nobody-is-not-acked detail/channel_hub.hpp
+    "ibv_ack_cq_events(source, 1); // nobody's any more, or not yet (I4)"
+    "")
+
+mutation(one-event-a-wake detail/channel_hub.hpp
+    "        ready_.push_back(*node);
+    }
+}"
+    "        ready_.push_back(*node);
+        return;
+    }
+}")
+
+mutation(channel-is-not-waited-for detail/channel_hub.hpp
+    "    if (pump.idle) return pump.handle;
+    if (!pump.running"
+    "    if (!pump.running")
+
+mutation(stop-of-a-queue-is-not-seen detail/channel_hub.hpp
+    "return node.deadline <= now || node.stop.stop_requested();"
+    "return node.deadline <= now;")
+
+mutation(no-ack-at-leave detail/channel_member.hpp
+    "if (const unsigned unclaimed = take_events()) ibv_ack_cq_events(cq_.get(), unclaimed);"
+    "")
+
+mutation(event-that-was-read-is-waited-for detail/channel_member.hpp
+    "return events > 0 || stop_token"
+    "return stop_token")
+
+mutation(event-is-not-credited detail/cq_pump.hpp
+    "owner.credit(parts.notifier.take_events());"
+    "parts.notifier.take_events();")
+
+# --- a sink ---
+
+set(setting /sink)
+
+mutation(sink-is-not-served detail/cq_reaper.hpp
+    "if (sink_) return serve_sink();"
+    "if (sink_) return;")
+
+mutation(stop-waits-for-an-empty-queue detail/cq_reaper.hpp
+    "        sink->deliver(polled);
+        dismiss_stopped();"
+    "        sink->deliver(polled);")
+
+mutation(sink-keeps-its-queue detail/cq_reaper.hpp
+    "    sink_.reset(); // it refers to this reaper"
+    "    if (!pump.running) sink_.reset();")
+
+mutation(waits-though-it-has-failed detail/cq_reaper.hpp
+    "if (pump.idle && !finished()) pump.handle.resume();"
+    "if (pump.idle && !closed_) pump.handle.resume();")
+
+# --- spin, then sleep; solicited completions ---
+
+set(setting /busy)
+
+mutation(spins-in-place-of-the-second-poll cq_poller.hpp
+    "if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;"
+    "if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;
+            arm();
+            may_wait_ = true;
+            return 0;")
+
+mutation(does-not-spin detail/busy_poll_window.hpp
+    "return limit_.count() > 0;"
+    "return limit_.count() < 0;")
+
+set(setting /solicited)
+
+mutation(solicited-is-forgotten cq_poller.hpp
+    "solicited_only_ ? 1 : 0"
+    "0")
+
 add_custom_target(mutations DEPENDS ${mutations})
-list(JOIN mutations "\n" list)
+list(JOIN list "\n" list)
 file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/mutations/list" CONTENT "${list}\n" @ONLY)
 add_test(NAME mutations
     COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/mutations.sh" "${CMAKE_BINARY_DIR}")

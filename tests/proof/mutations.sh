@@ -15,12 +15,12 @@ cmake --build "$build" --target mutations --parallel "$(nproc)" > "$proof/mutati
 
 found=0 survived=0
 printf '%-36s %9s  %s\n' mutation schedule 'violated property'
-while read -r mutation; do
+while read -r mutation setting; do
     status=0
     # The shortest schedules first.
     for steps in 1 2 3; do
         ((status == 0)) || break
-        output=$(timeout 120 "$proof/$mutation" --steps $steps 2>&1) || status=$?
+        output=$(timeout 120 "$proof/$mutation" --steps $steps --filter "$setting" 2>&1) || status=$?
     done
     property=$(sed -n 's/^violated: //p' <<< "$output")
     if ((status == 1)) && [[ $property ]]; then

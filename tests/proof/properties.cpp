@@ -2,6 +2,7 @@
 #include "proof/properties.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace asyncverbs::proof {
 
@@ -18,12 +19,23 @@ std::string list(std::span<const WrId> ids) {
 std::string waiter_name(int waiter) { return "waiter " + std::to_string(waiter); }
 
 Properties::Properties(const Configuration& configuration, const Run& run)
-    : run_(run), waiters_(static_cast<std::size_t>(configuration.waiters)) {}
+    : configuration_(configuration), run_(run),
+      waiters_(static_cast<std::size_t>(configuration.waiters)) {}
+
+void Properties::arrived(WrId id, bool quiet) {
+    undelivered_.insert(id);
+    if (quiet) {
+        quiet_.insert(id);
+    } else {
+        ++wakes_owed_;
+    }
+}
 
 // --- verbs ---
 
 void Properties::polled(int count) {
     last_poll_empty_ = count == 0;
+    empty_polls_ = count == 0 ? empty_polls_ + 1 : 0;
     if (arm_outstanding_) empty_since_arm_ = count == 0;
 }
 
@@ -34,16 +46,24 @@ void Properties::about_to_arm() const {
     if (!last_poll_empty_) {
         run_.violated(property::arm_empty, "there may be more to poll");
     }
+    if (configuration_.setting == Setting::busy && empty_polls_ <= busy_polls) {
+        run_.violated(property::busy, std::to_string(empty_polls_) + " polls before it is armed");
+    }
 }
 
 void Properties::armed() {
     arm_outstanding_ = true;
     empty_since_arm_ = false;
+    empty_polls_ = 0;
 }
 
 void Properties::event_read() {
     arm_outstanding_ = false;
     empty_since_arm_ = false;
+    let_go_ = false; // it is to be acked
+    if (configuration_.setting == Setting::solicited && wakes_owed_-- == 0) {
+        run_.violated(property::solicited, "an event, but nothing solicited had arrived");
+    }
 }
 
 void Properties::acked(bool all) {
@@ -69,7 +89,7 @@ void Properties::begins(int waiter, WrId wanted) {
     state.waiting = true;
     state.wanted = wanted;
     state.cancelled_before = state.cancelled;
-    state.failed_before = failed_;
+    state.failed_before = failure_is_known_;
     if (wanted == 0) line_.push_back(waiter);
 }
 
@@ -117,12 +137,15 @@ void Properties::check_turn(int waiter) const {
     }
 }
 
-void Properties::check_error(int waiter, const std::error_code& error) const {
+void Properties::check_error(int waiter, const std::error_code& error) {
     if (error == std::errc::operation_canceled) {
-        if (at(waiter).cancelled) return;
+        if (std::exchange(at(waiter).cancelled, false)) return; // a sink waits on
         run_.violated(property::cancel, waiter_name(waiter) + " was not");
     }
-    if (error == std::errc::io_error && failed_) return;
+    if (error == std::errc::io_error && failed_) {
+        failure_is_known_ = true;
+        return;
+    }
     run_.violated(property::failure,
                   waiter_name(waiter) + " got \"" + error.message() + "\" for no reason");
 }
@@ -154,12 +177,14 @@ bool Properties::reserved(WrId id) const {
 
 bool Properties::waited_for(WrId id) const { return !line_.empty() || reserved(id); }
 
+bool Properties::left_behind(WrId id) const { return waited_for(id) && !quiet_.contains(id); }
+
 // --- the end ---
 
 void Properties::closes() { closing_ = true; }
 
 bool Properties::someone_waits_in_vain() const {
-    return std::ranges::any_of(undelivered_, [this](WrId id) { return waited_for(id); });
+    return std::ranges::any_of(undelivered_, [this](WrId id) { return left_behind(id); });
 }
 
 void Properties::at_rest(bool cq_armed) const {
@@ -174,7 +199,7 @@ void Properties::at_rest(bool cq_armed) const {
         }
     }
     for (const WrId id : undelivered_) {
-        if (waited_for(id)) {
+        if (left_behind(id)) {
             run_.violated(property::wake, "completion " + std::to_string(id) +
                                               " is there, a waiter waits, and nothing moves");
         }

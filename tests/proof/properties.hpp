@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What must hold in every schedule. It knows what the device did, which verbs were called and what
-// the waiters saw, and nothing of how AsyncCq works inside. I1 … I8 are the invariants of
+// What must hold of a CQ in every schedule. It knows what the device did, which verbs were called
+// and what the waiters saw, and nothing of how AsyncCq works inside. I1 … I8 are the invariants of
 // AsyncCq's protocol.
 #pragma once
 
@@ -34,6 +34,8 @@ inline constexpr std::string_view order = "completions are delivered in order";
 inline constexpr std::string_view wr_id = "poll_wr_id gives the completion that it was asked for";
 inline constexpr std::string_view arm_once = "an arm that is outstanding is not repeated";
 inline constexpr std::string_view arm_empty = "the CQ is armed only after an empty poll";
+inline constexpr std::string_view busy = "an empty CQ is polled for as long as was asked";
+inline constexpr std::string_view solicited = "what was not solicited ends no wait";
 inline constexpr std::string_view closed = "I8: nobody is resumed after the AsyncCq is gone";
 inline constexpr std::string_view rest = "the loop comes to rest";
 inline constexpr std::string_view verbs = "verbs are called as their manual pages demand";
@@ -44,15 +46,19 @@ inline constexpr std::string_view leak = "nothing is leaked";
 
 using WrId = std::uint64_t;
 
+// How often an empty CQ is polled again before it is armed, where it is polled busily.
+inline constexpr unsigned busy_polls = 2;
+
 class Properties {
 public:
     Properties(const Configuration& configuration, const Run& run);
 
     // --- the device ---
 
-    void arrived(WrId id) { undelivered_.insert(id); }
+    // One that is `quiet` wakes nobody.
+    void arrived(WrId id, bool quiet);
 
-    // --- verbs that succeeded, on the CQ that is explored ---
+    // --- verbs that succeeded, on this CQ ---
 
     void polled(int count);
     void about_to_arm() const;
@@ -61,7 +67,9 @@ public:
     void acked(bool all);
     // Called before every verb but the one that destroys the CQ.
     void touched() const;
-    void failed() { failed_ = true; }
+    void failed() { failed_ = failure_is_known_ = true; }
+    // Who shares the channel and does not wait learns of it when it does.
+    void channel_failed() { failed_ = true; }
 
     // --- the notifier ---
 
@@ -104,17 +112,24 @@ private:
     bool reserved(WrId id) const;
     void leave(int waiter);
     void check_turn(int waiter) const;
-    void check_error(int waiter, const std::error_code& error) const;
+    void check_error(int waiter, const std::error_code& error);
     void take(std::span<const WrId> ids);
 
+    bool left_behind(WrId id) const;
+
+    const Configuration& configuration_;
     const Run& run_;
     std::set<WrId> undelivered_; // what has arrived and nobody has got yet
+    std::set<WrId> quiet_;       // what has arrived and does not end a wait
+    unsigned wakes_owed_ = 0;    // what has arrived and may have ended one
     std::vector<Waiter> waiters_;
     std::vector<int> line_; // who waits for any completion, in order of arrival
     bool arm_outstanding_ = false;
     bool last_poll_empty_ = false;
     bool empty_since_arm_ = false;
+    unsigned empty_polls_ = 0; // in a row, since the last arm
     bool failed_ = false;
+    bool failure_is_known_ = false; // to this CQ
     bool closing_ = false;
     bool let_go_ = false; // the last ack was seen while closing
 };

@@ -38,8 +38,9 @@ enum class Step : std::uint8_t {
     start,
     destroy_waiter,
     destroy_cq,
+    destroy_channel,
 };
-inline constexpr std::size_t step_count = static_cast<std::size_t>(Step::destroy_cq) + 1;
+inline constexpr std::size_t step_count = static_cast<std::size_t>(Step::destroy_channel) + 1;
 
 struct StepInfo {
     Step step;
@@ -65,6 +66,7 @@ inline constexpr std::array<StepInfo, step_count> all_steps{{
     {Step::start, Actor::program, "", "waiter {} starts"},
     {Step::destroy_waiter, Actor::program, "destroy-waiter", "waiter {} is destroyed"},
     {Step::destroy_cq, Actor::program, "destroy-cq", "the AsyncCq is destroyed"},
+    {Step::destroy_channel, Actor::program, "destroy-channel", "the SharedChannel is destroyed"},
 }};
 
 constexpr const StepInfo& info(Step step) { return all_steps[static_cast<std::size_t>(step)]; }

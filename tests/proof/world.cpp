@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "proof/world.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <utility>
+
+#include "proof/clock.hpp"
 
 namespace asyncverbs::proof {
 
@@ -15,18 +18,38 @@ constexpr unsigned most_observations = 1000; // in one schedule, or it does not 
 constexpr int cq_depth = 16;
 constexpr unsigned ack_batch = 2; // so that acks are flushed both on the way and at the end
 constexpr int fatal = EIO;
+constexpr auto longest_wait = std::chrono::hours(1);
 
-AsyncCqOptions cq_options(const Configuration& configuration) {
-    const bool bounded = configuration.count(Step::drop_event) > 0;
-    return {.ack_batch = ack_batch, .max_wait = std::chrono::hours(bounded ? 1 : 0)};
+// The clock is looked at before each poll, and once more at the end.
+constexpr auto busy_limit = std::chrono::nanoseconds(busy_polls + 1);
+constexpr auto adaptive_limit = std::chrono::nanoseconds(16);
+
+BusyPoll busy_poll(Setting setting) {
+    switch (setting) {
+    case Setting::busy:
+        return {.limit = busy_limit};
+    case Setting::adaptive:
+        return {.limit = adaptive_limit, .adaptive = true};
+    default:
+        return {};
+    }
 }
 
-std::string told(const StepInfo& step, int number) {
-    std::string text(step.told);
-    if (const std::size_t at = text.find("{}"); at != std::string::npos) {
-        text.replace(at, 2, std::to_string(number));
-    }
-    return text;
+bool may_drop(const Configuration& configuration, int queue) {
+    return configuration.count(Step::drop_event) > 0 && queue == configuration.queues();
+}
+
+AsyncCqOptions cq_options(const Configuration& configuration, int queue) {
+    return {.ack_batch = ack_batch,
+            .max_wait = may_drop(configuration, queue) ? longest_wait : std::chrono::hours(0),
+            .busy_poll = busy_poll(configuration.setting),
+            .solicited_only = configuration.setting == Setting::solicited};
+}
+
+ibv_wc completion(WrId id) {
+    ibv_wc wc{};
+    wc.wr_id = id;
+    return wc;
 }
 
 } // namespace
@@ -37,24 +60,36 @@ void run_in_world(const Configuration& configuration, Run& run, simulated::Simul
 }
 
 World::World(const Configuration& configuration, Run& run, simulated::SimulatedVerbs& sim)
-    : configuration_(configuration), run_(run), sim_(sim), properties_(configuration, run),
-      context_(Context::open()), loop_(make_loop(configuration, *this)),
+    : configuration_(configuration), run_(run), sim_(sim), context_(Context::open()),
+      loop_(make_loop(configuration, *this)),
       waiters_(static_cast<std::size_t>(configuration.waiters)), left_(configuration.budget) {
-    CompletionQueue cq(context_, cq_depth);
-    native_ = cq.native_handle();
-    channel_ = native_->channel;
-    if (configuration.count(Step::foreign_event) > 0) {
-        foreign_.emplace(context_, 1, cq.channel());
+    CompletionChannel own(context_);
+    if (configuration.shares()) shared_ = loop_->share(std::move(own));
+    const CompletionChannel& channel = shared_ ? shared_->channel() : own;
+    channel_ = channel.native_handle();
+    queues_.reserve(static_cast<std::size_t>(configuration.queues())); // who waits refers to them
+    for (int number = 1; number <= configuration.queues(); ++number) {
+        Queue& queue = queues_.emplace_back(number, configuration, run);
+        queue.to_come.emplace(context_, cq_depth, channel);
+        queue.native = queue.to_come->native_handle();
+        if (configuration.setting == Setting::held) queue.held = queue.to_come->shared_handle();
     }
-    cq_.emplace(loop_->adopt(std::move(cq), cq_options(configuration)));
+    if (configuration.count(Step::foreign_event) > 0) foreign_.emplace(context_, 1, channel);
+    adopt(queues_.front());
     for (Waiter& waiter : waiters_) {
         waiter.number = static_cast<int>(&waiter - waiters_.data()) + 1;
+        waiter.queue = configuration.shares()
+                           ? &queues_[static_cast<std::size_t>(waiter.number) - 1]
+                           : &queues_.front();
+        waiter.is_sink =
+            configuration.setting == Setting::sink && waiter.number == configuration.waiters;
         if (waiter.number <= configuration.selective) {
             waiter.wanted =
                 static_cast<WrId>(configuration.count(Step::complete) - waiter.number + 1);
         }
         // One that has gone leaves an AsyncCq for which nobody waits.
-        waiter.again = waiter.number == configuration.waiters || waiter.wanted != 0;
+        waiter.again =
+            waiter.number == configuration.waiters || waiter.wanted != 0 || configuration.shares();
     }
     sim_.on_call([this](const Call& call) { on_call(call); });
 }
@@ -100,12 +135,16 @@ void World::point(Place place, std::string_view where) {
 bool World::step_at_rest() {
     // An event that was dropped is made up for when the wait has lasted too long, and an arm that
     // the device ignores until that event is read as well.
-    const bool dropped = native_ != nullptr && sim_.counters(native_).events_dropped > 0;
-    if (dropped && loop_->bounded_wait() && properties_.someone_waits_in_vain()) {
-        run_.tell(1, "at rest: the longest wait has passed");
-        return loop_->pass_time();
+    for (const Queue& queue : queues_) {
+        const bool dropped =
+            queue.native != nullptr && sim_.counters(queue.native).events_dropped > 0;
+        if (dropped && loop_->bounded_wait() && queue.properties.someone_waits_in_vain()) {
+            run_.tell(1, "at rest: the longest wait has passed");
+            advance_clock(longest_wait);
+            return loop_->pass_time();
+        }
+        queue.properties.at_rest(queue.native == nullptr || dropped || sim_.armed(queue.native));
     }
-    properties_.at_rest(native_ == nullptr || dropped || sim_.armed(native_));
     const Options can = options(true, true);
     if (can.count == 0) return false;
     take(can.list[can.count == 1 ? 0 : run_.choose(can.count)], "at rest");
@@ -116,66 +155,123 @@ World::Options World::options(bool device, bool program) {
     Options can;
     for (const StepInfo& step : all_steps) {
         if (left_[static_cast<std::size_t>(step.step)] == 0) continue;
-        if (step.actor == Actor::device && !(device && native_ != nullptr)) continue;
+        if (step.actor == Actor::device && !(device && any_alive())) continue;
         if (step.actor == Actor::program && !program) continue;
         add_options(can, step.step);
     }
     return can;
 }
 
+bool World::any_alive() const {
+    return std::ranges::any_of(queues_, [](const Queue& queue) { return queue.native != nullptr; });
+}
+
+bool World::can_start(const Waiter& waiter) const {
+    if (waiter.is_sink && std::ranges::any_of(waiters_, [](const Waiter& other) {
+            return other.queue->properties.waiting(other.number);
+        })) {
+        return false; // it would be refused
+    }
+    return waiter.queue->cq || (waiter.queue->to_come && shared_);
+}
+
+bool World::may_cancel(const Waiter& waiter) const {
+    if (waiter.is_sink) return waiter.queue->properties.waiting(waiter.number);
+    return !waiter.finished && !waiter.stop.stop_requested();
+}
+
 void World::add_options(Options& to, Step step) {
     switch (step) {
     case Step::complete:
-        to.add(step, arrived_ + 1);
+    case Step::spurious_event:
+    case Step::duplicate_event:
+    case Step::drop_event:
+        for (Queue& queue : queues_) {
+            if (queue.native == nullptr) continue;
+            if (step == Step::drop_event && !may_drop(configuration_, queue.number)) continue;
+            to.add({step, arrived_ + 1, &queue});
+            const bool either =
+                step == Step::complete && configuration_.setting == Setting::solicited;
+            if (either) to.add({step, arrived_ + 1, &queue, true});
+        }
         break;
     case Step::start:
-        if (cq_) to.add(step, started_ + 1);
+        if (can_start(waiter(started_ + 1))) to.add({step, started_ + 1});
         break;
     case Step::cancel:
         for (const Waiter& one : waiters_) {
-            if (!one.finished && !one.stop.stop_requested()) to.add(step, one.number);
+            if (may_cancel(one)) to.add({step, one.number});
         }
         break;
     case Step::destroy_waiter:
         for (const Waiter& one : waiters_) {
-            if (properties_.waiting(one.number)) to.add(step, one.number);
+            if (one.queue->properties.waiting(one.number)) to.add({step, one.number});
         }
         break;
     case Step::destroy_cq:
-        if (cq_) to.add(step);
+        for (Queue& queue : queues_) {
+            if (queue.cq) to.add({step, 0, &queue});
+        }
+        break;
+    case Step::destroy_channel:
+        if (shared_) to.add({step});
         break;
     case Step::pass_time:
-        if (loop_->bounded_wait()) to.add(step);
+        if (loop_->bounded_wait()) to.add({step});
         break;
     default:
-        to.add(step);
+        to.add({step});
     }
 }
 
 // --- the steps ---
 
+std::string World::told(const Option& option) const {
+    std::string text(info(option.step).told);
+    if (const std::size_t at = text.find("{}"); at != std::string::npos) {
+        text.replace(at, 2, std::to_string(option.number));
+    }
+    if (option.queue != nullptr && configuration_.shares()) {
+        text += ", CQ " + std::to_string(option.queue->number);
+    }
+    if (option.quiet) text += ", not solicited";
+    return text;
+}
+
 void World::take(const Option& option, std::string_view where) {
-    const StepInfo& step = info(option.step);
     --left_[static_cast<std::size_t>(option.step)];
-    if (run_.narrated()) run_.tell(1, std::string(where) + ": " + told(step, option.number));
+    if (run_.narrated()) run_.tell(1, std::string(where) + ": " + told(option));
     switch (option.step) {
     case Step::start:
-        start(option.number);
+        start(waiter(option.number));
         break;
-    case Step::cancel:
-        properties_.cancelled(option.number);
-        waiter(option.number).stop.request_stop();
+    case Step::cancel: {
+        Waiter& cancelled = waiter(option.number);
+        cancelled.queue->properties.cancelled(option.number);
+        if (cancelled.sink) {
+            cancelled.interrupted = true;
+            cancelled.sink->interrupt();
+        } else {
+            cancelled.stop.request_stop();
+        }
         break;
-    case Step::destroy_waiter:
-        properties_.destroyed(option.number);
-        waiter(option.number).finished = true;
-        waiter(option.number).coroutine.destroy();
+    }
+    case Step::destroy_waiter: {
+        Waiter& destroyed = waiter(option.number);
+        destroyed.queue->properties.destroyed(option.number);
+        destroyed.finished = true;
+        destroyed.coroutine.destroy();
         break;
+    }
     case Step::destroy_cq:
-        properties_.closes();
-        cq_.reset();
+        option.queue->properties.closes();
+        option.queue->cq.reset();
+        break;
+    case Step::destroy_channel:
+        shared_.reset();
         break;
     case Step::pass_time:
+        advance_clock(longest_wait);
         loop_->pass_time();
         break;
     case Step::stop_loop:
@@ -190,15 +286,16 @@ void World::take(const Option& option, std::string_view where) {
 void World::take_device_step(const Option& option) {
     switch (option.step) {
     case Step::complete:
-        properties_.arrived(static_cast<WrId>(option.number));
         arrived_ = option.number;
-        sim_.complete(native_, static_cast<WrId>(option.number));
+        option.queue->properties.arrived(static_cast<WrId>(option.number), option.quiet);
+        sim_.push(option.queue->native, completion(static_cast<WrId>(option.number)),
+                  !option.quiet);
         break;
     case Step::spurious_event:
-        sim_.push_events(native_);
+        sim_.push_events(option.queue->native);
         break;
     case Step::duplicate_event:
-        sim_.duplicate_events(native_);
+        sim_.duplicate_events(option.queue->native);
         break;
     case Step::foreign_event:
         sim_.push_events(foreign_->native_handle());
@@ -207,7 +304,7 @@ void World::take_device_step(const Option& option) {
         sim_.push_false_readiness(channel_);
         break;
     case Step::drop_event:
-        sim_.drop_events(native_);
+        sim_.drop_events(option.queue->native);
         break;
     case Step::interrupt_read:
         sim_.fail("ibv_get_cq_event", {.error = EINTR});
@@ -226,9 +323,23 @@ void World::take_device_step(const Option& option) {
     }
 }
 
-void World::start(int number) {
-    started_ = number;
-    waiter(number).coroutine = poll(*this, waiter(number));
+void World::adopt(Queue& queue) {
+    CompletionQueue cq = *std::exchange(queue.to_come, std::nullopt);
+    const AsyncCqOptions options = cq_options(configuration_, queue.number);
+    queue.cq.emplace(shared_ ? shared_->adopt(std::move(cq), options)
+                             : loop_->adopt(std::move(cq), options));
+}
+
+void World::start(Waiter& waiter) {
+    started_ = waiter.number;
+    if (!waiter.queue->cq) adopt(*waiter.queue);
+    if (waiter.is_sink) {
+        waiter.sink = std::make_shared<Sink>(static_cast<SinkOwner&>(*this), *waiter.queue->cq);
+        begins(waiter);
+        Sink::attach(waiter.sink);
+    } else {
+        waiter.coroutine = poll(*this, waiter);
+    }
 }
 
 // A loop that was stopped is run again, or never again.
@@ -248,15 +359,15 @@ support::Coroutine World::poll(World& world, Waiter& self) {
         std::error_code error;
         std::span<ibv_wc> done;
         if (self.wanted != 0) {
-            wcs[0] = co_await world.cq_->poll_wr_id(self.wanted, error, self.stop.get_token());
+            wcs[0] = co_await self.queue->cq->poll_wr_id(self.wanted, error, self.stop.get_token());
             done = room.first(1);
         } else {
-            done = co_await world.cq_->poll(room, error, self.stop.get_token());
+            done = co_await self.queue->cq->poll(room, error, self.stop.get_token());
         }
         world.ends(self, done, error);
         if (error) break;
         self.wanted = 0;
-    } while (self.again && world.cq_);
+    } while (self.again && self.queue->cq);
     self.finished = true;
 }
 
@@ -266,7 +377,7 @@ void World::begins(const Waiter& waiter) {
             0, waiter_name(waiter.number) +
                    (waiter.wanted == 0 ? " polls" : " polls for " + std::to_string(waiter.wanted)));
     }
-    properties_.begins(waiter.number, waiter.wanted);
+    waiter.queue->properties.begins(waiter.number, waiter.wanted);
 }
 
 void World::ends(const Waiter& waiter, std::span<const ibv_wc> completions,
@@ -282,12 +393,21 @@ void World::ends(const Waiter& waiter, std::span<const ibv_wc> completions,
         run_.tell(0,
                   waiter_name(waiter.number) + " gets" + (error ? ": " + error.message() : list));
     }
-    properties_.ends(waiter.number, std::span(ids).first(count), error);
+    waiter.queue->properties.ends(waiter.number, std::span(ids).first(count), error);
     if (run_.narrated()) {
         point(Place::program, "in " + waiter_name(waiter.number));
     } else {
         point(Place::program, {});
     }
+}
+
+// It takes what comes until there is an error; a cancel concerns who waits for it.
+void World::sink_gets(std::span<const ibv_wc> completions, const std::error_code& error) {
+    Waiter& self = waiters_.back();
+    const bool interrupted = error == std::errc::operation_canceled;
+    if (interrupted && !std::exchange(self.interrupted, false)) return; // somebody else was
+    ends(self, completions, error);
+    if ((!error || interrupted) && self.queue->cq) begins(self);
 }
 
 // --- what is watched ---
@@ -300,41 +420,66 @@ void World::on_call(const Call& call) {
     }
 }
 
+World::Queue* World::find(const void* native) {
+    const auto found = std::ranges::find_if(
+        queues_, [native](const Queue& queue) { return queue.native == native; });
+    return native == nullptr || found == queues_.end() ? nullptr : &*found;
+}
+
 void World::before_call(const Call& call) {
-    if (call.object == native_ && call.verb != "ibv_destroy_cq") properties_.touched();
-    if (exploring_ && call.object == native_ && call.verb == "ibv_req_notify_cq") {
-        properties_.about_to_arm();
+    if (const Queue* queue = find(call.object)) {
+        if (call.verb != "ibv_destroy_cq") queue->properties.touched();
+        if (exploring_ && call.verb == "ibv_req_notify_cq") queue->properties.about_to_arm();
     }
     point(Place::anywhere, run_.narrated() ? "before " + std::string(call.verb) : std::string());
 }
 
 void World::after_call(const Call& call) {
     observed();
-    const bool own = call.object == native_;
+    Queue* const queue = find(call.object);
     if (run_.narrated()) {
         std::string line(call.verb);
         if (call.verb == "ibv_poll_cq" && call.error == 0)
             line += ": " + std::to_string(call.value);
-        if (call.verb == "ibv_ack_cq_events" && !own) line += " of the other CQ";
+        if (queue != nullptr && configuration_.shares()) {
+            line += ", CQ " + std::to_string(queue->number);
+        }
+        if (call.verb == "ibv_ack_cq_events" && queue == nullptr) line += " of the other CQ";
         if (call.error != 0) line += ": " + std::system_category().message(call.error);
         run_.tell(1, line);
     }
     if (call.error != 0) {
-        if (call.error != EAGAIN && call.error != EINTR) properties_.failed();
-    } else if (own && call.verb == "ibv_poll_cq") {
-        properties_.polled(call.value);
-    } else if (own && call.verb == "ibv_req_notify_cq") {
-        properties_.armed();
-    } else if (own && call.verb == "ibv_ack_cq_events") {
-        const simulated::CqCounters counters = sim_.counters(native_);
-        properties_.acked(counters.events_acked == counters.events_reported);
-    } else if (own && call.verb == "ibv_destroy_cq") {
-        native_ = nullptr;
-    } else if (call.verb == "ibv_get_cq_event" && native_ != nullptr) {
-        const std::uint64_t read = sim_.counters(native_).events_reported;
-        if (std::exchange(events_read_, read) != read) properties_.event_read();
+        if (call.error != EAGAIN && call.error != EINTR) failed(call);
+    } else if (call.verb == "ibv_get_cq_event") {
+        for (Queue& one : queues_) {
+            if (one.native == nullptr) continue;
+            const std::uint64_t read = sim_.counters(one.native).events_reported;
+            if (std::exchange(one.events_read, read) != read) one.properties.event_read();
+        }
+    } else if (queue == nullptr) {
+        // none that is explored
+    } else if (call.verb == "ibv_poll_cq") {
+        queue->properties.polled(call.value);
+    } else if (call.verb == "ibv_req_notify_cq") {
+        queue->properties.armed();
+    } else if (call.verb == "ibv_ack_cq_events") {
+        const simulated::CqCounters counters = sim_.counters(queue->native);
+        queue->properties.acked(counters.events_acked == counters.events_reported);
+    } else if (call.verb == "ibv_destroy_cq") {
+        queue->native = nullptr;
     }
     point(Place::anywhere, run_.narrated() ? "after " + std::string(call.verb) : std::string());
+}
+
+void World::failed(const Call& call) {
+    if (Queue* const queue = find(call.object)) return queue->properties.failed();
+    for (Queue& queue : queues_) {
+        if (configuration_.shares()) {
+            queue.properties.channel_failed();
+        } else {
+            queue.properties.failed();
+        }
+    }
 }
 
 void World::observed() {
@@ -344,19 +489,27 @@ void World::observed() {
     }
 }
 
-void World::wait_begins() {
-    run_.tell(1, "waits for the channel");
-    properties_.waits();
+void World::wait_begins(const ibv_cq* cq) {
+    if (run_.narrated()) {
+        const Queue* const queue = configuration_.shares() ? find(cq) : nullptr;
+        run_.tell(1, queue ? "waits for CQ " + std::to_string(queue->number)
+                           : std::string("waits for the channel"));
+    }
     point(Place::anywhere, "before the wait");
     observed(); // the notifier may look at once
 }
 
-void World::wait_suspended() { point(Place::anywhere, "in the wait"); }
+// A wait that is over before it suspends, such as for an event that was read, needs no arm.
+void World::wait_suspended(const ibv_cq* cq) {
+    if (const Queue* const queue = find(cq)) queue->properties.waits();
+    point(Place::anywhere, "in the wait");
+}
 
-void World::wait_ends(const std::error_code& result) {
+void World::wait_ends(const ibv_cq* cq, const std::error_code& result) {
     if (run_.narrated())
         run_.tell(0, "the loop tells: " + (result ? result.message() : "readable"));
-    if (result == std::errc::timed_out) properties_.timed_out();
+    Queue* const queue = find(cq);
+    if (queue != nullptr && result == std::errc::timed_out) queue->properties.timed_out();
     point(Place::anywhere, "after the wait");
 }
 
@@ -375,22 +528,26 @@ void World::tear_down() {
         loop_.reset();
     }
     waiters_.clear();
-    if (cq_) {
-        drain();
-        properties_.closes();
-        cq_.reset();
-        properties_.finished();
+    for (Queue& queue : queues_) {
+        if (queue.cq) {
+            drain(queue);
+            queue.properties.closes();
+            queue.cq.reset();
+            queue.properties.finished();
+        }
+        queue.held.reset();
     }
+    shared_.reset();
 }
 
-void World::drain() {
+void World::drain(Queue& queue) {
     std::array<ibv_wc, 4> wcs{};
     for (;;) {
-        const std::span<ibv_wc> left = cq_->try_poll(wcs);
+        const std::span<ibv_wc> left = queue.cq->try_poll(wcs);
         if (left.empty()) return;
         std::array<WrId, 4> ids{};
         for (std::size_t index = 0; index < left.size(); ++index) ids[index] = left[index].wr_id;
-        properties_.drained(std::span(ids).first(left.size()));
+        queue.properties.drained(std::span(ids).first(left.size()));
     }
 }
 

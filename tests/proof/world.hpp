@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// One AsyncCq on a simulated device, under a loop, with its waiters; and everything that the
-// explorer can make happen to it, at every point where that can happen.
+// One AsyncCq, or two on one channel, on a simulated device, under a loop, with its waiters; and
+// everything that the explorer can make happen to it, at every point where that can happen.
 #pragma once
 
 #include <asyncverbs/core/async_cq.hpp>
@@ -15,6 +15,7 @@
 #include <optional>
 #include <span>
 #include <stop_token>
+#include <string>
 #include <string_view>
 #include <system_error>
 #include <vector>
@@ -23,12 +24,13 @@
 #include "proof/loop.hpp"
 #include "proof/properties.hpp"
 #include "proof/run.hpp"
+#include "proof/sink.hpp"
 #include "support/coroutine.hpp"
 #include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::proof {
 
-class World : private Watcher {
+class World : private Watcher, private SinkOwner {
 public:
     World(const Configuration& configuration, Run& run, simulated::SimulatedVerbs& sim);
     ~World();
@@ -39,24 +41,43 @@ public:
     void explore();
 
 private:
+    struct Queue {
+        Queue(int n, const Configuration& configuration, const Run& run)
+            : number(n), properties(configuration, run) {}
+
+        int number;
+        Properties properties;
+        std::optional<CompletionQueue> to_come; // until it is adopted
+        std::optional<AsyncCq> cq;
+        std::shared_ptr<ibv_cq> held; // by a queue pair, say
+        ibv_cq* native = nullptr;     // null once it was destroyed
+        std::uint64_t events_read = 0;
+    };
+
     struct Waiter {
         int number = 0;
+        Queue* queue = nullptr;
         WrId wanted = 0;    // by its first poll; 0: any completion
         bool again = false; // polls on and on
         bool finished = false;
+        bool is_sink = false;       // in the place of a coroutine
+        std::shared_ptr<Sink> sink; // once it has started
+        bool interrupted = false;   // the sink, which does not know it yet
         std::stop_source stop;
         support::Coroutine coroutine;
     };
 
-    // A step that can be taken now, and its object: a waiter or a completion.
+    // A step that can be taken now, and its objects: a waiter or a completion, and a CQ.
     struct Option {
         Step step = Step::start;
         int number = 0;
+        Queue* queue = nullptr;
+        bool quiet = false; // a completion that was not solicited
     };
     struct Options {
         std::array<Option, 24> list;
         std::size_t count = 0;
-        void add(Step step, int number = 0) { list[count++] = {step, number}; }
+        void add(const Option& option) { list[count++] = option; }
     };
 
     enum class Place { anywhere, program };
@@ -69,7 +90,12 @@ private:
     void add_options(Options& to, Step step);
     void take(const Option& option, std::string_view where);
     void take_device_step(const Option& option);
-    void start(int number);
+    std::string told(const Option& option) const;
+    void start(Waiter& waiter);
+    void adopt(Queue& queue);
+    bool can_start(const Waiter& waiter) const;
+    bool may_cancel(const Waiter& waiter) const;
+    bool any_alive() const;
     void stopped();
 
     // --- waiters ---
@@ -78,6 +104,7 @@ private:
     void begins(const Waiter& waiter);
     void ends(const Waiter& waiter, std::span<const ibv_wc> completions,
               const std::error_code& error);
+    void sink_gets(std::span<const ibv_wc> completions, const std::error_code& error) override;
     Waiter& waiter(int number) { return waiters_[static_cast<std::size_t>(number) - 1]; }
 
     // --- what is watched ---
@@ -86,25 +113,26 @@ private:
     void before_call(const simulated::Call& call);
     void after_call(const simulated::Call& call);
     void observed();
-    void wait_begins() override;
-    void wait_suspended() override;
-    void wait_ends(const std::error_code& result) override;
+    void failed(const simulated::Call& call);
+    Queue* find(const void* native);
+    void wait_begins(const ibv_cq* cq) override;
+    void wait_suspended(const ibv_cq* cq) override;
+    void wait_ends(const ibv_cq* cq, const std::error_code& result) override;
     void loop_looked() override { point(Place::program, "before the loop resumes"); }
     std::size_t choose(std::size_t options) override { return run_.choose(options); }
     void not_deregistered(int error) override;
 
     void tear_down();
-    void drain();
+    void drain(Queue& queue);
 
     const Configuration& configuration_;
     Run& run_;
     simulated::SimulatedVerbs& sim_;
-    Properties properties_;
     Context context_;
     std::optional<CompletionQueue> foreign_; // on the same channel
     std::unique_ptr<Loop> loop_;
-    std::optional<AsyncCq> cq_;
-    ibv_cq* native_ = nullptr; // null once it was destroyed
+    std::unique_ptr<Channel> shared_;
+    std::vector<Queue> queues_;
     ibv_comp_channel* channel_ = nullptr;
     std::vector<Waiter> waiters_;
 
@@ -114,7 +142,6 @@ private:
     bool exploring_ = false;
     bool stopped_ = false;
     bool ended_ = false;
-    std::uint64_t events_read_ = 0;
     unsigned observations_ = 0;    // of verbs and looks, by which the device is seen
     unsigned device_declined_ = 0; // the number of observations when its steps were declined
 };
