@@ -122,6 +122,11 @@ public:
     {
         return notifier_.take_events();
     }
+    bool is_of(const CompletionQueue& cq) const noexcept
+        requires detail::reads_events<Notifier>
+    {
+        return notifier_.is_of(cq);
+    }
 
 private:
     Watcher* watcher_;
