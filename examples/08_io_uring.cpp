@@ -78,7 +78,7 @@ void run_loop(io_uring& ring, IoUringPoller& poller, const bool& done) {
 
 constexpr int messages = 5;
 
-char* characters(Slice text) { return reinterpret_cast<char*>(text.address); }
+char* characters(const Slice& text) { return reinterpret_cast<char*>(text.address); }
 
 // One message each time that its own request of the ring has completed.
 Task<> send_all(Ring& ring, AsyncQp& queue_pair, Slice text) {
