@@ -34,9 +34,18 @@ int run_client(const std::string& program, const Arguments& arguments, std::stri
         Process client(with(program, arguments));
         const int status = client.wait();
         output = client.output() + client.error();
-        if (status == 0 || std::chrono::steady_clock::now() > late) return status;
+        const bool nobody_listens = output.find("nobody listens") != std::string::npos ||
+                                    output.find("EVENT_REJECTED, error 8") != std::string::npos;
+        if (!nobody_listens || std::chrono::steady_clock::now() > late) return status;
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
+}
+
+// That of rdma-core destroys, before version 61, the event channel that a thread of its own may
+// still read: then it fails although all went well.
+bool ended_well(int status, const std::string& program, const std::string& output) {
+    return status == 0 || (program == theirs && status == 255 &&
+                           output.find("rdma_get_cm_event: ") != std::string::npos);
 }
 
 } // namespace
@@ -58,9 +67,11 @@ TEST_CASE("rping: either end may be rdma-core's", "[rping]") {
     const int status = run_client(
         ends.client, {"-c", "-v", "-V", "-C", "3", "-S", size, "-a", device_address(), "-p", port},
         output);
+    const int server_status = server.wait();
     INFO(output.substr(0, 1000));
-    CHECK(status == 0);
-    CHECK(server.wait() == 0);
+    CAPTURE(status, server_status, server.error());
+    CHECK(ended_well(status, ends.client, output));
+    CHECK(ended_well(server_status, ends.server, server.error()));
     for (const char* ping : {"rdma-ping-0: ABCDE", "rdma-ping-1: BCDEF", "rdma-ping-2: CDEFG"}) {
         CHECK_THAT(output, contains(std::string("ping data: ") + ping));
         CHECK_THAT(server.output(), contains(std::string("server ping data: ") + ping));
@@ -75,8 +86,10 @@ TEST_CASE("rping: one server, several clients, one of which is killed", "[rping]
     {
         Process killed(with(RPING, {"-c", "-v", "-a", device_address(), "-p", port}));
         await_output(killed, "rdma-ping-5:");
-        CHECK(run_client(theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port},
-                         output) == 0);
+        const int status = run_client(
+            theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output);
+        INFO(output);
+        CHECK(ended_well(status, theirs, output));
         killed.kill();
         CHECK(killed.wait() == 128 + SIGKILL);
     }
