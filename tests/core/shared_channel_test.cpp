@@ -37,9 +37,9 @@ using asyncverbs::support::Coroutine;
 using asyncverbs::support::Escaping;
 using WrIds = std::vector<std::uint64_t>;
 
-static_assert(CqNotifier<detail::ChannelNotifier<false>>);
-static_assert(!TimedCqNotifier<detail::ChannelNotifier<false>>);
-static_assert(TimedCqNotifier<detail::ChannelNotifier<true>>);
+static_assert(CqNotifier<detail::ChannelNotifier<false, OnUse>>);
+static_assert(!TimedCqNotifier<detail::ChannelNotifier<false, OnUse>>);
+static_assert(TimedCqNotifier<detail::ChannelNotifier<true, OnUse>>);
 static_assert(std::movable<SharedChannel<ManualNotifier>>);
 
 namespace {
@@ -444,7 +444,8 @@ TEST_CASE("SharedChannel: whoever waits for a CQ by its notifier can be destroye
     const CompletionQueue queue(f.context, 8, f.channel->channel());
     auto notifier = f.channel->notifier(queue);
     struct Local {
-        static Coroutine wait(detail::ChannelNotifier<false>& events, std::error_code& error) {
+        static Coroutine wait(detail::ChannelNotifier<false, OnUse>& events,
+                              std::error_code& error) {
             error = co_await events.readable({});
         }
     };

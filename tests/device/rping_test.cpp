@@ -86,8 +86,8 @@ TEST_CASE("rping: one server, several clients, one of which is killed", "[rping]
     {
         Process killed(with(RPING, {"-c", "-v", "-a", device_address(), "-p", port}));
         await_output(killed, "rdma-ping-5:");
-        const int status = run_client(
-            theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output);
+        const int status =
+            run_client(theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output);
         INFO(output);
         CHECK(ended_well(status, theirs, output));
         killed.kill();

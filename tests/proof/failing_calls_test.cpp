@@ -3,7 +3,8 @@
 // nth call failing, until it passes: of the verbs, in every sign, of the allocations, of the system
 // calls. Whatever fails, the error names it; nothing leaks, hangs or terminates; and every request
 // that was posted completes or is flushed, once.
-#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/cm.hpp>
+#include <asyncverbs/rdma.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
 #include <poll.h>

@@ -122,19 +122,19 @@ mutation(ack-without-event cq_poller.hpp
 }")
 
 mutation(no-ack-at-the-end cq_poller.hpp
-    "~CqPoller() { flush_acks(); }"
-    "~CqPoller() {}")
+    "~BasicCqPoller() { flush_acks(); }"
+    "~BasicCqPoller() {}")
 
 mutation(destroy-before-ack cq_poller.hpp
-    "~CqPoller() { flush_acks(); }"
-    "~CqPoller() {
+    "~BasicCqPoller() { flush_acks(); }"
+    "~BasicCqPoller() {
         { CompletionQueue(std::move(cq_)); }
         flush_acks();
     }")
 
 mutation(ack-before-last-use cq_poller.hpp
-    "~CqPoller() { flush_acks(); }"
-    "~CqPoller() {
+    "~BasicCqPoller() { flush_acks(); }"
+    "~BasicCqPoller() {
         flush_acks();
         ibv_wc left;
         ibv_poll_cq(native_, 1, &left);
@@ -165,7 +165,7 @@ mutation(missed-edge-is-forgotten detail/epoll_entry.hpp
 
 mutation(last-in-first-out detail/cq_reaper.hpp
     "(waiter.request.wr_id ? selective_ : waiters_).push_back(waiter);"
-    "IntrusiveList<CqWaiter> one;
+    "IntrusiveList<CqWaiter<Use>> one;
     one.push_back(waiter);
     (waiter.request.wr_id ? selective_ : waiters_).prepend(one);")
 
@@ -194,8 +194,9 @@ mutation(pump-is-not-woken detail/cq_reaper.hpp
     "")
 
 mutation(rest-of-a-batch-is-dropped detail/kept_completions.hpp
-    "kept_.resize(left);"
-    "kept_.clear();")
+    "spare_.splice(spare_.begin(), kept_, kept);"
+    "spare_.splice(spare_.begin(), kept_);
+            break;")
 
 mutation(kept-completions-are-forgotten detail/cq_reaper.hpp
     "if (is_first && deliver_kept(request)) return true;"
@@ -214,12 +215,14 @@ mutation(kept-completions-are-stolen detail/cq_reaper.hpp
 mutation(cancel-after-poll detail/cq_reaper.hpp
     "if (!waiter) continue;"
     "if (!waiter) continue;
-        if (waiter->stop_requested.load()) waiter->request.outcome = CqRequest::Outcome::stopped;")
+        if (waiter->stop_requested.load()) {
+            waiter->request.outcome = CqRequest<Use>::Outcome::stopped;
+        }")
 
 mutation(cancel-after-delivery poll_operation.hpp
-    "if (request_.outcome != CqRequest::Outcome::delivered) return report();"
-    "if (stop_.stop_requested()) request_.outcome = CqRequest::Outcome::stopped;
-        if (request_.outcome != CqRequest::Outcome::delivered) return report();")
+    "if (request_.outcome != CqRequest<Use>::Outcome::delivered) return report();"
+    "if (stop_.stop_requested()) request_.outcome = CqRequest<Use>::Outcome::stopped;
+        if (request_.outcome != CqRequest<Use>::Outcome::delivered) return report();")
 
 mutation(poll-before-cancel poll_operation.hpp
     "if (stop_.stop_requested()) {"
@@ -228,7 +231,7 @@ mutation(poll-before-cancel poll_operation.hpp
 mutation(cancel-reaches-one-waiter-only detail/cq_reaper.hpp
     "    waiters_.move_if(leaving_, stops);"
     "    if (!waiters_.empty() && stops(waiters_.front())) {
-        CqWaiter& first = waiters_.front();
+        CqWaiter<Use>& first = waiters_.front();
         first.unlink();
         leaving_.push_back(first);
     }")
@@ -267,8 +270,8 @@ mutation(failure-does-not-last detail/cq_reaper.hpp
 set(setting /shared)
 
 mutation(event-to-the-wrong-queue detail/channel_hub.hpp
-    "ChannelNode* const node = find(source);"
-    "ChannelNode* const node = find(source) ? nodes_.front() : nullptr;")
+    "Node* const node = find(source);"
+    "Node* const node = find(source) ? nodes_.front() : nullptr;")
 
 mutation(event-of-nobody-is-not-acked detail/channel_hub.hpp
     "ibv_ack_cq_events(source, 1); // nobody's any more, or not yet (I4)"

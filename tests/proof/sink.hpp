@@ -27,7 +27,7 @@ protected:
 } // namespace asyncverbs::proof
 
 template <>
-class asyncverbs::detail::RouterState<asyncverbs::proof::SinkOwner> final : public CqSink {
+class asyncverbs::detail::RouterState<asyncverbs::proof::SinkOwner> final : public CqSink<OnUse> {
 public:
     RouterState(proof::SinkOwner& owner, AsyncCq& cq) : owner_(owner), reaper_(cq.reaper_) {}
 
@@ -46,7 +46,7 @@ public:
 
 private:
     proof::SinkOwner& owner_;
-    const std::shared_ptr<CqReaper> reaper_;
+    const std::shared_ptr<CqReaper<OnUse>> reaper_;
     bool failed_ = false;
 };
 

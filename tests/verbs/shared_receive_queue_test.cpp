@@ -186,6 +186,21 @@ TEST_CASE("shared receives are counted once in each queue (I10)",
     CHECK(parents.cq.reserved() == 16 + 4);
 }
 
+TEST_CASE("shared receives stay counted where others are not any more (I10)",
+          "[verbs][shared_receive_queue][I10]") {
+    SimulatedVerbs verbs;
+    const Parents parents(24);
+    const CompletionQueue other_cq(parents.context, 16);
+    const SharedReceiveQueue queue(parents.domain, {.max_wr = 16});
+    const QueuePairOptions options{.max_send_wr = 0};
+    std::optional<QueuePair> gone = parents.queue_pair(queue);
+    const QueuePair first(parents.domain, parents.cq, other_cq, queue, options);
+    gone.reset();
+    CHECK(parents.cq.reserved() == 0);
+    const QueuePair second(parents.domain, parents.cq, other_cq, queue, options);
+    CHECK(other_cq.reserved() == 16);
+}
+
 TEST_CASE("shared receives that do not fit are refused (I10)",
           "[verbs][shared_receive_queue][I10]") {
     SimulatedVerbs verbs;

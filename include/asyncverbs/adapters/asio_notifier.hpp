@@ -12,6 +12,7 @@
 #include <asyncverbs/adapters/detail/asio_flavour.hpp>
 #include <asyncverbs/adapters/detail/asio_watch.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 
@@ -65,7 +66,7 @@ public:
     /// costs what Asio allocates for a handler; an any_io_executor may allocate by itself.
     [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop = {}) {
         assert(watch_ && "asyncverbs: a moved-from AsioNotifier");
-        return {watch_, detail::Deadline::never, std::move(stop)};
+        return {watch_, detail::Deadline<OnUse>::never, std::move(stop)};
     }
 
     /// The same, with errc::timed_out when `max_wait` has passed since the call. Zero or less comes
@@ -73,7 +74,7 @@ public:
     [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop,
                                                           std::chrono::nanoseconds max_wait) {
         assert(watch_ && "asyncverbs: a moved-from AsioNotifier");
-        return {watch_, detail::Deadline::after(max_wait), std::move(stop)};
+        return {watch_, detail::Deadline<OnUse>::after(max_wait), std::move(stop)};
     }
 
 private:

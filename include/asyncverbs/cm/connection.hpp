@@ -6,16 +6,16 @@
 #include <rdma/rdma_cma.h>
 
 #include <cstddef>
-#include <memory>
 #include <span>
 #include <stop_token>
 #include <utility>
 
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -54,7 +54,7 @@ public:
     /// what the notifier or rdma_get_cm_event fails with.
     [[nodiscard]] Task<rdma_cm_event_type> disconnected(std::stop_token stop = {}) {
         return detail::CmSession<Use>::ended(session_.shared(), "Connection::disconnected",
-                                             detail::Deadline::never, std::move(stop));
+                                             detail::Deadline<Use>::never, std::move(stop));
     }
 
     /// Ends the connection and awaits the peer's answer, at most for `bound`; at once if it has
@@ -87,8 +87,8 @@ private:
                         std::chrono::milliseconds bound, std::stop_token stop) {
         if (session->end()) co_return;
         session->disconnect();
-        co_await detail::CmSession<Use>::ended(session, "rdma_disconnect",
-                                               detail::Deadline::after(bound), std::move(stop));
+        co_await detail::CmSession<Use>::ended(
+            session, "rdma_disconnect", detail::Deadline<Use>::after(bound), std::move(stop));
     }
 
     detail::CmSessionOwner<Use> session_;

@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <stop_token>
 #include <utility>
@@ -16,9 +15,10 @@
 #include <asyncverbs/cm/detail/cm_queue_pair.hpp>
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs {

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <stop_token>
 #include <string>
 #include <system_error>
@@ -17,8 +16,9 @@
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/incoming_connection.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 

@@ -6,7 +6,6 @@
 #include <infiniband/verbs.h>
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <stop_token>
 #include <system_error>
@@ -24,6 +23,8 @@
 #include <asyncverbs/core/poll_operation.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -59,7 +60,8 @@ class RouterState;
 /// losing anything, move its queue pairs to the error state, poll until every work request has
 /// completed, destroy the queue pairs, and then this.
 /// Move-only; only to be destroyed or assigned to when moved from.
-class AsyncCq {
+template <class Use>
+class BasicAsyncCq {
 public:
     /// Takes `cq` over. `notifier` waits for `cq.channel()` to become readable.
     /// Throws std::system_error: invalid_argument for an ack batch of 0, a negative duration, or
@@ -67,7 +69,8 @@ public:
     /// notifier that is not a TimedCqNotifier.
     /// `tracer` is told of each wait, see CqTracer.
     template <class N, class T = NoTracer>
-    AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options = {}, T tracer = {});
+    BasicAsyncCq(BasicCompletionQueue<Use> cq, N notifier, const AsyncCqOptions& options = {},
+                 T tracer = {});
 
     /// Creates a CQ of at least `depth` entries whose channel `loop` waits for. Loop is an
     /// EpollExecutor or whatever else has `notifier(const CompletionChannel&)` or
@@ -75,25 +78,25 @@ public:
     /// notifiers say otherwise. Or it is a SharedChannel, which the CQ then is on.
     /// Throws std::system_error as CompletionQueue and the notifier do.
     template <class Loop, class T = NoTracer>
-    static AsyncCq create(const Context& context, int depth, Loop& loop,
-                          const AsyncCqOptions& options = {}, T tracer = {});
+    static BasicAsyncCq<Use> create(const BasicContext<Use>& context, int depth, Loop& loop,
+                                    const AsyncCqOptions& options = {}, T tracer = {});
 
     /// The same with a CQ that is there, such as one of another completion vector.
     template <class Loop, class T = NoTracer>
-    static AsyncCq create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options = {},
-                          T tracer = {});
+    static BasicAsyncCq<Use> create(BasicCompletionQueue<Use> cq, Loop& loop,
+                                    const AsyncCqOptions& options = {}, T tracer = {});
 
-    AsyncCq(AsyncCq&&) noexcept = default;
+    BasicAsyncCq(BasicAsyncCq&&) noexcept = default;
 
     /// Closes the AsyncCq that was here before, as its destructor does.
-    AsyncCq& operator=(AsyncCq&& other) noexcept {
-        AsyncCq old(std::move(other));
+    BasicAsyncCq& operator=(BasicAsyncCq&& other) noexcept {
+        BasicAsyncCq old(std::move(other));
         old.reaper_.swap(reaper_); // closes what was here
         return *this;
     }
-    ~AsyncCq() {
+    ~BasicAsyncCq() {
         if (!reaper_) return;
-        detail::CqRegistry::instance().remove(*reaper_);
+        detail::CqRegistry<Use>::instance().remove(*reaper_);
         reaper_->close();
     }
 
@@ -102,12 +105,13 @@ public:
     /// `wcs` is empty, operation_canceled if `stop` is requested (from any thread), else the
     /// fatal error of this CQ. A completion that was taken from the CQ is delivered even if
     /// `stop` was requested meanwhile.
-    PollOperation poll(std::span<ibv_wc> wcs, std::stop_token stop = {}) {
+    BasicPollOperation<Use> poll(std::span<ibv_wc> wcs, std::stop_token stop = {}) {
         return {*reaper_, wcs, nullptr, std::move(stop)};
     }
 
     /// The same without exceptions: clears `error`, or sets it and gives an empty span.
-    PollOperation poll(std::span<ibv_wc> wcs, std::error_code& error, std::stop_token stop = {}) {
+    BasicPollOperation<Use> poll(std::span<ibv_wc> wcs, std::error_code& error,
+                                 std::stop_token stop = {}) {
         return {*reaper_, wcs, &error, std::move(stop)};
     }
 
@@ -115,26 +119,28 @@ public:
     /// completion goes to the element of `timestamps` with its index, 0 for an error completion.
     /// Throws std::system_error at once: invalid_argument if the spans differ in length,
     /// operation_not_supported if the CQ has no timestamps.
-    PollOperation poll_timestamped(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps,
-                                   std::stop_token stop = {}) {
+    BasicPollOperation<Use> poll_timestamped(std::span<ibv_wc> wcs,
+                                             std::span<std::uint64_t> timestamps,
+                                             std::stop_token stop = {}) {
         return {*reaper_, wcs, check(wcs, timestamps), nullptr, std::move(stop)};
     }
 
     /// The same without exceptions of the wait: clears `error`, or sets it and gives an empty span.
-    PollOperation poll_timestamped(std::span<ibv_wc> wcs, std::span<std::uint64_t> timestamps,
-                                   std::error_code& error, std::stop_token stop = {}) {
+    BasicPollOperation<Use> poll_timestamped(std::span<ibv_wc> wcs,
+                                             std::span<std::uint64_t> timestamps,
+                                             std::error_code& error, std::stop_token stop = {}) {
         return {*reaper_, wcs, check(wcs, timestamps), &error, std::move(stop)};
     }
 
     /// Awaits the completion with this `wr_id`. Others that come first are kept, in order, and go
     /// to the next poll() or try_poll(); keeping them is what may allocate. Errors as in poll().
-    PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::stop_token stop = {}) {
+    BasicPollWrIdOperation<Use> poll_wr_id(std::uint64_t wr_id, std::stop_token stop = {}) {
         return {*reaper_, wr_id, nullptr, std::move(stop)};
     }
 
     /// The same without exceptions: clears `error`, or sets it and gives a zeroed completion.
-    PollWrIdOperation poll_wr_id(std::uint64_t wr_id, std::error_code& error,
-                                 std::stop_token stop = {}) {
+    BasicPollWrIdOperation<Use> poll_wr_id(std::uint64_t wr_id, std::error_code& error,
+                                           std::stop_token stop = {}) {
         return {*reaper_, wr_id, &error, std::move(stop)};
     }
 
@@ -148,7 +154,7 @@ public:
     const CqStatistics& statistics() const noexcept { return reaper_->poller().statistics(); }
 
     /// For creating queue pairs.
-    const CompletionQueue& completion_queue() const noexcept {
+    const BasicCompletionQueue<Use>& completion_queue() const noexcept {
         return reaper_->poller().completion_queue();
     }
 
@@ -171,11 +177,16 @@ private:
         return timestamps.data();
     }
 
-    std::shared_ptr<detail::CqReaper> reaper_;
+    std::shared_ptr<detail::CqReaper<Use>> reaper_;
 };
 
+/// The AsyncCq of programs: compiled only where it is used, but otherwise as a class.
+using AsyncCq = BasicAsyncCq<OnUse>;
+
+template <class Use>
 template <class N, class T>
-AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options, T tracer) {
+BasicAsyncCq<Use>::BasicAsyncCq(BasicCompletionQueue<Use> cq, N notifier,
+                                const AsyncCqOptions& options, T tracer) {
     detail::check_cq_notifier<N>();
     static_assert(CqTracer<T>, "AsyncCq: the tracer needs before_wait(const CqStatistics&) and "
                                "after_wait(const CqStatistics&, std::error_code), both noexcept");
@@ -196,32 +207,35 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options, 
                             "AsyncCqOptions: max_wait needs a TimedCqNotifier");
     }
     if constexpr (CqNotifier<N> && CqTracer<T>) { // else the error above is the only one
-        reaper_ = std::make_shared<detail::CqReaper>(std::move(cq), options, TimedCqNotifier<N>,
-                                                     detail::reads_events<N>);
+        reaper_ = std::make_shared<detail::CqReaper<Use>>(
+            std::move(cq), options, TimedCqNotifier<N>, detail::reads_events<N>);
         detail::start_pump(reaper_, std::move(notifier), std::move(tracer));
-        detail::CqRegistry::instance().add(*reaper_);
+        detail::CqRegistry<Use>::instance().add(*reaper_);
     }
 }
 
+template <class Use>
 template <class Loop, class T>
-AsyncCq AsyncCq::create(const Context& context, int depth, Loop& loop,
-                        const AsyncCqOptions& options, T tracer) {
+BasicAsyncCq<Use> BasicAsyncCq<Use>::create(const BasicContext<Use>& context, int depth, Loop& loop,
+                                            const AsyncCqOptions& options, T tracer) {
     if constexpr (detail::has_channel<Loop>) {
-        return create(CompletionQueue(context, depth, loop.channel()), loop, options,
+        return create(BasicCompletionQueue<Use>(context, depth, loop.channel()), loop, options,
                       std::move(tracer));
     } else {
-        return create(CompletionQueue(context, depth), loop, options, std::move(tracer));
+        return create(BasicCompletionQueue<Use>(context, depth), loop, options, std::move(tracer));
     }
 }
 
+template <class Use>
 template <class Loop, class T>
-AsyncCq AsyncCq::create(CompletionQueue cq, Loop& loop, const AsyncCqOptions& options, T tracer) {
+BasicAsyncCq<Use> BasicAsyncCq<Use>::create(BasicCompletionQueue<Use> cq, Loop& loop,
+                                            const AsyncCqOptions& options, T tracer) {
     if constexpr (detail::has_channel<Loop>) {
         auto notifier = loop.notifier(cq);
-        return AsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
+        return BasicAsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
     } else {
         auto notifier = detail::loop_notifier(loop, cq.channel());
-        return AsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
+        return BasicAsyncCq(std::move(cq), std::move(notifier), options, std::move(tracer));
     }
 }
 

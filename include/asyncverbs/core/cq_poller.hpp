@@ -21,6 +21,7 @@
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -48,19 +49,20 @@ namespace asyncverbs {
 /// Every failing verb throws std::system_error that names it; a CQ that failed stays unusable.
 /// Thread safety: none; one thread at a time. Lifetime: pinned; the destructor acks what was
 /// consumed and lets go of the CQ, which is destroyed with the last queue pair that uses it.
-class CqPoller {
+template <class Use>
+class BasicCqPoller {
 public:
     /// `ack_batch`: events that are acked together, at least 1. Sets O_NONBLOCK on the channel.
     /// Throws std::system_error (invalid_argument) for a batch of 0.
-    explicit CqPoller(CompletionQueue cq, unsigned ack_batch = 16)
-        : CqPoller(std::move(cq), AsyncCqOptions{ack_batch, {}, {}, false}) {}
+    explicit BasicCqPoller(BasicCompletionQueue<Use> cq, unsigned ack_batch = 16)
+        : BasicCqPoller(std::move(cq), AsyncCqOptions{ack_batch, {}, {}, false}) {}
 
     /// With all options but max_wait, which is the caller's: see forget_arm(). Throws also for a
     /// negative busy_poll.limit.
-    CqPoller(CompletionQueue cq, const AsyncCqOptions& options);
-    CqPoller(const CqPoller&) = delete;
-    CqPoller& operator=(const CqPoller&) = delete;
-    ~CqPoller() { flush_acks(); }
+    BasicCqPoller(BasicCompletionQueue<Use> cq, const AsyncCqOptions& options);
+    BasicCqPoller(const BasicCqPoller&) = delete;
+    BasicCqPoller& operator=(const BasicCqPoller&) = delete;
+    ~BasicCqPoller() { flush_acks(); }
 
     /// Step 1: moves completions to the front of `wcs` and returns how many, 0 if there are none.
     /// An empty `wcs` is an invalid_argument. Of a CQ with timestamps, those of the completions go
@@ -93,7 +95,7 @@ public:
     int fd() const noexcept { return channel_->fd; }
 
     /// The CQ, for creating queue pairs.
-    const CompletionQueue& completion_queue() const noexcept { return cq_; }
+    const BasicCompletionQueue<Use>& completion_queue() const noexcept { return cq_; }
 
     /// What it has cost so far.
     const CqStatistics& statistics() const noexcept { return statistics_; }
@@ -107,20 +109,25 @@ private:
     void count_events(unsigned count) noexcept;
     void flush_acks() noexcept;
 
-    CompletionQueue cq_;
+    BasicCompletionQueue<Use> cq_;
     ibv_cq* const native_;
     ibv_cq_ex* const extended_;
     ibv_comp_channel* const channel_;
     const unsigned ack_batch_;
     const bool solicited_only_;
-    detail::BusyPollWindow busy_poll_;
+    detail::BusyPollWindow<Use> busy_poll_;
     unsigned unacked_ = 0;
     bool armed_ = false;
     bool may_wait_ = false;
     CqStatistics statistics_;
 };
 
-inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
+/// The CqPoller of programs: compiled only where it is used, but otherwise as a class.
+using CqPoller = BasicCqPoller<OnUse>;
+
+template <class Use>
+inline BasicCqPoller<Use>::BasicCqPoller(BasicCompletionQueue<Use> cq,
+                                         const AsyncCqOptions& options)
     : cq_(std::move(cq)), native_(detail::alive(cq_.shared_handle(), "CompletionQueue").get()),
       extended_(cq_.extended_handle()), channel_(native_->channel), ack_batch_(options.ack_batch),
       solicited_only_(options.solicited_only), busy_poll_(options.busy_poll) {
@@ -134,8 +141,9 @@ inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     detail::set_non_blocking(channel_->fd); // somebody may have made it blocking
 }
 
-[[gnu::always_inline]] inline std::size_t CqPoller::poll(std::span<ibv_wc> wcs,
-                                                         std::uint64_t* timestamps) {
+template <class Use>
+[[gnu::always_inline]] inline std::size_t BasicCqPoller<Use>::poll(std::span<ibv_wc> wcs,
+                                                                   std::uint64_t* timestamps) {
     if (wcs.empty()) {
         detail::throw_error(std::errc::invalid_argument, "the span for completions is empty");
     }
@@ -151,20 +159,24 @@ inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
     return static_cast<std::size_t>(polled);
 }
 
-inline std::size_t CqPoller::poll_extended(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+template <class Use>
+inline std::size_t BasicCqPoller<Use>::poll_extended(std::span<ibv_wc> wcs,
+                                                     std::uint64_t* timestamps) {
     const std::size_t polled = detail::poll_extended(extended_, cq_.wc_flags(), wcs, timestamps);
     statistics_.completions += polled;
     return polled;
 }
 
-[[gnu::always_inline]] inline std::size_t CqPoller::poll_or_arm(std::span<ibv_wc> wcs,
-                                                                std::uint64_t* timestamps) {
+template <class Use>
+[[gnu::always_inline]] inline std::size_t
+BasicCqPoller<Use>::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (const std::size_t polled = poll(wcs, timestamps)) return polled;
     return arm_and_poll(wcs, timestamps);
 }
 
-[[gnu::always_inline]] inline std::size_t CqPoller::arm_and_poll(std::span<ibv_wc> wcs,
-                                                                 std::uint64_t* timestamps) {
+template <class Use>
+[[gnu::always_inline]] inline std::size_t
+BasicCqPoller<Use>::arm_and_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (!armed_) {
         if (busy_poll_.enabled()) {
             if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;
@@ -180,8 +192,10 @@ inline std::size_t CqPoller::poll_extended(std::span<ibv_wc> wcs, std::uint64_t*
     return 0;
 }
 
-inline std::size_t CqPoller::poll_busily(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
-    using Clock = detail::BusyPollWindow::Clock;
+template <class Use>
+inline std::size_t BasicCqPoller<Use>::poll_busily(std::span<ibv_wc> wcs,
+                                                   std::uint64_t* timestamps) {
+    using Clock = typename detail::BusyPollWindow<Use>::Clock;
     const auto begin = Clock::now();
     while (Clock::now() - begin < busy_poll_.length()) {
         ++statistics_.busy_polls;
@@ -191,7 +205,8 @@ inline std::size_t CqPoller::poll_busily(std::span<ibv_wc> wcs, std::uint64_t* t
     return 0;
 }
 
-inline bool CqPoller::consume() {
+template <class Use>
+inline bool BasicCqPoller<Use>::consume() {
     may_wait_ = false;
     ++statistics_.wakes;
     while (ibv_cq* const source = detail::get_cq_event(channel_)) {
@@ -206,20 +221,23 @@ inline bool CqPoller::consume() {
     return false;
 }
 
-inline void CqPoller::credit(unsigned events) {
+template <class Use>
+inline void BasicCqPoller<Use>::credit(unsigned events) {
     may_wait_ = false;
     ++statistics_.wakes;
     count_events(events);
 }
 
-inline void CqPoller::count_events(unsigned count) noexcept {
+template <class Use>
+inline void BasicCqPoller<Use>::count_events(unsigned count) noexcept {
     armed_ = false;
-    if (busy_poll_.adaptive()) busy_poll_.woke(detail::BusyPollWindow::Clock::now());
+    if (busy_poll_.adaptive()) busy_poll_.woke(detail::BusyPollWindow<Use>::Clock::now());
     statistics_.events += count;
     if ((unacked_ += count) >= ack_batch_) flush_acks();
 }
 
-[[gnu::always_inline]] inline void CqPoller::arm() {
+template <class Use>
+[[gnu::always_inline]] inline void BasicCqPoller<Use>::arm() {
     ++statistics_.arms;
     errno = 0;
     if (const int result = ibv_req_notify_cq(native_, solicited_only_ ? 1 : 0)) {
@@ -228,7 +246,8 @@ inline void CqPoller::count_events(unsigned count) noexcept {
     armed_ = true;
 }
 
-inline void CqPoller::flush_acks() noexcept {
+template <class Use>
+inline void BasicCqPoller<Use>::flush_acks() noexcept {
     if (unacked_ == 0) return;
     statistics_.acks += unacked_;
     // The last touch of the CQ (I4): once acked, it may be destroyed.

@@ -6,7 +6,6 @@
 #include <infiniband/verbs.h>
 
 #include <cerrno>
-#include <memory>
 #include <stop_token>
 #include <system_error>
 #include <utility>
@@ -15,7 +14,9 @@
 #include <asyncverbs/core/detail/cq_registry.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -41,7 +42,7 @@ class DeviceEvents {
 public:
     /// `notifier` waits for the Context's `async_fd`, on which O_NONBLOCK is set. Throws
     /// std::system_error naming fcntl.
-    DeviceEvents(const Context& context, N notifier)
+    DeviceEvents(const detail::Used<Context, N>& context, N notifier)
         : context_(detail::alive(context.shared_handle(), "Context")),
           notifier_(std::move(notifier)) {
         detail::set_non_blocking(context_->async_fd);
@@ -57,7 +58,8 @@ public:
             errno = 0;
             const int result = ibv_get_async_event(context_.get(), &event);
             if (result == 0) {
-                detail::CqRegistry::instance().report(context_.get(), event);
+                detail::Used<detail::CqRegistry<OnUse>, N>::instance().report(context_.get(),
+                                                                              event);
                 ibv_ack_async_event(&event);
                 co_return event;
             }
@@ -70,7 +72,7 @@ public:
     }
 
 private:
-    std::shared_ptr<ibv_context> context_;
+    detail::Used<std::shared_ptr<ibv_context>, N> context_;
     N notifier_; // destroyed first: it leaves its loop before the fd is closed
 };
 

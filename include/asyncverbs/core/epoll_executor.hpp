@@ -6,7 +6,6 @@
 #include <concepts>
 #include <coroutine>
 #include <exception>
-#include <memory>
 #include <stop_token>
 #include <system_error>
 #include <type_traits>
@@ -21,6 +20,8 @@
 #include <asyncverbs/core/epoll_notifier.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -40,12 +41,13 @@ namespace asyncverbs {
 /// never resumed, and can be destroyed. Posted functions that have not run are destroyed with it.
 /// Errors: std::system_error that names the system call. An exception that leaves a posted
 /// function leaves run() or run_once(); all other work stays queued for the next run.
-class EpollExecutor {
+template <class Use>
+class BasicEpollExecutor {
 public:
-    EpollExecutor() : loop_(std::make_shared<detail::EpollLoop>()) {}
-    EpollExecutor(const EpollExecutor&) = delete;
-    EpollExecutor& operator=(const EpollExecutor&) = delete;
-    ~EpollExecutor() {
+    BasicEpollExecutor() : loop_(std::make_shared<detail::EpollLoop<Use>>()) {}
+    BasicEpollExecutor(const BasicEpollExecutor&) = delete;
+    BasicEpollExecutor& operator=(const BasicEpollExecutor&) = delete;
+    ~BasicEpollExecutor() {
         loop_->assert_idle();
         loop_->discard_all();
     }
@@ -76,8 +78,8 @@ public:
 
     /// `co_await executor.schedule()` continues on the running thread, in a turn of its own.
     /// Allocates nothing.
-    [[nodiscard]] detail::ScheduleOperation schedule() noexcept {
-        return detail::ScheduleOperation(loop_);
+    [[nodiscard]] detail::ScheduleOperation<Use> schedule() noexcept {
+        return detail::ScheduleOperation<Use>(loop_);
     }
 
     /// `co_await executor.sleep_for(1ms)` continues when that time has passed since the call: zero
@@ -85,23 +87,25 @@ public:
     /// `stop` was requested first, from any thread. Allocates nothing. Sleeps that end in the
     /// same turn do so in the order of their times, and of their calls.
     template <class Rep, class Period>
-    [[nodiscard]] detail::EpollSleepOperation sleep_for(std::chrono::duration<Rep, Period> duration,
-                                                        std::stop_token stop = {}) {
-        return {loop_, detail::Deadline::after(duration), std::move(stop)};
+    [[nodiscard]] detail::EpollSleepOperation<Use>
+    sleep_for(std::chrono::duration<Rep, Period> duration, std::stop_token stop = {}) {
+        return {loop_, detail::Deadline<Use>::after(duration), std::move(stop)};
     }
 
     /// The same, until a point in time.
-    [[nodiscard]] detail::EpollSleepOperation
+    [[nodiscard]] detail::EpollSleepOperation<Use>
     sleep_until(std::chrono::steady_clock::time_point time, std::stop_token stop = {}) {
-        return {loop_, detail::Deadline::at(time), std::move(stop)};
+        return {loop_, detail::Deadline<Use>::at(time), std::move(stop)};
     }
 
     /// Registers a file descriptor to wait for. Errors as in EpollNotifier's constructor.
-    [[nodiscard]] EpollNotifier notifier(int fd) { return EpollNotifier(*this, fd); }
+    [[nodiscard]] BasicEpollNotifier<Use> notifier(int fd) {
+        return BasicEpollNotifier<Use>(*this, fd);
+    }
 
     /// The same for a completion channel, which is cheaper than for its fd.
-    [[nodiscard]] EpollNotifier notifier(const CompletionChannel& channel) {
-        return EpollNotifier(*this, channel);
+    [[nodiscard]] BasicEpollNotifier<Use> notifier(const BasicCompletionChannel<Use>& channel) {
+        return BasicEpollNotifier<Use>(*this, channel);
     }
 
     /// The epoll file descriptor. While the executor does not run, it is readable whenever
@@ -110,37 +114,42 @@ public:
     int native_handle() const noexcept { return loop_->epoll_fd(); }
 
 private:
-    friend EpollNotifier;
+    template <class>
+    friend class BasicEpollNotifier;
 
     void run_turns() {
         while (loop_->ends() == 0) loop_->turn(true);
     }
 
-    std::shared_ptr<detail::EpollLoop> loop_;
+    std::shared_ptr<detail::EpollLoop<Use>> loop_;
 };
 
+/// The EpollExecutor of programs: compiled only where it is used, but otherwise as a class.
+using EpollExecutor = BasicEpollExecutor<OnUse>;
+
+template <class Use>
 template <class T>
-T EpollExecutor::run(Task<T> task) {
+inline T BasicEpollExecutor<Use>::run(Task<T> task) {
     struct Root {
-        explicit Root(std::shared_ptr<detail::EpollLoop> l) noexcept : loop(std::move(l)) {}
+        explicit Root(std::shared_ptr<detail::EpollLoop<Use>> l) noexcept : loop(std::move(l)) {}
         void branch_failed(std::exception_ptr error) noexcept { exception = std::move(error); }
         std::coroutine_handle<> branch_done() noexcept {
             // The task may end on another thread, and then this object with the run.
-            const std::shared_ptr<detail::EpollLoop> alive = loop;
-            alive->end_run(detail::EpollLoop::task_done);
+            const std::shared_ptr<detail::EpollLoop<Use>> alive = loop;
+            alive->end_run(detail::EpollLoop<Use>::task_done);
             return std::noop_coroutine();
         }
-        std::shared_ptr<detail::EpollLoop> loop;
+        std::shared_ptr<detail::EpollLoop<Use>> loop;
         std::exception_ptr exception;
     };
 
-    const detail::EpollLoop::Run run(*loop_);
+    const typename detail::EpollLoop<Use>::Run run(*loop_);
     Root root(loop_);
     detail::SlotFor<T> result;
     auto branch = detail::branch<Root>(std::move(task), result);
     if (loop_->ends() == 0) branch.start(root);
     run_turns();
-    if ((loop_->ends() & detail::EpollLoop::task_done) == 0) {
+    if ((loop_->ends() & detail::EpollLoop<Use>::task_done) == 0) {
         throw std::system_error(std::make_error_code(std::errc::operation_canceled),
                                 "EpollExecutor::run: stopped before the task ended");
     }
@@ -148,34 +157,40 @@ T EpollExecutor::run(Task<T> task) {
     if constexpr (!std::is_void_v<T>) return result.take();
 }
 
-inline void EpollExecutor::run() {
-    const detail::EpollLoop::Run run(*loop_);
+template <class Use>
+inline void BasicEpollExecutor<Use>::run() {
+    const typename detail::EpollLoop<Use>::Run run(*loop_);
     run_turns();
 }
 
-inline bool EpollExecutor::run_once() {
-    const detail::EpollLoop::Running running(*loop_);
+template <class Use>
+inline bool BasicEpollExecutor<Use>::run_once() {
+    const typename detail::EpollLoop<Use>::Running running(*loop_);
     return loop_->turn(false);
 }
 
-inline void EpollExecutor::stop() noexcept {
+template <class Use>
+inline void BasicEpollExecutor<Use>::stop() noexcept {
     // The run that ends may be the last, and the executor gone before the wake.
-    const std::shared_ptr<detail::EpollLoop> alive = loop_;
-    alive->end_run(detail::EpollLoop::stopped);
+    const std::shared_ptr<detail::EpollLoop<Use>> alive = loop_;
+    alive->end_run(detail::EpollLoop<Use>::stopped);
 }
 
+template <class Use>
 template <class Function>
     requires std::invocable<std::decay_t<Function>&>
-void EpollExecutor::post(Function&& function) {
-    using Node = detail::PostedFunction<std::decay_t<Function>>;
+void BasicEpollExecutor<Use>::post(Function&& function) {
+    using Node = detail::PostedFunction<std::decay_t<Function>, Use>;
     auto node = std::make_unique<Node>(std::forward<Function>(function));
     // The function may be the last to run, and the executor gone before the wake.
-    const std::shared_ptr<detail::EpollLoop> alive = loop_;
+    const std::shared_ptr<detail::EpollLoop<Use>> alive = loop_;
     alive->post(*node.release());
 }
 
-inline EpollNotifier::EpollNotifier(EpollExecutor& executor, int fd, Trigger trigger)
-    : registration_(std::make_unique<detail::EpollRegistration>(executor.loop_, fd, trigger)) {
+template <class Use>
+inline BasicEpollNotifier<Use>::BasicEpollNotifier(BasicEpollExecutor<Use>& executor, int fd,
+                                                   Trigger trigger)
+    : registration_(std::make_unique<detail::EpollRegistration<Use>>(executor.loop_, fd, trigger)) {
     executor.loop_->assert_thread();
 }
 

@@ -4,15 +4,15 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 #include <type_traits>
 
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/detail/pool_run.hpp>
 #include <asyncverbs/core/detail/pool_state.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/executor_pool_options.hpp>
 #include <asyncverbs/core/task.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -53,13 +53,15 @@ public:
 
     /// The executors. `index` is less than size(). What is posted to them before run() waits for
     /// it.
-    [[nodiscard]] EpollExecutor& operator[](std::size_t index) noexcept { return begin()[index]; }
+    [[nodiscard]] BasicEpollExecutor<Use>& operator[](std::size_t index) noexcept {
+        return begin()[index];
+    }
 
     /// The first of them, for a range-based for.
-    [[nodiscard]] EpollExecutor* begin() noexcept { return state_->executors(); }
+    [[nodiscard]] BasicEpollExecutor<Use>* begin() noexcept { return state_->executors(); }
 
     /// Behind the last one.
-    [[nodiscard]] EpollExecutor* end() noexcept { return begin() + size(); }
+    [[nodiscard]] BasicEpollExecutor<Use>* end() noexcept { return begin() + size(); }
 
     /// Runs `function(executor, index)`, a Task<>, on each executor, on a thread that is started
     /// for it, and blocks until all of these tasks have ended and the threads with them. As long
@@ -74,7 +76,7 @@ public:
     /// finished what it was at; they must not be on other threads than the pool's. Throws
     /// std::logic_error if the pool is running already.
     template <class F>
-        requires std::is_invocable_r_v<Task<>, F&, EpollExecutor&, std::size_t>
+        requires std::is_invocable_r_v<Task<>, F&, BasicEpollExecutor<Use>&, std::size_t>
     void run(F function) {
         detail::PoolRun<Use> run(state_);
         run.start(function);

@@ -16,6 +16,7 @@
 #include <asyncverbs/core/detail/cq_reaper.hpp>
 #include <asyncverbs/core/detail/cq_waiter.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -23,34 +24,37 @@ namespace asyncverbs {
 namespace detail {
 
 /// What both operations have in common.
+template <class Use>
 class CqOperation {
 public:
-    CqOperation(CqReaper& reaper, std::span<ibv_wc> completions, std::optional<std::uint64_t> wr_id,
-                std::error_code* error, std::stop_token stop) noexcept
+    CqOperation(CqReaper<Use>& reaper, std::span<ibv_wc> completions,
+                Used<std::optional<std::uint64_t>, Use> wr_id, std::error_code* error,
+                std::stop_token stop) noexcept
         : reaper_(reaper), request_{completions, wr_id}, error_(error), stop_(std::move(stop)) {}
     CqOperation(CqOperation&& other) noexcept // nobody waits yet
         : reaper_(other.reaper_), request_(other.request_), error_(other.error_),
           stop_(std::move(other.stop_)) {}
 
+    // NOLINTNEXTLINE(readability-non-const-parameter): the reaper writes there
     void stamp(std::uint64_t* timestamps) noexcept { request_.timestamps = timestamps; }
     void deliver_to(std::span<ibv_wc> completions) noexcept { request_.completions = completions; }
 
     bool await_ready() {
         if (request_.completions.empty()) return true;
         if (stop_.stop_requested()) {
-            request_.outcome = CqRequest::Outcome::stopped;
+            request_.outcome = CqRequest<Use>::Outcome::stopped;
             return true;
         }
         return reaper_.offer(request_);
     }
 
     std::coroutine_handle<> await_suspend(std::coroutine_handle<> handle) {
-        CqWaiter& waiter = waiter_.emplace(reaper_, request_, handle);
+        CqWaiter<Use>& waiter = waiter_.emplace(reaper_, request_, handle);
         if (stop_.stop_possible()) {
-            waiter.on_stop.emplace(stop_, CqWaiter::OnStop{waiter});
+            waiter.on_stop.emplace(stop_, typename CqWaiter<Use>::OnStop{waiter});
             // It may have come just now, on this thread or another; a later one wakes the pump.
             if (waiter.stop_requested.load(std::memory_order_acquire)) {
-                request_.outcome = CqRequest::Outcome::stopped;
+                request_.outcome = CqRequest<Use>::Outcome::stopped;
                 return handle;
             }
         }
@@ -59,7 +63,7 @@ public:
 
     /// Throws or reports what went wrong; otherwise returns what was delivered.
     std::span<ibv_wc> result() {
-        if (request_.outcome != CqRequest::Outcome::delivered) return report();
+        if (request_.outcome != CqRequest<Use>::Outcome::delivered) return report();
         if (error_) error_->clear();
         return request_.completions.first(request_.delivered);
     }
@@ -67,11 +71,11 @@ public:
 private:
     std::span<ibv_wc> report() const {
         switch (request_.outcome) {
-        case CqRequest::Outcome::failed:
+        case CqRequest<Use>::Outcome::failed:
             if (!error_) throw reaper_.failure();
             *error_ = reaper_.failure().code();
             return {};
-        case CqRequest::Outcome::stopped:
+        case CqRequest<Use>::Outcome::stopped:
             return report(std::errc::operation_canceled, "AsyncCq::poll");
         default:
             return report(std::errc::invalid_argument,
@@ -85,18 +89,19 @@ private:
         return {};
     }
 
-    CqReaper& reaper_;
-    CqRequest request_;
+    CqReaper<Use>& reaper_;
+    CqRequest<Use> request_;
     std::error_code* error_;
     std::stop_token stop_;
-    Maybe<CqWaiter> waiter_; // once it waits
+    Maybe<CqWaiter<Use>> waiter_; // once it waits
 };
 
 // Refers to the operation, which lives as long: to the end of the expression that awaits it. (GCC
 // 12 copies what an operator co_await returns by reference, or that would be the operation.)
+template <class Use>
 class PollAwaiter {
 public:
-    explicit PollAwaiter(CqOperation& operation) noexcept : operation_(operation) {}
+    explicit PollAwaiter(CqOperation<Use>& operation) noexcept : operation_(operation) {}
     PollAwaiter(const PollAwaiter&) = delete;
     PollAwaiter& operator=(const PollAwaiter&) = delete;
 
@@ -107,14 +112,15 @@ public:
     std::span<ibv_wc> await_resume() { return operation_.result(); }
 
 private:
-    CqOperation& operation_;
+    CqOperation<Use>& operation_;
 };
 
-class PollWrIdAwaiter : public PollAwaiter {
+template <class Use>
+class PollWrIdAwaiter : public PollAwaiter<Use> {
 public:
-    using PollAwaiter::PollAwaiter;
+    using PollAwaiter<Use>::PollAwaiter;
     ibv_wc await_resume() {
-        const std::span<ibv_wc> result = PollAwaiter::await_resume();
+        const auto result = PollAwaiter<Use>::await_resume();
         return result.empty() ? ibv_wc{} : result.front();
     }
 };
@@ -127,43 +133,56 @@ public:
 ///
 /// By being awaitable it is a sender of std::execution: set_value(std::span<ibv_wc>), or
 /// set_error(std::exception_ptr), also for a stop.
-class [[nodiscard]] PollOperation {
+template <class Use>
+class [[nodiscard]] BasicPollOperation {
 public:
     /// Awaits the completions, a std::span<ibv_wc>.
-    detail::PollAwaiter operator co_await() && noexcept { return detail::PollAwaiter(operation_); }
+    detail::PollAwaiter<Use> operator co_await() && noexcept {
+        return detail::PollAwaiter<Use>(operation_);
+    }
 
 private:
-    friend class AsyncCq;
-    PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::uint64_t* timestamps,
-                  std::error_code* error, std::stop_token stop) noexcept
-        : PollOperation(reaper, wcs, error, std::move(stop)) {
+    template <class>
+    friend class BasicAsyncCq;
+    BasicPollOperation(detail::CqReaper<Use>& reaper, std::span<ibv_wc> wcs,
+                       std::uint64_t* timestamps, std::error_code* error,
+                       std::stop_token stop) noexcept
+        : BasicPollOperation(reaper, wcs, error, std::move(stop)) {
         operation_.stamp(timestamps);
     }
-    PollOperation(detail::CqReaper& reaper, std::span<ibv_wc> wcs, std::error_code* error,
-                  std::stop_token stop) noexcept
+    BasicPollOperation(detail::CqReaper<Use>& reaper, std::span<ibv_wc> wcs, std::error_code* error,
+                       std::stop_token stop) noexcept
         : operation_(reaper, wcs, std::nullopt, error, std::move(stop)) {}
 
-    detail::CqOperation operation_;
+    detail::CqOperation<Use> operation_;
 };
+
+/// The PollOperation of programs: compiled only where it is used, but otherwise as a class.
+using PollOperation = BasicPollOperation<OnUse>;
 
 /// Awaits to the completion of one work request; a zeroed one if an error was reported through a
 /// std::error_code. Otherwise as PollOperation.
-class [[nodiscard]] PollWrIdOperation {
+template <class Use>
+class [[nodiscard]] BasicPollWrIdOperation {
 public:
     /// Awaits the completion, an ibv_wc.
-    detail::PollWrIdAwaiter operator co_await() && noexcept {
-        operation_.deliver_to(std::span(&completion_, 1));
-        return detail::PollWrIdAwaiter(operation_);
+    detail::PollWrIdAwaiter<Use> operator co_await() && noexcept {
+        operation_.deliver_to({&completion_, 1});
+        return detail::PollWrIdAwaiter<Use>(operation_);
     }
 
 private:
-    friend class AsyncCq;
-    PollWrIdOperation(detail::CqReaper& reaper, std::uint64_t wr_id, std::error_code* error,
-                      std::stop_token stop) noexcept
+    template <class>
+    friend class BasicAsyncCq;
+    BasicPollWrIdOperation(detail::CqReaper<Use>& reaper, std::uint64_t wr_id,
+                           std::error_code* error, std::stop_token stop) noexcept
         : operation_(reaper, {}, wr_id, error, std::move(stop)) {}
 
-    detail::CqOperation operation_;
+    detail::CqOperation<Use> operation_;
     ibv_wc completion_{};
 };
+
+/// The PollWrIdOperation of programs: compiled only where it is used, but otherwise as a class.
+using PollWrIdOperation = BasicPollWrIdOperation<OnUse>;
 
 } // namespace asyncverbs

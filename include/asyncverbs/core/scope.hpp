@@ -11,6 +11,7 @@
 
 #include <asyncverbs/core/awaitable.hpp>
 #include <asyncverbs/core/detail/scope_child.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -28,12 +29,13 @@ namespace asyncverbs {
 /// Errors: the others run on when a child fails. join() rethrows the exception that came first and
 /// drops those that came after it; nobody learns of them if join() is never awaited.
 /// Cancellation: of the children, by the std::stop_token that they were given.
-class Scope {
+template <class Use>
+class BasicScope {
 public:
-    Scope() noexcept = default;
-    Scope(const Scope&) = delete;
-    Scope& operator=(const Scope&) = delete;
-    ~Scope();
+    BasicScope() noexcept = default;
+    BasicScope(const BasicScope&) = delete;
+    BasicScope& operator=(const BasicScope&) = delete;
+    ~BasicScope();
 
     /// Starts `awaitable`, which runs at once, up to its first suspension, before spawn() returns.
     /// Its result is dropped.
@@ -44,18 +46,25 @@ public:
     /// `co_await scope.join()` continues when no child is left, at once if there is none; children
     /// that are spawned meanwhile count. The scope can be used again afterwards. One join at a
     /// time: a second one throws std::logic_error.
-    [[nodiscard]] detail::JoinOperation join() noexcept { return detail::JoinOperation(state_); }
+    [[nodiscard]] detail::JoinOperation<Use> join() noexcept {
+        return detail::JoinOperation<Use>(state_);
+    }
 
 private:
-    detail::ScopeState state_;
+    detail::ScopeState<Use> state_;
 };
 
-inline Scope::~Scope() = default;
+template <class Use>
+inline BasicScope<Use>::~BasicScope() = default;
 
+template <class Use>
 template <class A>
     requires awaitable<A> && std::move_constructible<A>
-void Scope::spawn(A awaitable) {
-    state_.start(detail::scope_child(std::move(awaitable)));
+void BasicScope<Use>::spawn(A awaitable) {
+    state_.start(detail::scope_child<Use>(std::move(awaitable)));
 }
+
+/// The Scope of programs: compiled only where it is used, but otherwise as a class.
+using Scope = BasicScope<OnUse>;
 
 } // namespace asyncverbs

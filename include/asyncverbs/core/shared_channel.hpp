@@ -3,7 +3,6 @@
 // loop for all of them.
 #pragma once
 
-#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -15,6 +14,8 @@
 #include <asyncverbs/verbs/completion_channel.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -36,9 +37,11 @@ namespace asyncverbs {
 /// the notifier's loop. Lifetime: move-only; its AsyncCqs may outlive it and keep what they need.
 template <class N>
 class SharedChannel {
+    using Hub = detail::ChannelHub<TimedCqNotifier<N>, OnUse>;
+
 public:
     /// `notifier` waits for `channel.fd()`.
-    SharedChannel(CompletionChannel channel, N notifier)
+    SharedChannel(detail::Used<CompletionChannel, N> channel, N notifier)
         : channel_(std::move(channel)), hub_(start_hub(channel_, std::move(notifier))) {}
 
     /// Creates the channel. Loop as in AsyncCq::create(). Throws std::system_error as
@@ -53,7 +56,8 @@ public:
     /// Waits for events of `cq` alone, once at a time; makes this a Loop for AsyncCq::create().
     /// Throws std::system_error: invalid_argument if `cq` is on another channel,
     /// device_or_resource_busy if it has a notifier already.
-    detail::ChannelNotifier<TimedCqNotifier<N>> notifier(const CompletionQueue& cq) {
+    detail::ChannelNotifier<TimedCqNotifier<N>, OnUse>
+    notifier(const detail::Used<CompletionQueue, N>& cq) {
         const auto& native = detail::alive(cq.shared_handle(), "CompletionQueue");
         if (native->channel != channel_.native_handle()) {
             detail::throw_error(std::errc::invalid_argument,
@@ -63,20 +67,19 @@ public:
     }
 
 private:
-    static std::shared_ptr<detail::ChannelHub<TimedCqNotifier<N>>>
-    start_hub(const CompletionChannel& channel, N notifier) {
+    static std::shared_ptr<Hub> start_hub(const detail::Used<CompletionChannel, N>& channel,
+                                          N notifier) {
         detail::check_cq_notifier<N>();
-        auto hub =
-            std::make_shared<detail::ChannelHub<TimedCqNotifier<N>>>(channel.shared_handle());
+        auto hub = std::make_shared<Hub>(channel.shared_handle());
         if constexpr (CqNotifier<N>) { // else the error above is the only one
             detail::start_pump(hub, std::move(notifier));
         }
         // Its pump refers to the hub as well, so what counts is who else does.
-        return {hub.get(), [hub](detail::ChannelHub<TimedCqNotifier<N>>*) { hub->close(); }};
+        return {hub.get(), [hub](Hub*) { hub->close(); }};
     }
 
-    CompletionChannel channel_;
-    std::shared_ptr<detail::ChannelHub<TimedCqNotifier<N>>> hub_;
+    detail::Used<CompletionChannel, N> channel_;
+    std::shared_ptr<Hub> hub_;
 };
 
 /// The notifier is the one that `loop` makes.

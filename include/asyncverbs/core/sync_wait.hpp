@@ -13,10 +13,12 @@
 #include <asyncverbs/core/awaitable.hpp>
 #include <asyncverbs/core/detail/branch.hpp>
 #include <asyncverbs/core/detail/slot.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 namespace detail {
 
+template <class Use>
 class SyncWaiter {
 public:
     void branch_failed(std::exception_ptr exception) noexcept { exception_ = std::move(exception); }
@@ -35,7 +37,7 @@ public:
     }
 
 private:
-    std::mutex mutex_;
+    Used<std::mutex, Use> mutex_;
     std::atomic<bool> done_{false};
     std::exception_ptr exception_;
 };
@@ -50,9 +52,10 @@ private:
 /// EpollExecutor::run for that.
 template <awaitable A>
 auto sync_wait(A&& awaitable) -> typename detail::SlotFor<await_result_t<A>>::Result {
-    detail::SyncWaiter waiter;
+    using Waiter = detail::Used<detail::SyncWaiter<OnUse>, A>;
+    Waiter waiter;
     detail::SlotFor<await_result_t<A>> result;
-    auto branch = detail::branch<detail::SyncWaiter, A>(std::forward<A>(awaitable), result);
+    auto branch = detail::branch<Waiter, A>(std::forward<A>(awaitable), result);
     branch.start(waiter);
     waiter.wait();
     if constexpr (!std::is_void_v<await_result_t<A>>) return result.take();

@@ -94,9 +94,11 @@ struct TaskPromise : TaskPromiseBase {
     Slot<T> result;
 };
 
-template <>
-struct TaskPromise<void> : TaskPromiseBase {
-    Task<void> get_return_object() noexcept { return Task<void>(*this); }
+// A template, so that it is compiled only where it is used.
+template <class T>
+    requires std::same_as<T, void>
+struct TaskPromise<T> : TaskPromiseBase {
+    Task<T> get_return_object() noexcept { return Task<T>(*this); }
     void return_void() const noexcept {}
 };
 

@@ -11,7 +11,6 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <asyncverbs/core/awaitable.hpp>
 #include <asyncverbs/core/detail/branch.hpp>
@@ -94,22 +93,22 @@ template <class... As>
     return detail::gather<As...>(std::forward<As>(awaitables)...);
 }
 
-/// The same for as many tasks as there are at run time; gives their results in the same order, as
-/// std::vector<T>, for void as std::vector<std::monostate>.
-template <class T>
-    requires(!std::is_reference_v<T>)
-[[nodiscard]] Task<std::vector<typename detail::SlotFor<T>::Element>>
-when_all(std::vector<Task<T>> tasks) {
-    std::vector<detail::SlotFor<T>> slots(tasks.size());
+/// The same for as many tasks as there are at run time, in a std::vector (or what is like it);
+/// gives one of their results in the same order, of std::monostate for void.
+template <template <class...> class Vector, class T, class... Rest>
+    requires(!std::is_reference_v<T> && requires(Vector<Task<T>, Rest...>& tasks) { tasks.size(); })
+[[nodiscard]] Task<Vector<typename detail::SlotFor<T>::Element>>
+when_all(Vector<Task<T>, Rest...> tasks) {
+    Vector<detail::SlotFor<T>> slots(tasks.size());
     using All = detail::Gather<T>;
-    std::vector<detail::Branch<All>> branches;
+    Vector<detail::Branch<All>> branches;
     branches.reserve(tasks.size());
     for (std::size_t i = 0; i < tasks.size(); ++i) {
         branches.push_back(detail::branch<All>(std::move(tasks[i]), slots[i]));
     }
     All all(branches);
     co_await all;
-    std::vector<typename detail::SlotFor<T>::Element> results;
+    Vector<typename detail::SlotFor<T>::Element> results;
     results.reserve(slots.size());
     for (auto& slot : slots) results.push_back(slot.take());
     co_return results;

@@ -5,14 +5,12 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/detail/queue_pair_state.hpp>
@@ -22,6 +20,8 @@
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/rdma/slices.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>

@@ -2,15 +2,15 @@
 // Receives that any of several queue pairs may take, awaited.
 #pragma once
 
-#include <memory>
 #include <stop_token>
 #include <utility>
 
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/shared_receive_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/rdma/slices.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 

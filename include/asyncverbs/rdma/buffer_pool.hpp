@@ -6,7 +6,6 @@
 #include <infiniband/verbs.h>
 
 #include <cstddef>
-#include <memory>
 #include <optional>
 #include <stop_token>
 #include <utility>
@@ -15,6 +14,7 @@
 #include <asyncverbs/rdma/detail/acquire_operation.hpp>
 #include <asyncverbs/rdma/detail/buffer_pool_state.hpp>
 #include <asyncverbs/rdma/detail/lend.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 

@@ -9,13 +9,13 @@
 #include <utility>
 
 #include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/on_stop.hpp>
 #include <asyncverbs/rdma/detail/operation_state.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/rdma/operation_error.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 

@@ -2,17 +2,17 @@
 // Brings completions to the operations that they belong to.
 #pragma once
 
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/async_cq_options.hpp>
 #include <asyncverbs/core/cq_statistics.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/router_dispatch.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -36,7 +36,7 @@ class BasicRouter {
 public:
     /// Drains `cq` from now on. Throws std::system_error (device_or_resource_busy) if somebody
     /// waits for it.
-    explicit BasicRouter(AsyncCq cq)
+    explicit BasicRouter(BasicAsyncCq<Use> cq)
         : state_(std::make_shared<detail::RouterState<Use>>(std::move(cq))) {
         state_->start();
     }
@@ -46,7 +46,7 @@ public:
     template <class Loop>
     static BasicRouter create(const Context& context, int depth, Loop& loop,
                               const AsyncCqOptions& options = {}) {
-        return BasicRouter(AsyncCq::create(context, depth, loop, options));
+        return BasicRouter(BasicAsyncCq<Use>::create(context, depth, loop, options));
     }
 
     BasicRouter(BasicRouter&&) noexcept = default;

@@ -8,12 +8,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include <asyncverbs/rdma/remote_slice.hpp>
 #include <asyncverbs/rdma/slices.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {

@@ -4,35 +4,36 @@
 #pragma once
 
 #include <cerrno>
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
 /// Owns a completion event channel (ibv_comp_channel); keeps its device open.
 /// Move-only. A moved-from CompletionChannel owns nothing: native_handle() is nullptr, fd() is -1.
 /// See ibv_create_comp_channel(3).
-class CompletionChannel {
+template <class Use>
+class BasicCompletionChannel {
 public:
     /// Throws std::system_error naming ibv_create_comp_channel or fcntl.
-    explicit CompletionChannel(const Context& context) {
-        const std::shared_ptr<ibv_context>& device =
-            detail::alive(context.shared_handle(), "Context");
+    explicit BasicCompletionChannel(const BasicContext<Use>& context) {
+        const auto& device = detail::alive(context.shared_handle(), "Context");
         errno = 0;
         ibv_comp_channel* native = ibv_create_comp_channel(device.get());
         if (native == nullptr) {
             throw_verb_error("ibv_create_comp_channel", detail::verb_errno());
         }
-        channel_ = detail::own<ibv_destroy_comp_channel>(native, device);
+        channel_ = detail::own<ibv_destroy_comp_channel, Use>(native, device);
         detail::set_non_blocking(fd());
     }
 
-    CompletionChannel(CompletionChannel&&) noexcept = default;
-    CompletionChannel& operator=(CompletionChannel&&) noexcept = default;
+    BasicCompletionChannel(BasicCompletionChannel&&) noexcept = default;
+    BasicCompletionChannel& operator=(BasicCompletionChannel&&) noexcept = default;
 
     /// Readable while an event is queued; in non-blocking mode. Only ibv_get_cq_event(3) may read
     /// from it. Closed with the channel: an event loop must have let go of it by then.
@@ -47,11 +48,15 @@ public:
     }
 
 private:
-    friend class CompletionQueue;
-    explicit CompletionChannel(std::shared_ptr<ibv_comp_channel> handle) noexcept
+    template <class>
+    friend class BasicCompletionQueue;
+    explicit BasicCompletionChannel(detail::Handle<ibv_comp_channel, Use> handle) noexcept
         : channel_(std::move(handle)) {}
 
-    std::shared_ptr<ibv_comp_channel> channel_;
+    detail::Handle<ibv_comp_channel, Use> channel_;
 };
+
+/// The CompletionChannel of programs: compiled only where it is used, but otherwise as a class.
+using CompletionChannel = BasicCompletionChannel<OnUse>;
 
 } // namespace asyncverbs

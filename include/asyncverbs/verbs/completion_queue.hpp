@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,6 +16,8 @@
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -29,19 +30,20 @@ namespace asyncverbs {
 ///
 /// Move-only. A moved-from CompletionQueue owns nothing: native_handle() is nullptr, depth() is 0,
 /// making a queue pair on it throws invalid_argument. See ibv_create_cq(3).
-class CompletionQueue {
+template <class Use>
+class BasicCompletionQueue {
 public:
     /// A queue of at least `depth` entries, with a channel of its own. `depth` is from 1 to the
     /// device's max_cqe; anything else throws std::system_error (invalid_argument) that says the
     /// range. `comp_vector` chooses the interrupt, from 0 to the device's num_comp_vectors - 1.
     /// Otherwise throws std::system_error naming the verb that failed.
-    CompletionQueue(const Context& context, int depth, int comp_vector = 0)
-        : CompletionQueue(context, depth, CompletionChannel(context), comp_vector) {}
+    BasicCompletionQueue(const BasicContext<Use>& context, int depth, int comp_vector = 0)
+        : BasicCompletionQueue(context, depth, BasicCompletionChannel<Use>(context), comp_vector) {}
 
     /// The same on a channel that several queues share. The channel must be of the same Context.
-    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
-                    int comp_vector = 0)
-        : CompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
+    BasicCompletionQueue(const BasicContext<Use>& context, int depth,
+                         const BasicCompletionChannel<Use>& channel, int comp_vector = 0)
+        : BasicCompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
 
     /// An extended queue. `wc_flags` says what its completions carry besides what ibv_wc holds:
     /// IBV_WC_EX_WITH_COMPLETION_TIMESTAMP, a count of the device's clock, whose frequency is
@@ -49,19 +51,22 @@ public:
     /// nanoseconds of real time; get them by AsyncCq::poll_timestamped(). Throws also
     /// invalid_argument for other flags, and operation_not_supported naming ibv_create_cq_ex where
     /// the device has no such queues. See ibv_create_cq_ex(3).
-    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
-                                    int comp_vector = 0) {
-        return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
+    static BasicCompletionQueue extended(const BasicContext<Use>& context, int depth,
+                                         std::uint64_t wc_flags, int comp_vector = 0) {
+        return extended(context, depth, wc_flags, BasicCompletionChannel<Use>(context),
+                        comp_vector);
     }
 
     /// The same on a channel that several queues share, which must be of the same Context.
-    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
-                                    const CompletionChannel& channel, int comp_vector = 0) {
-        return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
+    static BasicCompletionQueue extended(const BasicContext<Use>& context, int depth,
+                                         std::uint64_t wc_flags,
+                                         const BasicCompletionChannel<Use>& channel,
+                                         int comp_vector = 0) {
+        return BasicCompletionQueue(context, depth, channel, comp_vector, wc_flags);
     }
 
-    CompletionQueue(CompletionQueue&&) noexcept = default;
-    CompletionQueue& operator=(CompletionQueue&&) noexcept = default;
+    BasicCompletionQueue(BasicCompletionQueue&&) noexcept = default;
+    BasicCompletionQueue& operator=(BasicCompletionQueue&&) noexcept = default;
 
     /// How many entries the device gave: at least what was asked for.
     [[nodiscard]] int depth() const noexcept { return cq_ ? cq_->cqe : 0; }
@@ -90,14 +95,14 @@ public:
     }
 
     /// The channel that announces this queue's completions.
-    [[nodiscard]] const CompletionChannel& channel() const noexcept { return channel_; }
+    [[nodiscard]] const BasicCompletionChannel<Use>& channel() const noexcept { return channel_; }
 
     /// The device that the queue belongs to.
-    [[nodiscard]] const Context& context() const noexcept { return context_; }
+    [[nodiscard]] const BasicContext<Use>& context() const noexcept { return context_; }
 
     /// The account of the queue's entries, which the queue pairs on it share; nullptr when moved
     /// from.
-    [[nodiscard]] const std::shared_ptr<detail::CqCapacity>& capacity() const noexcept {
+    [[nodiscard]] const std::shared_ptr<detail::CqCapacity<Use>>& capacity() const noexcept {
         return capacity_;
     }
 
@@ -117,21 +122,26 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_cq>& shared_handle() const noexcept { return cq_; }
 
 private:
-    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
-                    int comp_vector, std::optional<std::uint64_t> wc_flags);
+    BasicCompletionQueue(const BasicContext<Use>& context, int depth,
+                         const BasicCompletionChannel<Use>& channel, int comp_vector,
+                         detail::Used<std::optional<std::uint64_t>, Use> wc_flags);
 
     ibv_cq* create(int depth, int comp_vector) const;
 
-    Context context_;
-    CompletionChannel channel_;
-    std::shared_ptr<ibv_cq> cq_;
-    std::optional<std::uint64_t> wc_flags_; // of an extended queue
-    std::shared_ptr<detail::CqCapacity> capacity_;
+    BasicContext<Use> context_;
+    BasicCompletionChannel<Use> channel_;
+    detail::Handle<ibv_cq, Use> cq_;
+    detail::Used<std::optional<std::uint64_t>, Use> wc_flags_; // of an extended queue
+    std::shared_ptr<detail::CqCapacity<Use>> capacity_;
 };
 
-inline CompletionQueue::CompletionQueue(const Context& context, int depth,
-                                        const CompletionChannel& channel, int comp_vector,
-                                        std::optional<std::uint64_t> wc_flags)
+/// The CompletionQueue of programs: compiled only where it is used, but otherwise as a class.
+using CompletionQueue = BasicCompletionQueue<OnUse>;
+
+template <class Use>
+inline BasicCompletionQueue<Use>::BasicCompletionQueue(
+    const BasicContext<Use>& context, int depth, const BasicCompletionChannel<Use>& channel,
+    int comp_vector, detail::Used<std::optional<std::uint64_t>, Use> wc_flags)
     : context_(detail::alive(context.shared_handle(), "Context")),
       channel_(detail::alive(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
     if (channel_.native_handle()->context != context_.native_handle()) {
@@ -150,12 +160,13 @@ inline CompletionQueue::CompletionQueue(const Context& context, int depth,
         detail::throw_error(std::errc::invalid_argument,
                             "wc_flags of an extended completion queue that are no timestamps");
     }
-    cq_ = detail::own<ibv_destroy_cq>(create(depth, comp_vector), channel_.shared_handle(),
-                                      context_.shared_handle());
-    capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
+    cq_ = detail::own<ibv_destroy_cq, Use>(create(depth, comp_vector), channel_.shared_handle(),
+                                           context_.shared_handle());
+    capacity_ = std::make_shared<detail::CqCapacity<Use>>(static_cast<std::uint64_t>(cq_->cqe));
 }
 
-inline ibv_cq* CompletionQueue::create(int depth, int comp_vector) const {
+template <class Use>
+inline ibv_cq* BasicCompletionQueue<Use>::create(int depth, int comp_vector) const {
     ibv_context* const context = context_.native_handle();
     errno = 0;
     if (!wc_flags_) {

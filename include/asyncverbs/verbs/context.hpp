@@ -5,12 +5,13 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/device_list.hpp>
 #include <asyncverbs/verbs/gid_text.hpp>
 
@@ -20,11 +21,12 @@ namespace asyncverbs {
 /// Move-only. A moved-from Context owns nothing: native_handle() is nullptr, using it in any other
 /// way throws invalid_argument. Queries may be called from any thread.
 /// See ibv_open_device(3).
-class Context {
+template <class Use>
+class BasicContext {
 public:
     /// Opens `device`, an element of a DeviceList. Throws std::system_error naming ibv_open_device;
     /// invalid_argument where `device` is nullptr.
-    explicit Context(ibv_device* device) {
+    explicit BasicContext(ibv_device* device) {
         if (device == nullptr) {
             detail::throw_error(std::errc::invalid_argument, "cannot open a null ibv_device");
         }
@@ -33,32 +35,33 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_open_device", detail::verb_errno());
         }
-        context_ = detail::own<ibv_close_device>(native);
+        context_ = detail::own<ibv_close_device, Use>(native);
     }
 
     /// Shares a context that is already open, another owner's shared_handle() or, with a deleter
     /// that does nothing, one that belongs to other code (librdmacm's `id->verbs`), which must then
     /// stay open as long as this owner and its children exist.
-    explicit Context(const std::shared_ptr<ibv_context>& handle)
-        : context_(detail::alive(handle, "Context")) {}
+    explicit BasicContext(const std::shared_ptr<ibv_context>& handle) : context_(handle) {
+        static_cast<void>(get()); // throws where there is none
+    }
 
-    Context(Context&&) noexcept = default;
-    Context& operator=(Context&&) noexcept = default;
+    BasicContext(BasicContext&&) noexcept = default;
+    BasicContext& operator=(BasicContext&&) noexcept = default;
 
     /// Opens the device called `name`, whatever the state of its ports; without a name the first
     /// device that has an active port. Throws std::system_error (no_such_device) that says which
     /// devices there are and, where a port was looked for, the state of their ports.
-    [[nodiscard]] static Context open(std::string_view name = {}) {
-        const DeviceList devices;
+    [[nodiscard]] static BasicContext open(std::string_view name = {}) {
+        const BasicDeviceList<Use> devices;
         if (!name.empty()) {
-            return Context(devices.find(name));
+            return BasicContext(devices.find(name));
         }
         devices.require_any();
         std::string seen;
         for (ibv_device* device : devices) {
             seen += (seen.empty() ? "" : "; ") + std::string(ibv_get_device_name(device));
             try {
-                Context context(device);
+                BasicContext context(device);
                 std::string states;
                 if (context.find_active_port(states) != 0) {
                     return context;
@@ -207,7 +210,10 @@ private:
         return text.empty() ? "none" : text;
     }
 
-    std::shared_ptr<ibv_context> context_;
+    detail::Handle<ibv_context, Use> context_;
 };
+
+/// The Context of programs: compiled only where it is used, but otherwise as a class.
+using Context = BasicContext<OnUse>;
 
 } // namespace asyncverbs

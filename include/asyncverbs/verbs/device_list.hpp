@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -16,11 +17,12 @@ namespace asyncverbs {
 /// The RDMA devices that were there when the list was made. Move-only; a moved-from list is empty.
 /// A device pointer is valid as long as the list, or a Context opened on that device, exists.
 /// See ibv_get_device_list(3).
-class DeviceList {
+template <class Use>
+class BasicDeviceList {
 public:
     /// Lists the devices. A machine without RDMA support in its kernel has an empty list.
     /// Throws std::system_error naming ibv_get_device_list.
-    DeviceList() {
+    BasicDeviceList() {
         errno = 0;
         int count = 0;
         devices_ = ibv_get_device_list(&count);
@@ -32,16 +34,16 @@ public:
     }
 
     /// Leaves `other` empty.
-    DeviceList(DeviceList&& other) noexcept
+    BasicDeviceList(BasicDeviceList&& other) noexcept
         : devices_(std::exchange(other.devices_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     /// Frees the list that was here before.
-    DeviceList& operator=(DeviceList&& other) noexcept {
-        DeviceList old(std::move(other));
+    BasicDeviceList& operator=(BasicDeviceList&& other) noexcept {
+        BasicDeviceList old(std::move(other));
         std::swap(old.devices_, devices_);
         std::swap(old.size_, size_);
         return *this;
     }
-    ~DeviceList() {
+    ~BasicDeviceList() {
         if (devices_ != nullptr) ibv_free_device_list(devices_);
     }
 
@@ -92,5 +94,8 @@ private:
     ibv_device** devices_ = nullptr;
     std::size_t size_ = 0;
 };
+
+/// The DeviceList of programs: compiled only where it is used, but otherwise as a class.
+using DeviceList = BasicDeviceList<OnUse>;
 
 } // namespace asyncverbs

@@ -20,7 +20,8 @@ inline constexpr int max_gid_index = 255;
 /// v2 entry, else one of RoCE v1 or InfiniBand; the lowest index where several are equally good.
 /// Throws std::system_error (address_not_available) where the table has no GID at all, and as
 /// Context::query_port() does.
-[[nodiscard]] inline int select_gid(const Context& context, int port) {
+template <class Use>
+[[nodiscard]] int select_gid(const BasicContext<Use>& context, int port) {
     const int length = context.query_port(port).gid_tbl_len;
     int best_index = -1;
     int best_rank = 0;

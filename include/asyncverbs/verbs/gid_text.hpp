@@ -12,11 +12,14 @@
 #include <infiniband/verbs.h>
 #include <netinet/in.h>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
+
 namespace asyncverbs {
 
 /// The GID as inet_ntop(3) writes an IPv6 address: "::ffff:10.7.0.1", "fe80::1".
-[[nodiscard]] inline std::string gid_text(const ibv_gid& gid) {
-    std::array<char, INET6_ADDRSTRLEN> text{};
+template <class Use = OnUse>
+[[nodiscard]] std::string gid_text(const ibv_gid& gid) {
+    detail::Used<std::array<char, INET6_ADDRSTRLEN>, Use> text{};
     inet_ntop(AF_INET6, gid.raw, text.data(), static_cast<socklen_t>(text.size()));
     return text.data();
 }
@@ -29,8 +32,8 @@ namespace asyncverbs {
 
 /// Whether the GID holds an IPv4 address, as "::ffff:10.7.0.1" does.
 [[nodiscard]] inline bool is_ipv4_mapped_gid(const ibv_gid& gid) noexcept {
-    constexpr std::array<unsigned char, 12> prefix{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-    return std::memcmp(gid.raw, prefix.data(), prefix.size()) == 0;
+    constexpr ibv_gid prefix{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}};
+    return std::memcmp(gid.raw, prefix.raw, 12) == 0; // the other 4 bytes are the address
 }
 
 } // namespace asyncverbs

@@ -6,11 +6,12 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <utility>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/detail/pages.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/slice.hpp>
@@ -22,27 +23,30 @@ namespace asyncverbs {
 /// Memory of its own, see allocate(), it frees after the registration.
 /// Move-only. A moved-from MemoryRegion owns nothing: native_handle() is nullptr, bytes() is empty,
 /// anything else throws invalid_argument. See ibv_reg_mr(3).
-class MemoryRegion {
+template <class Use>
+class BasicMemoryRegion {
 public:
     /// Registers `bytes`. `access` is a combination of ibv_access_flags; local reads are always
     /// allowed, remote writes and atomics need IBV_ACCESS_LOCAL_WRITE as well. Throws
     /// std::system_error: invalid_argument where `bytes` is empty, else naming ibv_reg_mr (often
     /// the limit on locked memory, `ulimit -l`).
-    MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes,
-                 int access = IBV_ACCESS_LOCAL_WRITE)
-        : MemoryRegion(domain, bytes, access, nullptr) {}
+    BasicMemoryRegion(const BasicProtectionDomain<Use>& domain, std::span<std::byte> bytes,
+                      int access = IBV_ACCESS_LOCAL_WRITE)
+        : BasicMemoryRegion(domain, bytes, access, nullptr) {}
 
     /// A region over `size` bytes of its own, zeroed and at the start of a page. Throws
     /// std::system_error: naming mmap (invalid_argument where `size` is 0), else as above.
-    [[nodiscard]] static MemoryRegion allocate(const ProtectionDomain& domain, std::size_t size,
-                                               int access = IBV_ACCESS_LOCAL_WRITE) {
-        std::shared_ptr<void> pages = detail::allocate_pages(size);
-        const std::span<std::byte> bytes(static_cast<std::byte*>(pages.get()), size);
-        return MemoryRegion(domain, bytes, access, std::move(pages));
+    [[nodiscard]] static BasicMemoryRegion allocate(const BasicProtectionDomain<Use>& domain,
+                                                    std::size_t size,
+                                                    int access = IBV_ACCESS_LOCAL_WRITE) {
+        detail::Handle<void, Use> pages = detail::allocate_pages<Use>(size);
+        const detail::Used<std::span<std::byte>, Use> bytes(static_cast<std::byte*>(pages.get()),
+                                                            size);
+        return BasicMemoryRegion(domain, bytes, access, std::move(pages));
     }
 
-    MemoryRegion(MemoryRegion&&) noexcept = default;
-    MemoryRegion& operator=(MemoryRegion&&) noexcept = default;
+    BasicMemoryRegion(BasicMemoryRegion&&) noexcept = default;
+    BasicMemoryRegion& operator=(BasicMemoryRegion&&) noexcept = default;
 
     /// The key that names the region in local scatter/gather elements.
     [[nodiscard]] std::uint32_t lkey() const { return get()->lkey; }
@@ -57,15 +61,15 @@ public:
     }
 
     /// The whole region.
-    [[nodiscard]] Slice slice() const {
+    [[nodiscard]] BasicSlice<Use> slice() const {
         return {static_cast<std::byte*>(get()->addr), mr_->length, mr_->lkey, mr_};
     }
 
     /// The region's bytes from `offset` on; throws where that is outside, as Slice::slice() does.
-    [[nodiscard]] Slice slice(std::size_t offset) const { return slice().slice(offset); }
+    [[nodiscard]] BasicSlice<Use> slice(std::size_t offset) const { return slice().slice(offset); }
 
     /// `length` bytes at `offset`; throws where that is outside, as Slice::slice() does.
-    [[nodiscard]] Slice slice(std::size_t offset, std::size_t length) const {
+    [[nodiscard]] BasicSlice<Use> slice(std::size_t offset, std::size_t length) const {
         return slice().slice(offset, length);
     }
 
@@ -77,10 +81,9 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_mr>& shared_handle() const noexcept { return mr_; }
 
 private:
-    MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes, int access,
-                 std::shared_ptr<void> memory) {
-        const std::shared_ptr<ibv_pd>& pd =
-            detail::alive(domain.shared_handle(), "ProtectionDomain");
+    BasicMemoryRegion(const BasicProtectionDomain<Use>& domain, std::span<std::byte> bytes,
+                      int access, detail::Handle<void, Use> memory) {
+        const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
         if (bytes.empty()) {
             detail::throw_error(std::errc::invalid_argument,
                                 "cannot register an empty span as a memory region");
@@ -91,12 +94,15 @@ private:
         if (native == nullptr) {
             throw_verb_error("ibv_reg_mr", detail::verb_errno());
         }
-        mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
+        mr_ = detail::own<ibv_dereg_mr, Use>(native, std::move(memory), pd);
     }
 
     [[nodiscard]] ibv_mr* get() const { return detail::alive(mr_, "MemoryRegion").get(); }
 
-    std::shared_ptr<ibv_mr> mr_;
+    detail::Handle<ibv_mr, Use> mr_;
 };
+
+/// The MemoryRegion of programs: compiled only where it is used, but otherwise as a class.
+using MemoryRegion = BasicMemoryRegion<OnUse>;
 
 } // namespace asyncverbs

@@ -4,34 +4,36 @@
 #pragma once
 
 #include <cerrno>
-#include <memory>
 
 #include <asyncverbs/verbs/context.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
 /// Owns a protection domain (ibv_pd). Its memory regions and queue pairs keep it alive.
 /// Move-only. A moved-from ProtectionDomain owns nothing: native_handle() is nullptr, making a
 /// child of it throws invalid_argument. See ibv_alloc_pd(3).
-class ProtectionDomain {
+template <class Use>
+class BasicProtectionDomain {
 public:
     /// Throws std::system_error naming ibv_alloc_pd.
-    explicit ProtectionDomain(const Context& context)
+    explicit BasicProtectionDomain(const BasicContext<Use>& context)
         : context_(detail::alive(context.shared_handle(), "Context")) {
         errno = 0;
         ibv_pd* native = ibv_alloc_pd(context_.native_handle());
         if (native == nullptr) {
             throw_verb_error("ibv_alloc_pd", detail::verb_errno());
         }
-        pd_ = detail::own<ibv_dealloc_pd>(native, context_.shared_handle());
+        pd_ = detail::own<ibv_dealloc_pd, Use>(native, context_.shared_handle());
     }
 
-    ProtectionDomain(ProtectionDomain&&) noexcept = default;
-    ProtectionDomain& operator=(ProtectionDomain&&) noexcept = default;
+    BasicProtectionDomain(BasicProtectionDomain&&) noexcept = default;
+    BasicProtectionDomain& operator=(BasicProtectionDomain&&) noexcept = default;
 
     /// The device that the domain belongs to.
-    [[nodiscard]] const Context& context() const noexcept { return context_; }
+    [[nodiscard]] const BasicContext<Use>& context() const noexcept { return context_; }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_pd* native_handle() const noexcept { return pd_.get(); }
@@ -40,8 +42,11 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_pd>& shared_handle() const noexcept { return pd_; }
 
 private:
-    Context context_;
-    std::shared_ptr<ibv_pd> pd_;
+    BasicContext<Use> context_;
+    detail::Handle<ibv_pd, Use> pd_;
 };
+
+/// The ProtectionDomain of programs: compiled only where it is used, but otherwise as a class.
+using ProtectionDomain = BasicProtectionDomain<OnUse>;
 
 } // namespace asyncverbs

@@ -9,6 +9,8 @@
 
 #include <infiniband/verbs.h>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
+
 namespace asyncverbs {
 
 /// What a queue pair is made with. Beyond the device's limits creation fails and says the limit.
@@ -23,19 +25,27 @@ struct QueuePairOptions {
 };
 
 /// RESET to INIT: which port and GID to use, and what peers may do.
-struct InitOptions {
-    int port = 0;                                    ///< from 1; 0: the device's first active port
-    std::optional<int> gid_index = std::nullopt;     ///< none: select_gid()
-    std::optional<std::uint32_t> psn = std::nullopt; ///< of the first packet sent; none: arbitrary
-    std::uint16_t pkey_index = 0;                    ///< in the partition key table of the port
+template <class Use>
+struct BasicInitOptions {
+    int port = 0; ///< from 1; 0: the device's first active port
+    /// none: select_gid()
+    detail::Used<std::optional<int>, Use> gid_index = std::nullopt;
+    /// of the first packet sent; none: arbitrary
+    detail::Used<std::optional<std::uint32_t>, Use> psn = std::nullopt;
+    std::uint16_t pkey_index = 0; ///< in the partition key table of the port
     /// RC: what RDMA of the peer may do, where the memory region allows it too
     int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
     std::uint32_t qkey = 0x11111111; ///< UD: both ends have the same
 };
 
+/// The InitOptions of programs: compiled only where it is used, but otherwise as a struct.
+using InitOptions = BasicInitOptions<OnUse>;
+
 /// INIT to RTR, ready to receive (RC): the path to the peer.
-struct RtrOptions {
-    std::optional<ibv_mtu> path_mtu = std::nullopt; ///< none: the port's; both ends must agree
+template <class Use>
+struct BasicRtrOptions {
+    /// none: the port's; both ends must agree
+    detail::Used<std::optional<ibv_mtu>, Use> path_mtu = std::nullopt;
     std::uint8_t max_dest_rd_atomic = 1; ///< RDMA reads and atomics of the peer served at a time
     std::uint8_t min_rnr_timer = 12;     ///< 0 to 31: 12 is 0.64 ms
     std::uint8_t service_level = 0;      ///< 0 to 15
@@ -43,6 +53,9 @@ struct RtrOptions {
     std::uint8_t traffic_class = 0;      ///< of the IP packets, on RoCE v2 and global routes
     std::uint32_t flow_label = 0;        ///< likewise, 20 bits
 };
+
+/// The RtrOptions of programs: compiled only where it is used, but otherwise as a struct.
+using RtrOptions = BasicRtrOptions<OnUse>;
 
 /// RTR to RTS, ready to send (RC): how hard to try.
 struct RtsOptions {

@@ -7,7 +7,7 @@
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
-using asyncverbs::detail::BusyPollWindow;
+using BusyPollWindow = asyncverbs::detail::BusyPollWindow<asyncverbs::OnUse>;
 
 namespace {
 

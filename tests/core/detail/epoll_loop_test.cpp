@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // EpollLoop: what cannot be brought about through the executor, but for luck.
 #include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 #include "support/catch.hpp"
 
-using asyncverbs::detail::EpollLoop;
+using EpollLoop = asyncverbs::detail::EpollLoop<asyncverbs::OnUse>;
 
 TEST_CASE("EpollLoop: a run that has ended does not block", "[epoll_loop]") {
     EpollLoop loop;

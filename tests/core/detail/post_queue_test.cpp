@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // PostQueue: order, and who has to wake the loop.
 #include <asyncverbs/core/detail/post_queue.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 #include <memory>
 #include <vector>
@@ -8,8 +9,8 @@
 #include "support/catch.hpp"
 
 using asyncverbs::detail::IntrusiveList;
-using asyncverbs::detail::PostQueue;
-using asyncverbs::detail::ReadyNode;
+using PostQueue = asyncverbs::detail::PostQueue<asyncverbs::OnUse>;
+using ReadyNode = asyncverbs::detail::ReadyNode<asyncverbs::OnUse>;
 
 namespace {
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // TimerHeap against a sorted container, with random insertions and removals.
 #include <asyncverbs/core/detail/timer_heap.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 #include <chrono>
 #include <cstddef>
@@ -12,8 +13,8 @@
 
 #include "support/catch.hpp"
 
-using asyncverbs::detail::TimerHeap;
-using asyncverbs::detail::TimerNode;
+using TimerHeap = asyncverbs::detail::TimerHeap<asyncverbs::OnUse>;
+using TimerNode = asyncverbs::detail::TimerNode<asyncverbs::OnUse>;
 using Time = std::chrono::steady_clock::time_point;
 
 TEST_CASE("TimerHeap: agrees with a sorted set", "[timer_heap]") {

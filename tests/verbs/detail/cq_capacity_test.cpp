@@ -9,11 +9,13 @@
 #include <thread>
 #include <vector>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
+
 #include "support/catch.hpp"
 #include "verbs/failure.hpp"
 
-using asyncverbs::detail::CqCapacity;
-using asyncverbs::detail::CqReservation;
+using CqCapacity = asyncverbs::detail::CqCapacity<asyncverbs::OnUse>;
+using CqReservation = asyncverbs::detail::CqReservation<asyncverbs::OnUse>;
 using asyncverbs::support::contains;
 using asyncverbs::support::failure_text;
 

@@ -22,6 +22,7 @@
 #include <asyncverbs/adapters/detail/asio_resident.hpp>
 #include <asyncverbs/adapters/detail/asio_scratch.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 
@@ -68,7 +69,7 @@ private:
             if (descriptor.is_open()) descriptor.release(); // not ours to close
         }
 
-        using Clock = Deadline::Clock;
+        using Clock = Deadline<OnUse>::Clock;
         Executor executor;
         net::posix::basic_stream_descriptor<Executor> descriptor;
         net::basic_waitable_timer<Clock, net::wait_traits<Clock>, Executor> timer;
@@ -164,7 +165,7 @@ class [[nodiscard]] AsioReadable {
     using Watch = AsioWatch<Executor>;
 
 public:
-    AsioReadable(std::shared_ptr<Watch> watch, Deadline::Clock::time_point deadline,
+    AsioReadable(std::shared_ptr<Watch> watch, Deadline<OnUse>::Clock::time_point deadline,
                  std::stop_token stop) noexcept
         : watch_(std::move(watch)), deadline_(deadline), stop_(std::move(stop)) {}
     AsioReadable(const AsioReadable&) = delete;
@@ -192,11 +193,13 @@ private:
         void operator()() const noexcept { watch.stop(); }
     };
 
-    bool takes_one_turn() const noexcept { return deadline_ == Deadline::next_turn; }
-    bool is_timed() const noexcept { return !takes_one_turn() && deadline_ != Deadline::never; }
+    bool takes_one_turn() const noexcept { return deadline_ == Deadline<OnUse>::next_turn; }
+    bool is_timed() const noexcept {
+        return !takes_one_turn() && deadline_ != Deadline<OnUse>::never;
+    }
 
     std::shared_ptr<Watch> watch_;
-    Deadline::Clock::time_point deadline_;
+    Deadline<OnUse>::Clock::time_point deadline_;
     std::stop_token stop_;
     std::coroutine_handle<> coroutine_;
     std::error_code result_;

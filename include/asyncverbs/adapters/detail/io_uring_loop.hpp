@@ -21,13 +21,14 @@
 #include <asyncverbs/core/detail/post_queue.hpp>
 #include <asyncverbs/core/detail/ready_node.hpp>
 #include <asyncverbs/core/detail/timer_queue.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
 // Whom an answer of the ring is for: an errno value, or 0, which says to look again. Returns who
 // runs then, or null.
 struct IoUringEntry {
-    using Action = ReadyNode* (*)(IoUringEntry&, int error);
+    using Action = ReadyNode<OnUse>* (*)(IoUringEntry&, int error);
 
     explicit IoUringEntry(Action action) noexcept : on_event(action) {}
     IoUringEntry(const IoUringEntry&) = delete;
@@ -37,8 +38,8 @@ struct IoUringEntry {
 };
 
 // A coroutine that waits for a file descriptor.
-struct IoUringWaiter : ReadyNode, TimerNode {
-    using ReadyNode::ReadyNode;
+struct IoUringWaiter : ReadyNode<OnUse>, TimerNode<OnUse> {
+    using ReadyNode<OnUse>::ReadyNode;
 
     int error = 0; // an errno value; may change as long as the node is queued
 };
@@ -52,7 +53,7 @@ public:
     IoUringRequests requests;
 
     // From any thread.
-    void post(ReadyNode& node) noexcept {
+    void post(ReadyNode<OnUse>& node) noexcept {
         if (posted_.push(node)) signal();
     }
 
@@ -60,7 +61,7 @@ public:
     bool complete(const io_uring_cqe& cqe);
     int arm(std::uint32_t index) noexcept;
     void decide(IoUringWaiter& waiter, int error) noexcept; // it runs in the next turn
-    void start_timer(IoUringWaiter& waiter, Deadline::Clock::time_point deadline) noexcept;
+    void start_timer(IoUringWaiter& waiter, Deadline<OnUse>::Clock::time_point deadline) noexcept;
     void stop_timer(IoUringWaiter& waiter) noexcept { timers_.remove(waiter); }
     void collect_posted() noexcept { posted_.take_asleep(ready_); } // all of it is linked then
 
@@ -75,7 +76,7 @@ private:
         const std::uint32_t index;
     };
 
-    static ReadyNode* on_awake(IoUringEntry& entry, int error);
+    static ReadyNode<OnUse>* on_awake(IoUringEntry& entry, int error);
     void expire() noexcept;
     void run_ready();
     void fail(int error) noexcept;
@@ -85,9 +86,9 @@ private:
     void signal() noexcept;
 
     FileDescriptor event_; // written to wake the loop
-    TimerQueue timers_;
-    PostQueue posted_;
-    IntrusiveList<ReadyNode> ready_;
+    TimerQueue<OnUse> timers_;
+    PostQueue<OnUse> posted_;
+    IntrusiveList<ReadyNode<OnUse>> ready_;
     int failure_ = 0; // the errno because of which nobody can wait any more
     Waker signalled_;
     Waker expired_;
@@ -121,14 +122,14 @@ inline bool IoUringLoop::complete(const io_uring_cqe& cqe) {
     if (entry == nullptr) return true;
     // Who cancels requests that are not his makes them look again, and no more.
     const int error = cqe.res >= 0 || cqe.res == -ECANCELED ? 0 : -cqe.res;
-    if (ReadyNode* const node = entry->on_event(*entry, error)) {
+    if (ReadyNode<OnUse>* const node = entry->on_event(*entry, error)) {
         node->unlink();
         node->run(*node); // the last touch: it may destroy anything
     }
     return true;
 }
 
-inline ReadyNode* IoUringLoop::on_awake(IoUringEntry& entry, int error) {
+inline ReadyNode<OnUse>* IoUringLoop::on_awake(IoUringEntry& entry, int error) {
     auto& waker = static_cast<Waker&>(entry);
     const std::shared_ptr<IoUringLoop> self = waker.loop.shared_from_this();
     if (waker.fd >= 0) {
@@ -144,7 +145,7 @@ inline ReadyNode* IoUringLoop::on_awake(IoUringEntry& entry, int error) {
 }
 
 inline void IoUringLoop::expire() noexcept {
-    timers_.expire([this](TimerNode& timer) {
+    timers_.expire([this](TimerNode<OnUse>& timer) {
         auto& waiter = static_cast<IoUringWaiter&>(timer);
         if (waiter.linked()) return;
         waiter.error = ETIMEDOUT;
@@ -155,7 +156,7 @@ inline void IoUringLoop::expire() noexcept {
 
 /// Resumes what is ready by now, and no more: what becomes so meanwhile is the next turn's.
 inline void IoUringLoop::run_ready() {
-    struct Batch : IntrusiveList<ReadyNode> {
+    struct Batch : IntrusiveList<ReadyNode<OnUse>> {
         explicit Batch(IoUringLoop& owner) noexcept : loop(owner) {
             loop.collect_posted();
             append(loop.ready_);
@@ -168,7 +169,7 @@ inline void IoUringLoop::run_ready() {
         IoUringLoop& loop;
     };
     for (Batch batch(*this); !batch.empty();) {
-        ReadyNode& node = batch.front();
+        ReadyNode<OnUse>& node = batch.front();
         node.unlink();
         node.run(node);
     }
@@ -180,7 +181,7 @@ inline void IoUringLoop::fail(int error) noexcept {
     failure_ = error;
     requests.for_each([this, error](IoUringEntry& entry) {
         if (entry.on_event == &on_awake) return;
-        ReadyNode* const node = entry.on_event(entry, error);
+        ReadyNode<OnUse>* const node = entry.on_event(entry, error);
         if (node != nullptr && !node->linked()) ready_.push_back(*node);
     });
 }
@@ -192,9 +193,9 @@ inline void IoUringLoop::decide(IoUringWaiter& waiter, int error) noexcept {
 }
 
 inline void IoUringLoop::start_timer(IoUringWaiter& waiter,
-                                     Deadline::Clock::time_point deadline) noexcept {
-    if (deadline == Deadline::never) return;
-    if (deadline == Deadline::next_turn) return decide(waiter, ETIMEDOUT);
+                                     Deadline<OnUse>::Clock::time_point deadline) noexcept {
+    if (deadline == Deadline<OnUse>::never) return;
+    if (deadline == Deadline<OnUse>::next_turn) return decide(waiter, ETIMEDOUT);
     waiter.deadline = deadline;
     timers_.insert(waiter);
     timers_.arm();

@@ -18,6 +18,7 @@
 #include <asyncverbs/adapters/detail/io_uring_loop.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/ready_node.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -47,7 +48,7 @@ public:
     bool take_missed() noexcept { return std::exchange(missed_, false); }
 
 private:
-    static ReadyNode* on_event_of(IoUringEntry& entry, int error);
+    static ReadyNode<OnUse>* on_event_of(IoUringEntry& entry, int error);
 
     std::shared_ptr<IoUringLoop> loop_;
     const int fd_;
@@ -60,7 +61,8 @@ private:
 class IoUringReadableOperation {
 public:
     IoUringReadableOperation(IoUringRegistration& registration,
-                             Deadline::Clock::time_point deadline, std::stop_token stop) noexcept
+                             Deadline<OnUse>::Clock::time_point deadline,
+                             std::stop_token stop) noexcept
         : registration_(&registration), deadline_(deadline), stop_(std::move(stop)) {}
 
     IoUringReadableAwaiter operator co_await() && noexcept;
@@ -69,7 +71,7 @@ private:
     friend IoUringReadableAwaiter;
 
     IoUringRegistration* registration_;
-    Deadline::Clock::time_point deadline_;
+    Deadline<OnUse>::Clock::time_point deadline_;
     std::stop_token stop_;
 };
 
@@ -95,7 +97,7 @@ public:
         coroutine_ = coroutine;
         if (!registration.take_missed()) {
             loop().start_timer(*this, operation_.deadline_);
-        } else if (operation_.deadline_ == Deadline::next_turn) {
+        } else if (operation_.deadline_ == Deadline<OnUse>::next_turn) {
             loop().decide(*this, 0);
         } else {
             leave();
@@ -116,9 +118,9 @@ private:
     friend IoUringRegistration;
 
     // Posted from any thread, at most once.
-    struct StopNode : ReadyNode {
+    struct StopNode : ReadyNode<OnUse> {
         explicit StopNode(IoUringReadableAwaiter& owner) noexcept
-            : ReadyNode(&on_stopped), awaiter(owner) {}
+            : ReadyNode<OnUse>(&on_stopped), awaiter(owner) {}
         ~StopNode() {
             if (posted.load(std::memory_order_relaxed) && !linked())
                 awaiter.loop().collect_posted();
@@ -142,12 +144,12 @@ private:
 
     IoUringLoop& loop() const noexcept { return operation_.registration_->loop(); }
 
-    static void on_decided(ReadyNode& node) {
+    static void on_decided(ReadyNode<OnUse>& node) {
         auto& self = static_cast<IoUringReadableAwaiter&>(node);
         if (self.error == ETIMEDOUT && self.is_readable()) self.error = 0;
         self.resume();
     }
-    static void on_stopped(ReadyNode& node) {
+    static void on_stopped(ReadyNode<OnUse>& node) {
         auto& stop = static_cast<StopNode&>(node);
         stop.posted.store(false, std::memory_order_relaxed);
         IoUringReadableAwaiter& self = stop.awaiter;
@@ -201,7 +203,7 @@ inline void IoUringRegistration::detach() noexcept {
     waiter_ = nullptr;
 }
 
-inline ReadyNode* IoUringRegistration::on_event_of(IoUringEntry& entry, int error) {
+inline ReadyNode<OnUse>* IoUringRegistration::on_event_of(IoUringEntry& entry, int error) {
     auto& self = static_cast<IoUringRegistration&>(entry);
     if (self.waiter_ == nullptr) {
         // A poll that has ended needs no memory: the next one finds what is readable then.

@@ -10,19 +10,22 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class Alarm : public ListNode {
 public:
-    explicit Alarm(Deadline::Clock::time_point deadline) : deadline_(deadline) { reset(); }
+    explicit Alarm(typename Deadline<Use>::Clock::time_point deadline) : deadline_(deadline) {
+        reset();
+    }
 
     int fd() const noexcept { return timer_.get(); }
-    bool expired() const noexcept { return Deadline::Clock::now() >= deadline_; }
+    bool expired() const noexcept { return Deadline<Use>::Clock::now() >= deadline_; }
 
-    void ring() noexcept { timer_.set(Deadline::next_turn); }
+    void ring() noexcept { timer_.set(Deadline<Use>::next_turn); }
     void reset() noexcept { timer_.set(deadline_); } // after it was readable
 
 private:
-    TimerFd timer_;
-    Deadline::Clock::time_point deadline_;
+    TimerFd<Use> timer_;
+    typename Deadline<Use>::Clock::time_point deadline_;
 };
 
 } // namespace asyncverbs::detail

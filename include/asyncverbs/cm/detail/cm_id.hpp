@@ -6,14 +6,14 @@
 #include <rdma/rdma_cma.h>
 
 #include <cerrno>
-#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include <asyncverbs/cm/detail/private_data.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/detail/non_blocking.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {

@@ -6,12 +6,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 
 #include <asyncverbs/cm/detail/cm_id.hpp>
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 

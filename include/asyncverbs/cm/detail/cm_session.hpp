@@ -9,7 +9,6 @@
 
 #include <cerrno>
 #include <exception>
-#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -22,10 +21,11 @@
 #include <asyncverbs/cm/detail/cm_loop.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/scope.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 
 namespace asyncverbs::detail {
@@ -74,7 +74,7 @@ public:
     static Task<PrivateData> answer(std::shared_ptr<CmSession> self, rdma_cm_event_type expected,
                                     std::string step, std::chrono::milliseconds bound,
                                     std::stop_token stop) {
-        Waiter waiter(*self, Deadline::after(bound));
+        Waiter waiter(*self, Deadline<Use>::after(bound));
         while (!self->answer_ || self->answer_->type != expected) {
             self->throw_if_failed(step);
             co_await self->ring(waiter, step, stop);
@@ -84,7 +84,7 @@ public:
 
     /// The end of the connection.
     static Task<rdma_cm_event_type> ended(std::shared_ptr<CmSession> self, std::string step,
-                                          Deadline::Clock::time_point deadline,
+                                          typename Deadline<Use>::Clock::time_point deadline,
                                           std::stop_token stop) {
         Waiter waiter(*self, deadline);
         while (!self->end_) co_await self->ring(waiter, step, stop);
@@ -94,7 +94,7 @@ public:
     /// A request for a connection; first come, first served.
     static Task<CmEvent<Use>> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
         const std::string step = "Listener::accept";
-        Waiter waiter(*self, Deadline::never);
+        Waiter waiter(*self, Deadline<Use>::never);
         for (;;) {
             // Who is cancelled leaves it to the next one.
             if (stop.stop_requested()) throw_error(std::errc::operation_canceled, step);
@@ -110,13 +110,13 @@ public:
 
 private:
     // In the line of those who wait. What is left to do when it leaves is for the next one.
-    struct Waiter : Alarm {
-        Waiter(CmSession& owner, Deadline::Clock::time_point deadline)
-            : Alarm(deadline), session(owner) {
+    struct Waiter : Alarm<Use> {
+        Waiter(CmSession& owner, typename Deadline<Use>::Clock::time_point deadline)
+            : Alarm<Use>(deadline), session(owner) {
             session.waiters_.push_back(*this);
         }
         ~Waiter() {
-            unlink();
+            this->unlink();
             if (session.request_ || !session.reading_) session.ring_first();
         }
         CmSession& session;
@@ -248,7 +248,7 @@ private:
     std::optional<CmEvent<Use>> request_;
     IntrusiveList<Waiter> waiters_;
     bool reading_ = false;
-    Maybe<Scope> reader_; // the coroutine that reads; last, so destroyed first
+    Maybe<BasicScope<Use>> reader_; // the coroutine that reads; last, so destroyed first
 };
 
 /// Closes the session when it goes.

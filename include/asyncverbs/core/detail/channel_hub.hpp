@@ -8,10 +8,9 @@
 #include <coroutine>
 #include <cstdint>
 #include <exception>
-#include <memory>
-#include <optional>
 #include <stop_token>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -20,14 +19,18 @@
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/interruption.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
 // What the hub sees of a CQ. In a list while `waiting` waits.
+template <class Use>
 struct ChannelNode : ListNode {
     explicit ChannelNode(ibv_cq* native) noexcept : cq(native) {}
 
@@ -35,38 +38,41 @@ struct ChannelNode : ListNode {
     unsigned events = 0; // read, and not yet taken over
     std::coroutine_handle<> waiting;
     std::stop_token stop;
-    Deadline::Clock::time_point deadline = Deadline::never;
+    typename Deadline<Use>::Clock::time_point deadline = Deadline<Use>::never;
 };
 
-template <bool timed>
+template <bool timed, class Use>
 class ChannelHub {
+    using Node = ChannelNode<Use>;
+    using Time = typename Deadline<Use>::Clock::time_point;
+
 public:
-    explicit ChannelHub(std::shared_ptr<ibv_comp_channel> channel) : channel_(std::move(channel)) {}
+    explicit ChannelHub(Handle<ibv_comp_channel, Use> channel) : channel_(std::move(channel)) {}
 
     // --- for its CQs ---
 
     /// Events that name `node.cq` are counted there from now on. Throws std::system_error
     /// (device_or_resource_busy) if there is one for that CQ.
-    void add(ChannelNode& node) {
+    void add(Node& node) {
         if (find(node.cq) != nullptr) {
             throw_error(std::errc::device_or_resource_busy,
                         "the completion queue has a notifier already");
         }
         nodes_.insert(place_of(node.cq), &node);
     }
-    void remove(ChannelNode& node) noexcept {
+    void remove(Node& node) noexcept {
         node.unlink();
         nodes_.erase(place_of(node.cq));
     }
 
     /// Puts a CQ that has no event in line, and returns what runs next: the pump, if it was idle.
-    std::coroutine_handle<> wait(ChannelNode& node) noexcept;
+    std::coroutine_handle<> wait(Node& node) noexcept;
 
     /// Makes the pump look for those that are to stop. From any thread.
     void interrupt() noexcept { interruption_.request(); }
 
     /// Why no event will come any more, if so.
-    const std::optional<std::system_error>& failure() const noexcept { return failure_; }
+    const Used<Maybe<std::system_error>, Use>& failure() const noexcept { return failure_; }
 
     /// The last that referred to it has gone.
     void close() noexcept {
@@ -76,13 +82,13 @@ public:
 
     // --- for the pump ---
 
-    PumpState pump;
+    PumpState<Use> pump;
 
     bool idle() const noexcept { return waiting_.empty(); }
     bool may_wait() const noexcept { return true; } // each of the CQs that wait may
     bool must_yield() noexcept {
         wait_until_ = next_deadline();
-        return wait_until_ == Deadline::next_turn;
+        return wait_until_ == Deadline<Use>::next_turn;
     }
     std::chrono::nanoseconds wait_bound() const noexcept;
     bool closed() const noexcept { return closed_; }
@@ -106,56 +112,56 @@ private:
         }
         return first;
     }
-    ChannelNode* find(const ibv_cq* cq) noexcept {
+    Node* find(const ibv_cq* cq) noexcept {
         const auto place = place_of(cq);
         return place != nodes_.end() && (*place)->cq == cq ? *place : nullptr;
     }
-    Deadline::Clock::time_point next_deadline() noexcept;
+    Time next_deadline() noexcept;
     void read_events();
     void find_ready(bool interrupted);
     void resume_ready();
 
-    std::shared_ptr<ibv_comp_channel> channel_;
-    Used<std::vector<ChannelNode*>, std::bool_constant<timed>> nodes_; // by the address of their CQ
-    IntrusiveList<ChannelNode> waiting_;
-    IntrusiveList<ChannelNode> ready_; // about to be resumed
-    bool timed_ = false;               // one that waits may have a deadline
-    Deadline::Clock::time_point wait_until_ = Deadline::never;
-    Interruption interruption_;
+    Handle<ibv_comp_channel, Use> channel_;
+    std::vector<Node*> nodes_; // by the address of their CQ
+    IntrusiveList<Node> waiting_;
+    IntrusiveList<Node> ready_; // about to be resumed
+    bool timed_ = false;        // one that waits may have a deadline
+    Time wait_until_ = Deadline<Use>::never;
+    Interruption<Use> interruption_;
     bool closed_ = false;
-    std::optional<std::system_error> failure_;
+    Used<Maybe<std::system_error>, Use> failure_;
 };
 
-template <bool timed>
-inline std::coroutine_handle<> ChannelHub<timed>::wait(ChannelNode& node) noexcept {
+template <bool timed, class Use>
+inline std::coroutine_handle<> ChannelHub<timed, Use>::wait(Node& node) noexcept {
     waiting_.push_back(node);
-    timed_ |= node.deadline != Deadline::never;
+    timed_ |= node.deadline != Deadline<Use>::never;
     if (pump.idle) return pump.handle;
     if (!pump.running && node.deadline < wait_until_) interrupt(); // it has to wait for less
     return std::noop_coroutine();
 }
 
-template <bool timed>
-inline Deadline::Clock::time_point ChannelHub<timed>::next_deadline() noexcept {
-    auto next = Deadline::never;
+template <bool timed, class Use>
+inline auto ChannelHub<timed, Use>::next_deadline() noexcept -> Time {
+    Time next = Deadline<Use>::never;
     if (timed_) {
-        waiting_.for_each([&](ChannelNode& node) {
+        waiting_.for_each([&](Node& node) {
             if (node.deadline < next) next = node.deadline;
         });
     }
-    timed_ = next != Deadline::never;
+    timed_ = next != Deadline<Use>::never;
     return next;
 }
 
-template <bool timed>
-inline std::chrono::nanoseconds ChannelHub<timed>::wait_bound() const noexcept {
-    if (wait_until_ == Deadline::never) return std::chrono::nanoseconds(0);
-    const std::chrono::nanoseconds left = wait_until_ - Deadline::Clock::now();
+template <bool timed, class Use>
+inline std::chrono::nanoseconds ChannelHub<timed, Use>::wait_bound() const noexcept {
+    if (wait_until_ == Deadline<Use>::never) return std::chrono::nanoseconds(0);
+    const std::chrono::nanoseconds left = wait_until_ - Deadline<Use>::Clock::now();
     return left.count() > 0 ? left : std::chrono::nanoseconds(1);
 }
 
-template <bool timed>
-inline void ChannelHub<timed>::turn(std::error_code result, bool) {
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::turn(std::error_code result, bool) {
     bool interrupted = false;
     try {
         if (!result) {
@@ -173,10 +179,10 @@ inline void ChannelHub<timed>::turn(std::error_code result, bool) {
 }
 
 /// All that are there: several CQs may have fired on one edge (I3).
-template <bool timed>
-inline void ChannelHub<timed>::read_events() {
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::read_events() {
     while (ibv_cq* const source = get_cq_event(channel_.get())) {
-        ChannelNode* const node = find(source);
+        Node* const node = find(source);
         if (node == nullptr) {
             ibv_ack_cq_events(source, 1); // nobody's any more, or not yet (I4)
             continue;
@@ -187,21 +193,21 @@ inline void ChannelHub<timed>::read_events() {
     }
 }
 
-template <bool timed>
-inline void ChannelHub<timed>::find_ready(bool interrupted) {
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::find_ready(bool interrupted) {
     if (failure_) return ready_.append(waiting_);
     if (!interrupted && !timed_) return;
-    const auto now = timed_ ? Deadline::Clock::now() : Deadline::next_turn;
-    waiting_.move_if(ready_, [&](const ChannelNode& node) {
+    const Time now = timed_ ? Deadline<Use>::Clock::now() : Deadline<Use>::next_turn;
+    waiting_.move_if(ready_, [&](const Node& node) {
         return node.deadline <= now || node.stop.stop_requested();
     });
 }
 
-template <bool timed>
-inline void ChannelHub<timed>::resume_ready() {
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::resume_ready() {
     std::exception_ptr first;
     while (!ready_.empty()) { // who leaves is unlinked
-        ChannelNode& node = ready_.front();
+        Node& node = ready_.front();
         node.unlink();
         try {
             std::exchange(node.waiting, nullptr).resume();
@@ -212,13 +218,13 @@ inline void ChannelHub<timed>::resume_ready() {
     if (first) std::rethrow_exception(std::move(first));
 }
 
-template <bool timed>
-inline void ChannelHub<timed>::fail() noexcept {
-    if (!failure_) failure_ = current_failure();
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::fail() noexcept {
+    if (!failure_) failure_.emplace(current_failure());
 }
 
-template <bool timed>
-inline void ChannelHub<timed>::dismiss_all() noexcept {
+template <bool timed, class Use>
+inline void ChannelHub<timed, Use>::dismiss_all() noexcept {
     find_ready(true);
     try {
         resume_ready();

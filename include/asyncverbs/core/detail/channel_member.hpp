@@ -6,22 +6,27 @@
 #include <infiniband/verbs.h>
 
 #include <coroutine>
-#include <memory>
 #include <stop_token>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include <asyncverbs/core/detail/channel_hub.hpp>
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
-template <bool timed>
-class ChannelMember : public ChannelNode {
+template <bool timed, class Use>
+class ChannelMember : public ChannelNode<Use> {
+    using Node = ChannelNode<Use>;
+    using Node::deadline, Node::events, Node::stop, Node::waiting;
+
 public:
-    ChannelMember(std::shared_ptr<ChannelHub<timed>> hub, std::shared_ptr<ibv_cq> owned)
-        : ChannelNode(owned.get()), hub_(std::move(hub)), cq_(std::move(owned)) {
+    ChannelMember(std::shared_ptr<ChannelHub<timed, Use>> hub, Handle<ibv_cq, Use> owned)
+        : Node(owned.get()), hub_(std::move(hub)), cq_(std::move(owned)) {
         hub_->add(*this);
     }
     ~ChannelMember() {
@@ -31,7 +36,7 @@ public:
         if (const unsigned unclaimed = take_events()) ibv_ack_cq_events(cq_.get(), unclaimed);
     }
 
-    unsigned take_events() noexcept { return std::exchange(events, 0); }
+    unsigned take_events() noexcept { return std::exchange(events, 0u); }
 
     /// Whether there is no need to wait.
     bool ready(const std::stop_token& stop_token) const noexcept {
@@ -40,7 +45,7 @@ public:
 
     /// Lets `coroutine` wait, and returns what runs next.
     std::coroutine_handle<> wait(std::coroutine_handle<> coroutine, std::stop_token stop_token,
-                                 Deadline::Clock::time_point until) {
+                                 typename Deadline<Use>::Clock::time_point until) {
         waiting = coroutine;
         deadline = until;
         // Registering a callback costs more than the rest of a wait. It stays, for the next wait
@@ -55,7 +60,7 @@ public:
 
     /// Whoever waits does so no more.
     void leave() noexcept {
-        unlink();
+        this->unlink();
         waiting = nullptr;
     }
 
@@ -69,12 +74,12 @@ public:
 
 private:
     struct OnStop {
-        ChannelHub<timed>& hub;
+        ChannelHub<timed, Use>& hub;
         void operator()() const noexcept { hub.interrupt(); }
     };
 
-    std::shared_ptr<ChannelHub<timed>> hub_;
-    std::shared_ptr<ibv_cq> cq_;
+    std::shared_ptr<ChannelHub<timed, Use>> hub_;
+    Handle<ibv_cq, Use> cq_;
     Maybe<std::stop_callback<OnStop>> on_stop_;
 };
 

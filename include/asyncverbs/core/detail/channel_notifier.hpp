@@ -3,9 +3,9 @@
 #pragma once
 
 #include <coroutine>
-#include <memory>
 #include <stop_token>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include <asyncverbs/core/detail/channel_hub.hpp>
@@ -13,14 +13,16 @@
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
-template <bool timed>
+template <bool timed, class Use>
 class ChannelReadable {
 public:
-    ChannelReadable(ChannelMember<timed>& member, std::stop_token stop,
-                    Deadline::Clock::time_point deadline) noexcept
+    ChannelReadable(ChannelMember<timed, Use>& member, std::stop_token stop,
+                    typename Deadline<Use>::Clock::time_point deadline) noexcept
         : member_(member), stop_(std::move(stop)), deadline_(deadline) {}
     ChannelReadable(const ChannelReadable&) = delete;
     ChannelReadable& operator=(const ChannelReadable&) = delete;
@@ -33,28 +35,28 @@ public:
     std::error_code await_resume() const { return member_.result(stop_); }
 
 private:
-    ChannelMember<timed>& member_;
+    ChannelMember<timed, Use>& member_;
     std::stop_token stop_;
-    Deadline::Clock::time_point deadline_;
+    typename Deadline<Use>::Clock::time_point deadline_;
 };
 
 /// Models CqNotifier, and if `timed` TimedCqNotifier. Reads the events itself: see take_events().
-template <bool timed>
+template <bool timed, class Use>
 class ChannelNotifier {
 public:
-    ChannelNotifier(std::shared_ptr<ChannelHub<timed>> hub, std::shared_ptr<ibv_cq> cq)
-        : member_(std::make_unique<ChannelMember<timed>>(std::move(hub), std::move(cq))) {}
+    ChannelNotifier(std::shared_ptr<ChannelHub<timed, Use>> hub, Handle<ibv_cq, Use> cq)
+        : member_(std::make_unique<ChannelMember<timed, Use>>(std::move(hub), std::move(cq))) {}
 
-    ChannelReadable<timed> readable(std::stop_token stop) {
-        return {*member_, std::move(stop), Deadline::never};
+    ChannelReadable<timed, Use> readable(std::stop_token stop) {
+        return {*member_, std::move(stop), Deadline<Use>::never};
     }
-    ChannelReadable<timed> readable(std::stop_token stop, std::chrono::nanoseconds max_wait)
+    ChannelReadable<timed, Use> readable(std::stop_token stop, std::chrono::nanoseconds max_wait)
         requires timed
     {
-        return {*member_, std::move(stop), Deadline::after(max_wait)};
+        return {*member_, std::move(stop), Deadline<Use>::after(max_wait)};
     }
 
-    bool is_of(const CompletionQueue& cq) const noexcept {
+    bool is_of(const BasicCompletionQueue<Use>& cq) const noexcept {
         return member_->cq == cq.native_handle();
     }
 
@@ -62,7 +64,7 @@ public:
     unsigned take_events() noexcept { return member_->take_events(); }
 
 private:
-    std::unique_ptr<ChannelMember<timed>> member_; // the hub refers to it by address
+    std::unique_ptr<ChannelMember<timed, Use>> member_; // the hub refers to it by address
 };
 
 } // namespace asyncverbs::detail

@@ -7,7 +7,6 @@
 #include <concepts>
 #include <coroutine>
 #include <exception>
-#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -17,6 +16,8 @@
 #include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/core/detail/unique_coroutine.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -25,6 +26,7 @@ template <class N>
 concept reads_events = requires(N& n) { n.take_events(); };
 
 // Owner is the CqReaper of one CQ, or the ChannelHub of several.
+template <class Use>
 struct CqPump {
     struct promise_type {
         CqPump get_return_object() noexcept {
@@ -98,8 +100,9 @@ struct CqPump {
     std::coroutine_handle<promise_type> handle;
 };
 
+template <class Use>
 template <class Owner, class N, class T>
-CqPump CqPump::run(Parts<Owner, N, T> parts) {
+CqPump<Use> CqPump<Use>::run(Parts<Owner, N, T> parts) {
     Owner& owner = *parts.owner;
     while (!owner.finished()) {
         co_await Idle<Owner>{owner};
@@ -154,8 +157,9 @@ CqPump CqPump::run(Parts<Owner, N, T> parts) {
     owner.pump.handle = nullptr;
 }
 
+template <class Use>
 template <class Owner, class N, class T>
-void CqPump::succeed(Parts<Owner, N, T>& parts) {
+void CqPump<Use>::succeed(Parts<Owner, N, T>& parts) {
     const std::shared_ptr<Owner> owner = parts.owner;
     bury(owner->pump.handle);
     owner->pump.handle = nullptr;
@@ -172,8 +176,9 @@ void CqPump::succeed(Parts<Owner, N, T>& parts) {
 /// An owner whose pump waits with `notifier`.
 template <class Owner, CqNotifier N, CqTracer T = NoTracer>
 void start_pump(const std::shared_ptr<Owner>& owner, N notifier, T tracer = {}) {
-    using Parts = CqPump::Parts<Owner, N, T>;
-    owner->pump.handle = CqPump::run(Parts(owner, std::move(notifier), std::move(tracer))).handle;
+    using Pump = Used<CqPump<OnUse>, Owner>;
+    using Parts = typename Pump::template Parts<Owner, N, T>;
+    owner->pump.handle = Pump::run(Parts(owner, std::move(notifier), std::move(tracer))).handle;
 }
 
 } // namespace asyncverbs::detail

@@ -19,8 +19,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <memory>
-#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -35,32 +33,37 @@
 #include <asyncverbs/core/detail/interruption.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/kept_completions.hpp>
+#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/core/detail/pump_state.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
-class CqReaper : public ListNode, public std::enable_shared_from_this<CqReaper> {
+template <class Use>
+class CqReaper : public ListNode, public std::enable_shared_from_this<CqReaper<Use>> {
 public:
     /// `reads_events`: the pump's notifier reads the channel, and says so by credit().
-    CqReaper(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield, bool reads_events)
+    CqReaper(BasicCompletionQueue<Use> cq, const AsyncCqOptions& options, bool can_yield,
+             bool reads_events)
         : poller_(std::move(cq), options), max_wait_(options.max_wait), can_yield_(can_yield),
           events_are_credited_(reads_events) {}
 
     // --- for the coroutines that poll ---
 
     /// Steps 1 and 2 for a coroutine that does not wait yet. True: the outcome is decided.
-    bool offer(CqRequest& request);
+    bool offer(CqRequest<Use>& request);
 
     /// Puts a waiter in line and returns what runs next: the pump, if it was idle.
-    std::coroutine_handle<> enqueue(CqWaiter& waiter) noexcept;
+    std::coroutine_handle<> enqueue(CqWaiter<Use>& waiter) noexcept;
 
     /// What is there now, without arming. Nothing while others wait, for they came first.
     std::size_t try_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
     /// From now on all completions go to `sink`, until close(). Throws std::system_error
     /// (device_or_resource_busy) if somebody waits.
-    void attach(const std::shared_ptr<CqSink>& sink);
+    void attach(const std::shared_ptr<CqSink<Use>>& sink);
 
     /// Makes the pump look for waiters that are to stop, and for what was reported. From any
     /// thread.
@@ -76,13 +79,13 @@ public:
     /// Detaches whoever waits, never to be resumed, and ends the pump.
     void close() noexcept;
 
-    const CqPoller& poller() const noexcept { return poller_; }
+    const BasicCqPoller<Use>& poller() const noexcept { return poller_; }
     const CqStatistics& statistics() const noexcept { return poller_.statistics(); }
     const std::system_error& failure() const noexcept { return *failure_; }
 
     // --- for the pump ---
 
-    PumpState pump;
+    PumpState<Use> pump;
 
     bool idle() const noexcept { return !sink_ && !anyone_waits(); }
     bool may_wait() const noexcept { return poller_.may_wait(); }
@@ -125,12 +128,12 @@ private:
     void attend();
     void serve();
     void serve_sink();
-    CqWaiter* next_served();
-    bool deliver(CqRequest& request);
-    bool deliver_kept(CqRequest& request) noexcept {
+    CqWaiter<Use>* next_served();
+    bool deliver(CqRequest<Use>& request);
+    bool deliver_kept(CqRequest<Use>& request) noexcept {
         return !kept_.empty() && deliver_from_kept(request);
     }
-    bool deliver_from_kept(CqRequest& request) noexcept;
+    bool deliver_from_kept(CqRequest<Use>& request) noexcept;
     std::size_t take_kept(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept;
     bool awaited(std::uint64_t wr_id) noexcept;
     std::size_t keep();
@@ -143,31 +146,33 @@ private:
     void fail_as_reported(int event);
     void dismiss_stopped();
     void dismiss_failed();
-    void dismiss(CqRequest::Outcome outcome);
+    void dismiss(typename CqRequest<Use>::Outcome outcome);
 
-    CqPoller poller_;
+    BasicCqPoller<Use> poller_;
     const std::chrono::nanoseconds max_wait_;
     const bool can_yield_;
     const bool events_are_credited_;
     bool closed_ = false;
     unsigned busy_polls_ = 0;
 
-    IntrusiveList<CqWaiter> waiters_;   // for any completion, in order of arrival
-    IntrusiveList<CqWaiter> selective_; // for one wr_id each
-    IntrusiveList<CqWaiter> leaving_;   // stopped or failed, about to be resumed
-    KeptCompletions kept_;
-    std::shared_ptr<CqSink> sink_; // null: coroutines poll
-    std::optional<std::system_error> failure_;
+    IntrusiveList<CqWaiter<Use>> waiters_;   // for any completion, in order of arrival
+    IntrusiveList<CqWaiter<Use>> selective_; // for one wr_id each
+    IntrusiveList<CqWaiter<Use>> leaving_;   // stopped or failed, about to be resumed
+    KeptCompletions<Use> kept_;
+    std::shared_ptr<CqSink<Use>> sink_; // null: coroutines poll
+    Used<Maybe<std::system_error>, Use> failure_;
     std::atomic<int> reported_{nothing_reported}; // an ibv_event_type
-    Interruption interruption_;
+    Interruption<Use> interruption_;
 };
 
-inline void CqWaiter::OnStop::operator()() const noexcept {
+template <class Use>
+inline void CqWaiter<Use>::OnStop::operator()() const noexcept {
     waiter.stop_requested.store(true, std::memory_order_release);
     waiter.reaper.interrupt();
 }
 
-inline bool CqReaper::offer(CqRequest& request) {
+template <class Use>
+inline bool CqReaper<Use>::offer(CqRequest<Use>& request) {
     const bool is_first = waiters_.empty() && !(request.wr_id && awaited(*request.wr_id));
     if (is_first && deliver_kept(request)) return true;
     if (!failure_) {
@@ -181,23 +186,26 @@ inline bool CqReaper::offer(CqRequest& request) {
         }
         if (!failure_) return false;
     }
-    request.outcome = CqRequest::Outcome::failed;
+    request.outcome = CqRequest<Use>::Outcome::failed;
     return true;
 }
 
-inline std::coroutine_handle<> CqReaper::enqueue(CqWaiter& waiter) noexcept {
+template <class Use>
+inline std::coroutine_handle<> CqReaper<Use>::enqueue(CqWaiter<Use>& waiter) noexcept {
     (waiter.request.wr_id ? selective_ : waiters_).push_back(waiter);
     if (pump.idle) return pump.handle;
     return std::noop_coroutine();
 }
 
-inline std::size_t CqReaper::try_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
+template <class Use>
+inline std::size_t CqReaper<Use>::try_poll(std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
     if (anyone_waits()) return 0;
     if (const std::size_t taken = take_kept(wcs, timestamps)) return taken;
     return poller_.poll(wcs, timestamps);
 }
 
-inline void CqReaper::attach(const std::shared_ptr<CqSink>& sink) {
+template <class Use>
+inline void CqReaper<Use>::attach(const std::shared_ptr<CqSink<Use>>& sink) {
     if (anyone_waits()) {
         throw_error(std::errc::device_or_resource_busy, "somebody waits for this AsyncCq");
     }
@@ -206,12 +214,13 @@ inline void CqReaper::attach(const std::shared_ptr<CqSink>& sink) {
     if (pump.idle && !finished()) pump.handle.resume();
 }
 
-inline void CqReaper::close() noexcept {
+template <class Use>
+inline void CqReaper<Use>::close() noexcept {
     closed_ = true;
     sink_.reset(); // it refers to this reaper
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
         while (!list->empty()) {
-            CqWaiter& waiter = list->front();
+            CqWaiter<Use>& waiter = list->front();
             waiter.unlink();
             waiter.on_stop.reset(); // it refers to this reaper
         }
@@ -219,7 +228,8 @@ inline void CqReaper::close() noexcept {
     pump.close();
 }
 
-inline void CqReaper::turn(std::error_code result, bool yielded) {
+template <class Use>
+inline void CqReaper<Use>::turn(std::error_code result, bool yielded) {
     try {
         wake(result, yielded);
     } catch (...) {
@@ -229,14 +239,16 @@ inline void CqReaper::turn(std::error_code result, bool yielded) {
 }
 
 /// Whoever stops, then whoever still waits, then whoever waits in vain.
-inline void CqReaper::attend() {
+template <class Use>
+inline void CqReaper<Use>::attend() {
     dismiss_stopped();
     serve();
     fail_if_reported();
     dismiss_failed();
 }
 
-inline void CqReaper::wake(std::error_code result, bool yielded) {
+template <class Use>
+inline void CqReaper<Use>::wake(std::error_code result, bool yielded) {
     busy_polls_ = 0;
     if (!result) {
         if (!events_are_credited_) poller_.consume();
@@ -249,10 +261,11 @@ inline void CqReaper::wake(std::error_code result, bool yielded) {
 }
 
 /// Steps 1 and 2 for those who wait, until nobody does, or I1 holds, or the turn is over.
-inline void CqReaper::serve() {
+template <class Use>
+inline void CqReaper<Use>::serve() {
     if (sink_) return serve_sink();
     while (!finished() && anyone_waits() && !may_wait() && !must_yield()) {
-        CqWaiter* waiter = nullptr;
+        CqWaiter<Use>* waiter = nullptr;
         try {
             waiter = next_served();
         } catch (...) {
@@ -264,8 +277,9 @@ inline void CqReaper::serve() {
     }
 }
 
-inline void CqReaper::serve_sink() {
-    const std::shared_ptr<CqSink> sink = sink_; // whom it resumes may close us
+template <class Use>
+inline void CqReaper<Use>::serve_sink() {
+    const std::shared_ptr<CqSink<Use>> sink = sink_; // whom it resumes may close us
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;
         try {
@@ -280,20 +294,22 @@ inline void CqReaper::serve_sink() {
 }
 
 /// The next waiter that has been given completions; null if there are none to give.
-inline CqWaiter* CqReaper::next_served() {
+template <class Use>
+inline CqWaiter<Use>* CqReaper<Use>::next_served() {
     if (selective_.empty() && kept_.empty()) {
-        CqWaiter& first = waiters_.front();
+        CqWaiter<Use>& first = waiters_.front();
         return deliver(first.request) ? &first : nullptr;
     }
     do {
-        const auto served = [this](CqWaiter& waiter) { return deliver_kept(waiter.request); };
-        if (CqWaiter* waiter = selective_.find_if(served)) return waiter;
+        const auto served = [this](CqWaiter<Use>& waiter) { return deliver_kept(waiter.request); };
+        if (CqWaiter<Use>* waiter = selective_.find_if(served)) return waiter;
         if (!waiters_.empty() && served(waiters_.front())) return &waiters_.front();
     } while (!must_yield() && keep() > 0);
     return nullptr;
 }
 
-inline bool CqReaper::deliver(CqRequest& request) {
+template <class Use>
+inline bool CqReaper<Use>::deliver(CqRequest<Use>& request) {
     if (request.wr_id) {
         while (!must_yield() && keep() > 0) {
             if (deliver_kept(request)) return true;
@@ -302,11 +318,12 @@ inline bool CqReaper::deliver(CqRequest& request) {
     }
     request.delivered = poll_or_arm(request.completions, request.timestamps);
     if (request.delivered == 0) return false;
-    request.outcome = CqRequest::Outcome::delivered;
+    request.outcome = CqRequest<Use>::Outcome::delivered;
     return true;
 }
 
-inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
+template <class Use>
+inline bool CqReaper<Use>::deliver_from_kept(CqRequest<Use>& request) noexcept {
     if (request.wr_id) {
         const auto matches = [&](std::uint64_t wr_id) { return wr_id == *request.wr_id; };
         request.delivered = kept_.take(request.completions.first(1), nullptr, matches);
@@ -314,67 +331,76 @@ inline bool CqReaper::deliver_from_kept(CqRequest& request) noexcept {
         request.delivered = take_kept(request.completions, request.timestamps);
     }
     if (request.delivered == 0) return false;
-    request.outcome = CqRequest::Outcome::delivered;
+    request.outcome = CqRequest<Use>::Outcome::delivered;
     return true;
 }
 
 /// What nobody waits for by its wr_id: a batch may hold the completions of several who do, and the
 /// first of them that is resumed may poll for any.
-inline std::size_t CqReaper::take_kept(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept {
+template <class Use>
+inline std::size_t CqReaper<Use>::take_kept(std::span<ibv_wc> wcs,
+                                            std::uint64_t* timestamps) noexcept {
     return kept_.take(wcs, timestamps, [this](std::uint64_t wr_id) { return !awaited(wr_id); });
 }
 
-inline bool CqReaper::awaited(std::uint64_t wr_id) noexcept {
-    const auto awaits = [=](const CqWaiter& waiter) { return waiter.request.wr_id == wr_id; };
+template <class Use>
+inline bool CqReaper<Use>::awaited(std::uint64_t wr_id) noexcept {
+    const auto awaits = [=](const CqWaiter<Use>& waiter) { return waiter.request.wr_id == wr_id; };
     return selective_.find_if(awaits) != nullptr;
 }
 
-inline std::size_t CqReaper::keep() {
+template <class Use>
+inline std::size_t CqReaper<Use>::keep() {
     return kept_.add([this](std::span<ibv_wc> wcs, std::uint64_t* timestamps) {
         return poll_or_arm(wcs, timestamps);
     });
 }
 
-[[gnu::always_inline]] inline std::size_t CqReaper::poll_or_arm(std::span<ibv_wc> wcs,
-                                                                std::uint64_t* timestamps) {
+template <class Use>
+[[gnu::always_inline]] inline std::size_t CqReaper<Use>::poll_or_arm(std::span<ibv_wc> wcs,
+                                                                     std::uint64_t* timestamps) {
     const std::size_t polled = poller_.poll_or_arm(wcs, timestamps);
     if (polled > 0) ++busy_polls_;
     return polled;
 }
 
 /// Decided before the poll: a completion that has left the CQ is always delivered (I7).
-inline void CqReaper::dismiss_stopped() {
+template <class Use>
+inline void CqReaper<Use>::dismiss_stopped() {
     if (!interruption_.pending()) return;
     try {
         interruption_.renew();
     } catch (...) {
         fail();
     }
-    const auto stops = [](const CqWaiter& waiter) {
+    const auto stops = [](const CqWaiter<Use>& waiter) {
         return waiter.stop_requested.load(std::memory_order_acquire);
     };
     waiters_.move_if(leaving_, stops);
     selective_.move_if(leaving_, stops);
-    dismiss(CqRequest::Outcome::stopped);
-    if (const std::shared_ptr<CqSink> sink = sink_) sink->interrupted();
+    dismiss(CqRequest<Use>::Outcome::stopped);
+    if (const std::shared_ptr<CqSink<Use>> sink = sink_) sink->interrupted();
 }
 
 /// After a poll: what is in the queue is delivered before its failure.
-inline void CqReaper::fail_as_reported(int event) {
+template <class Use>
+inline void CqReaper<Use>::fail_as_reported(int event) {
     failure_.emplace(std::make_error_code(std::errc::io_error),
-                     std::string("the device reported: ") +
+                     Used<std::string, Use>("the device reported: ") +
                          ibv_event_type_str(static_cast<ibv_event_type>(event)));
 }
 
-inline void CqReaper::dismiss_failed() {
+template <class Use>
+inline void CqReaper<Use>::dismiss_failed() {
     if (!failure_) return;
     leaving_.append(waiters_);
     leaving_.append(selective_);
-    dismiss(CqRequest::Outcome::failed);
-    if (const std::shared_ptr<CqSink> sink = sink_) sink->fail(*failure_);
+    dismiss(CqRequest<Use>::Outcome::failed);
+    if (const std::shared_ptr<CqSink<Use>> sink = sink_) sink->fail(*failure_);
 }
 
-inline void CqReaper::dismiss_all() noexcept {
+template <class Use>
+inline void CqReaper<Use>::dismiss_all() noexcept {
     for (;;) {
         try {
             return dismiss_failed();
@@ -384,17 +410,19 @@ inline void CqReaper::dismiss_all() noexcept {
 }
 
 /// Resumes those who leave without a completion.
-inline void CqReaper::dismiss(CqRequest::Outcome outcome) {
+template <class Use>
+inline void CqReaper<Use>::dismiss(typename CqRequest<Use>::Outcome outcome) {
     while (!leaving_.empty()) { // close() empties it
-        CqWaiter& waiter = leaving_.front();
+        CqWaiter<Use>& waiter = leaving_.front();
         waiter.unlink();
         waiter.request.outcome = outcome;
         waiter.handle.resume();
     }
 }
 
-inline void CqReaper::fail() noexcept {
-    if (!failure_) failure_ = current_failure();
+template <class Use>
+inline void CqReaper<Use>::fail() noexcept {
+    if (!failure_) failure_.emplace(current_failure());
 }
 
 } // namespace asyncverbs::detail

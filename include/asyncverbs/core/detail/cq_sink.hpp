@@ -4,20 +4,20 @@
 
 #include <infiniband/verbs.h>
 
-#include <array>
 #include <cstddef>
 #include <system_error>
 
 namespace asyncverbs::detail {
 
 // Each call may resume coroutines, and let through what they throw.
+template <class Use>
 class CqSink {
 public:
     CqSink() = default;
     CqSink(const CqSink&) = delete;
     CqSink& operator=(const CqSink&) = delete;
 
-    std::array<ibv_wc, 16> completions;
+    ibv_wc completions[16];
 
     /// So many of `completions` have come, at least one.
     virtual void deliver(std::size_t count) = 0;

@@ -4,30 +4,33 @@
 #pragma once
 
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 struct Deadline {
-    using Clock = std::chrono::steady_clock;
+    using Clock = Used<std::chrono::steady_clock, Use>;
 
     static constexpr auto never = Clock::time_point::max();
     static constexpr auto next_turn = Clock::time_point::min();
 
-    static Clock::time_point after(Clock::duration duration) {
+    static typename Clock::time_point after(typename Clock::duration duration) {
         if (duration <= Clock::duration::zero()) return next_turn;
-        const Clock::time_point now = Clock::now();
+        const typename Clock::time_point now = Clock::now();
         return duration < never - now ? now + duration : never;
     }
     template <class Rep, class Period>
-    static Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
+    static typename Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
         if (duration <= std::chrono::duration<Rep, Period>::zero()) return next_turn;
         // In floating point, for the longest durations do not fit into nanoseconds.
-        constexpr std::chrono::duration<double> longest = std::chrono::years(100);
-        if (std::chrono::duration<double>(duration) > longest) return never;
-        return after(std::chrono::ceil<Clock::duration>(duration));
+        using Seconds = Used<std::chrono::duration<double>, Use>;
+        constexpr Seconds longest = Used<std::chrono::years, Use>(100);
+        if (Seconds(duration) > longest) return never;
+        return after(std::chrono::ceil<typename Clock::duration>(duration));
     }
 
-    static Clock::time_point at(Clock::time_point time) noexcept {
+    static typename Clock::time_point at(typename Clock::time_point time) noexcept {
         return time <= Clock::now() ? next_turn : time;
     }
 };

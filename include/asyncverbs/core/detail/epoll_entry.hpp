@@ -15,27 +15,30 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class EpollEntry;
 
 // What the loop has to know of an awaiter that sleeps or waits for a file descriptor.
-struct EpollWaiter : ReadyNode, TimerNode {
-    EpollWaiter(Action on_decided, int error_after_timeout) noexcept
-        : ReadyNode(on_decided), timeout_error(error_after_timeout) {}
+template <class Use>
+struct EpollWaiter : ReadyNode<Use>, TimerNode<Use> {
+    EpollWaiter(typename ReadyNode<Use>::Action on_decided, int error_after_timeout) noexcept
+        : ReadyNode<Use>(on_decided), timeout_error(error_after_timeout) {}
 
     std::error_code result() const noexcept {
         if (error == 0) return {};
         return std::make_error_code(static_cast<std::errc>(error));
     }
 
-    EpollEntry* entry = nullptr; // the one that it is attached to
-    int error = 0;               // an errno value; may change as long as the node is queued
-    int timeout_error;           // what `error` becomes when the time has passed
+    EpollEntry<Use>* entry = nullptr; // the one that it is attached to
+    int error = 0;                    // an errno value; may change as long as the node is queued
+    int timeout_error;                // what `error` becomes when the time has passed
 };
 
 /// What wakes: that something can be read, or that something new came. The kernel need not look
 /// again after an edge, but whoever waits has to read all that he does not want to be without.
 enum class EpollTrigger : std::uint32_t { level = EPOLLIN, edge = EPOLLIN | EPOLLET };
 
+template <class Use>
 class EpollEntry {
 public:
     EpollEntry(int epoll_fd, int fd, EpollTrigger trigger)
@@ -51,7 +54,7 @@ public:
     }
 
     /// 0, or the errno that says why `waiter` cannot wait.
-    int attach(EpollWaiter& waiter) noexcept {
+    int attach(EpollWaiter<Use>& waiter) noexcept {
         if (waiter_ != nullptr) return EBUSY;
         if (interest_ != Interest::readable) {
             const int operation = interest_ == Interest::nothing ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
@@ -65,18 +68,22 @@ public:
 
     /// Somebody is attached. An edge that he was to be told of is the next one's.
     void detach() noexcept {
-        EpollWaiter& waiter = *std::exchange(waiter_, nullptr);
+        EpollWaiter<Use>& waiter = *std::exchange(waiter_, nullptr);
         waiter.entry = nullptr;
         if (waiter.linked() && waiter.error == 0) missed_edge_ = trigger_ == EpollTrigger::edge;
     }
 
     /// Whether an edge came while nobody was attached. Asked once.
-    bool take_missed_edge() noexcept { return std::exchange(missed_edge_, false); }
+    bool take_missed_edge() noexcept {
+        const bool missed = missed_edge_;
+        missed_edge_ = false;
+        return missed;
+    }
 
     /// Returns whom the event is for. An edge for nobody is remembered. A level for nobody is kept
     /// from coming again at once, for ever: EPOLLIN is masked; EPOLLERR and EPOLLHUP cannot be, so
     /// the fd leaves the set. The next attach() undoes either, and finds the fd as it is then.
-    EpollWaiter* on_event(std::uint32_t events) noexcept {
+    EpollWaiter<Use>* on_event(std::uint32_t events) noexcept {
         if (waiter_ != nullptr) return waiter_;
         if (trigger_ == EpollTrigger::edge) {
             missed_edge_ = true;
@@ -88,7 +95,7 @@ public:
         return nullptr;
     }
 
-    EpollWaiter* waiter() const noexcept { return waiter_; }
+    EpollWaiter<Use>* waiter() const noexcept { return waiter_; }
     int fd() const noexcept { return fd_; }
 
 private:
@@ -108,7 +115,7 @@ private:
     const EpollTrigger trigger_;
     bool missed_edge_ = false;
     Interest interest_ = Interest::readable;
-    EpollWaiter* waiter_ = nullptr;
+    EpollWaiter<Use>* waiter_ = nullptr;
 };
 
 } // namespace asyncverbs::detail

@@ -3,6 +3,7 @@
 // the timers. It lives as long as any of them, so they may be destroyed in any order.
 #pragma once
 
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -14,7 +15,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
 #include <asyncverbs/core/detail/deadline.hpp>
 #include <asyncverbs/core/detail/epoll_entry.hpp>
@@ -26,12 +26,13 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class EpollLoop {
 public:
     EpollLoop();
 
     // From any thread.
-    void post(ReadyNode& node) noexcept {
+    void post(ReadyNode<Use>& node) noexcept {
         if (posted_.push(node)) signal();
     }
     enum End : unsigned { stopped = 1, task_done = 2 };
@@ -41,9 +42,10 @@ public:
     }
 
     // From the thread that runs the loop, or from one thread at a time while none does.
-    void decide(EpollWaiter& waiter, int error) noexcept;
-    void start_timer(EpollWaiter& waiter, Deadline::Clock::time_point deadline) noexcept;
-    void stop_timer(EpollWaiter& waiter) noexcept { timers_.remove(waiter); }
+    void decide(EpollWaiter<Use>& waiter, int error) noexcept;
+    void start_timer(EpollWaiter<Use>& waiter,
+                     typename Deadline<Use>::Clock::time_point deadline) noexcept;
+    void stop_timer(EpollWaiter<Use>& waiter) noexcept { timers_.remove(waiter); }
     void collect_posted() noexcept; // afterwards every posted node is linked
     void discard_all() noexcept;    // coroutines are forgotten, not destroyed
     void assert_thread() const noexcept;
@@ -81,26 +83,25 @@ public:
     bool turn(bool within_run);
 
 private:
-    bool runs() const noexcept {
-        return thread_.load(std::memory_order_relaxed) != std::thread::id();
-    }
+    bool runs() const noexcept { return thread_.load(std::memory_order_relaxed) != pthread_t(); }
     void watch(int fd, void* tag);
     void signal() noexcept;
     std::size_t wait(epoll_event* events, int most, bool block);
     void walk(const epoll_event* events, std::size_t count) noexcept;
 
-    PostQueue posted_; // first, for its alignment
+    PostQueue<Use> posted_; // first, for its alignment
     FileDescriptor epoll_;
     FileDescriptor event_; // written to wake the loop
-    TimerQueue timers_;
-    IntrusiveList<ReadyNode> ready_;
-    ReadyNode mark_{nullptr}; // in ready_ while a turn resumes
-    bool signalled_ = false;  // event_ was written for the sake of ready_
-    std::atomic<std::thread::id> thread_{};
+    TimerQueue<Use> timers_;
+    IntrusiveList<ReadyNode<Use>> ready_;
+    ReadyNode<Use> mark_{nullptr};    // in ready_ while a turn resumes
+    bool signalled_ = false;          // event_ was written for the sake of ready_
+    std::atomic<pthread_t> thread_{}; // pthread_t(): nobody runs it
     std::atomic<unsigned> ends_{0};
 };
 
-inline EpollLoop::EpollLoop()
+template <class Use>
+inline EpollLoop<Use>::EpollLoop()
     : epoll_(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1"),
       event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd") {
     watch(event_.get(), &event_);
@@ -108,7 +109,8 @@ inline EpollLoop::EpollLoop()
 }
 
 // Edge-triggered, and never read: each write and each expiry is a new edge.
-inline void EpollLoop::watch(int fd, void* tag) {
+template <class Use>
+inline void EpollLoop<Use>::watch(int fd, void* tag) {
     epoll_event event{};
     event.events = EPOLLIN | EPOLLET;
     event.data.ptr = tag;
@@ -117,20 +119,23 @@ inline void EpollLoop::watch(int fd, void* tag) {
     }
 }
 
-inline void EpollLoop::signal() noexcept {
+template <class Use>
+inline void EpollLoop<Use>::signal() noexcept {
     constexpr std::uint64_t one = 1;
     // Would block only after 2^64 - 2 writes.
     [[maybe_unused]] const auto written = ::write(event_.get(), &one, sizeof one);
     assert(written == sizeof one);
 }
 
-inline void EpollLoop::assert_thread() const noexcept {
-    [[maybe_unused]] const std::thread::id thread = thread_.load(std::memory_order_relaxed);
-    assert((thread == std::thread::id() || thread == std::this_thread::get_id()) &&
+template <class Use>
+inline void EpollLoop<Use>::assert_thread() const noexcept {
+    [[maybe_unused]] const pthread_t thread = thread_.load(std::memory_order_relaxed);
+    assert((thread == pthread_t() || thread == ::pthread_self()) &&
            "asyncverbs: used on another thread than the one that runs the EpollExecutor");
 }
 
-inline void EpollLoop::decide(EpollWaiter& waiter, int error) noexcept {
+template <class Use>
+inline void EpollLoop<Use>::decide(EpollWaiter<Use>& waiter, int error) noexcept {
     waiter.error = error;
     if (waiter.linked()) return;
     ready_.push_back(waiter);
@@ -140,16 +145,19 @@ inline void EpollLoop::decide(EpollWaiter& waiter, int error) noexcept {
     }
 }
 
-inline void EpollLoop::start_timer(EpollWaiter& waiter,
-                                   Deadline::Clock::time_point deadline) noexcept {
-    if (deadline == Deadline::never) return;
-    if (deadline == Deadline::next_turn) return decide(waiter, waiter.timeout_error);
+template <class Use>
+inline void
+EpollLoop<Use>::start_timer(EpollWaiter<Use>& waiter,
+                            typename Deadline<Use>::Clock::time_point deadline) noexcept {
+    if (deadline == Deadline<Use>::never) return;
+    if (deadline == Deadline<Use>::next_turn) return decide(waiter, waiter.timeout_error);
     waiter.deadline = deadline;
     timers_.insert(waiter);
     if (!runs()) timers_.arm();
 }
 
-inline void EpollLoop::collect_posted() noexcept {
+template <class Use>
+inline void EpollLoop<Use>::collect_posted() noexcept {
     if (runs()) {
         posted_.take(ready_);
     } else {
@@ -157,17 +165,19 @@ inline void EpollLoop::collect_posted() noexcept {
     }
 }
 
-inline void EpollLoop::discard_all() noexcept {
+template <class Use>
+inline void EpollLoop<Use>::discard_all() noexcept {
     for (;;) {
         collect_posted();
         if (ready_.empty()) return;
-        ReadyNode& node = ready_.front();
+        ReadyNode<Use>& node = ready_.front();
         node.unlink();
         if (node.discard != nullptr) node.discard(node);
     }
 }
 
-inline std::size_t EpollLoop::wait(epoll_event* events, int most, bool block) {
+template <class Use>
+inline std::size_t EpollLoop<Use>::wait(epoll_event* events, int most, bool block) {
     for (;;) {
         const int count = ::epoll_wait(epoll_.get(), events, most, block ? -1 : 0);
         if (count >= 0) return static_cast<std::size_t>(count);
@@ -175,26 +185,28 @@ inline std::size_t EpollLoop::wait(epoll_event* events, int most, bool block) {
     }
 }
 
-inline void EpollLoop::walk(const epoll_event* events, std::size_t count) noexcept {
+template <class Use>
+inline void EpollLoop<Use>::walk(const epoll_event* events, std::size_t count) noexcept {
     bool timer_fired = false;
     for (std::size_t i = 0; i < count; ++i) {
         const epoll_event& event = events[i];
         if (event.data.ptr == &timers_) {
             timer_fired = true;
         } else if (event.data.ptr != &event_) {
-            auto& entry = *static_cast<EpollEntry*>(event.data.ptr);
-            if (EpollWaiter* const waiter = entry.on_event(event.events)) decide(*waiter, 0);
+            auto& entry = *static_cast<EpollEntry<Use>*>(event.data.ptr);
+            if (EpollWaiter<Use>* const waiter = entry.on_event(event.events)) decide(*waiter, 0);
         }
     }
     if (!timer_fired) return;
-    timers_.expire([this](TimerNode& timer) {
-        auto& waiter = static_cast<EpollWaiter&>(timer);
+    timers_.expire([this](TimerNode<Use>& timer) {
+        auto& waiter = static_cast<EpollWaiter<Use>&>(timer);
         // Who is readable and out of time at once is readable.
         if (!waiter.linked()) decide(waiter, waiter.timeout_error);
     });
 }
 
-inline bool EpollLoop::turn(bool within_run) {
+template <class Use>
+inline bool EpollLoop<Use>::turn(bool within_run) {
     const auto ended = [this, within_run] { return within_run && ends() != 0; };
     timers_.arm();
     // Asked after the queue was told of the sleep: who ends the run later, wakes.
@@ -211,11 +223,11 @@ inline bool EpollLoop::turn(bool within_run) {
     struct Mark {
         explicit Mark(EpollLoop& loop) noexcept : node(loop.mark_) { loop.ready_.push_back(node); }
         ~Mark() { node.unlink(); }
-        ReadyNode& node;
+        ReadyNode<Use>& node;
     };
     const bool found_work = !ready_.empty();
     const Mark mark(*this);
-    for (ReadyNode* node = &ready_.front(); node != &mark.node && !ended();
+    for (ReadyNode<Use>* node = &ready_.front(); node != &mark.node && !ended();
          node = &ready_.front()) {
         node->unlink();
         node->run(*node);
@@ -223,20 +235,22 @@ inline bool EpollLoop::turn(bool within_run) {
     return found_work;
 }
 
-inline EpollLoop::Running::Running(EpollLoop& loop) : loop_(loop) {
-    std::thread::id nobody;
-    if (!loop_.thread_.compare_exchange_strong(nobody, std::this_thread::get_id())) {
+template <class Use>
+inline EpollLoop<Use>::Running::Running(EpollLoop& loop) : loop_(loop) {
+    pthread_t nobody{};
+    if (!loop_.thread_.compare_exchange_strong(nobody, ::pthread_self())) {
         throw std::logic_error("EpollExecutor: it is running already");
     }
 }
 
-inline EpollLoop::Running::~Running() {
+template <class Use>
+inline EpollLoop<Use>::Running::~Running() {
     loop_.timers_.arm();
     if (!loop_.posted_.sleep() || !loop_.ready_.empty()) {
         loop_.signalled_ = true;
         loop_.signal();
     }
-    loop_.thread_.store(std::thread::id());
+    loop_.thread_.store(pthread_t());
 }
 
 } // namespace asyncverbs::detail

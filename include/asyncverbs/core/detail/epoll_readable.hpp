@@ -14,54 +14,58 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class EpollReadableAwaiter;
 
 // Movable as long as nobody awaits it.
+template <class Use>
 class EpollReadableOperation {
 public:
-    EpollReadableOperation(EpollRegistration& registration, Deadline::Clock::time_point deadline,
+    EpollReadableOperation(EpollRegistration<Use>& registration,
+                           typename Deadline<Use>::Clock::time_point deadline,
                            std::stop_token stop) noexcept
         : registration_(&registration), deadline_(deadline), stop_(std::move(stop)) {}
 
-    EpollReadableAwaiter operator co_await() && noexcept;
+    EpollReadableAwaiter<Use> operator co_await() && noexcept;
 
 private:
-    friend EpollReadableAwaiter;
+    friend EpollReadableAwaiter<Use>;
 
-    EpollRegistration* registration_;
-    Deadline::Clock::time_point deadline_;
+    EpollRegistration<Use>* registration_;
+    typename Deadline<Use>::Clock::time_point deadline_;
     std::stop_token stop_;
 };
 
 // Pinned: the entry and the loop's queues point to it. The operation outlives it: both live until
 // the end of the expression that awaits.
-class EpollReadableAwaiter : EpollWaiter {
+template <class Use>
+class EpollReadableAwaiter : EpollWaiter<Use> {
 public:
-    explicit EpollReadableAwaiter(EpollReadableOperation& operation) noexcept
-        : EpollWaiter(&on_decided, ETIMEDOUT), operation_(operation) {}
+    explicit EpollReadableAwaiter(EpollReadableOperation<Use>& operation) noexcept
+        : EpollWaiter<Use>(&on_decided, ETIMEDOUT), operation_(operation) {}
     ~EpollReadableAwaiter() { leave(); }
 
     bool await_ready() noexcept {
         if (!operation_.stop_.stop_requested()) return false;
-        error = ECANCELED;
+        this->error = ECANCELED;
         return true;
     }
 
     bool await_suspend(std::coroutine_handle<> coroutine) noexcept {
-        EpollRegistration& registration = *operation_.registration_;
+        EpollRegistration<Use>& registration = *operation_.registration_;
         coroutine_ = coroutine;
-        error = registration.attach(*this, operation_.stop_);
-        if (error != 0) return false;
-        if (operation_.deadline_ != Deadline::never && !linked()) {
+        this->error = registration.attach(*this, operation_.stop_);
+        if (this->error != 0) return false;
+        if (operation_.deadline_ != Deadline<Use>::never && !this->linked()) {
             registration.loop().start_timer(*this, operation_.deadline_);
         }
         return true;
     }
 
-    std::error_code await_resume() const noexcept { return result(); }
+    std::error_code await_resume() const noexcept { return this->result(); }
 
 private:
-    static void on_decided(ReadyNode& node) {
+    static void on_decided(ReadyNode<Use>& node) {
         auto& self = static_cast<EpollReadableAwaiter&>(node);
         self.leave();
         self.coroutine_.resume();
@@ -70,15 +74,16 @@ private:
     // Afterwards nothing refers to the awaiter but, if it is destroyed, the queue that it is in,
     // which a node leaves when it ends. A registration that was destroyed has let go of it.
     void leave() noexcept {
-        if (entry != nullptr) operation_.registration_->detach(*this);
+        if (this->entry != nullptr) operation_.registration_->detach(*this);
     }
 
-    EpollReadableOperation& operation_;
+    EpollReadableOperation<Use>& operation_;
     std::coroutine_handle<> coroutine_;
 };
 
-inline EpollReadableAwaiter EpollReadableOperation::operator co_await() && noexcept {
-    return EpollReadableAwaiter(*this);
+template <class Use>
+inline EpollReadableAwaiter<Use> EpollReadableOperation<Use>::operator co_await() && noexcept {
+    return EpollReadableAwaiter<Use>(*this);
 }
 
 } // namespace asyncverbs::detail

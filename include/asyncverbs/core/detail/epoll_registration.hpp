@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cerrno>
-#include <memory>
 #include <stop_token>
 #include <utility>
 
@@ -13,12 +12,14 @@
 #include <asyncverbs/core/detail/epoll_loop.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/core/detail/ready_node.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class EpollRegistration {
 public:
-    EpollRegistration(std::shared_ptr<EpollLoop> loop, int fd, EpollTrigger trigger)
+    EpollRegistration(std::shared_ptr<EpollLoop<Use>> loop, int fd, EpollTrigger trigger)
         : loop_(std::move(loop)), entry_(loop_->epoll_fd(), fd, trigger), stopped_(*this) {}
     EpollRegistration(const EpollRegistration&) = delete;
     EpollRegistration& operator=(const EpollRegistration&) = delete;
@@ -29,7 +30,7 @@ public:
         // Waits for a callback that runs on another thread, which itself blocks on nothing.
         on_stop_.reset();
         if (stopped_.posted.load() && !stopped_.linked()) loop_->collect_posted();
-        if (EpollWaiter* const waiter = entry_.waiter()) {
+        if (EpollWaiter<Use>* const waiter = entry_.waiter()) {
             detach(*waiter);
             loop_->decide(*waiter, ECANCELED);
         }
@@ -37,7 +38,7 @@ public:
 
     /// Lets `waiter` wait until the fd is readable or `stop` is requested. Returns 0, or the errno
     /// that says why it cannot.
-    int attach(EpollWaiter& waiter, const std::stop_token& stop) noexcept {
+    int attach(EpollWaiter<Use>& waiter, const std::stop_token& stop) noexcept {
         loop_->assert_thread();
         if (const int error = entry_.attach(waiter)) return error;
         if (entry_.take_missed_edge()) loop_->decide(waiter, 0);
@@ -51,19 +52,19 @@ public:
         return 0;
     }
 
-    void detach(EpollWaiter& waiter) noexcept {
+    void detach(EpollWaiter<Use>& waiter) noexcept {
         loop_->assert_thread();
         loop_->stop_timer(waiter);
         entry_.detach();
     }
 
-    EpollLoop& loop() const noexcept { return *loop_; }
+    EpollLoop<Use>& loop() const noexcept { return *loop_; }
     int fd() const noexcept { return entry_.fd(); }
 
 private:
-    struct StopNode : ReadyNode {
+    struct StopNode : ReadyNode<Use> {
         explicit StopNode(EpollRegistration& owner) noexcept
-            : ReadyNode(&on_stopped), registration(owner) {}
+            : ReadyNode<Use>(&on_stopped), registration(owner) {}
         EpollRegistration& registration;
         std::atomic<bool> posted{false}; // it is in the queue, or on the way
     };
@@ -77,18 +78,18 @@ private:
     };
 
     // In a turn of the loop. The wait that was to stop may have ended, and another one begun.
-    static void on_stopped(ReadyNode& node) {
+    static void on_stopped(ReadyNode<Use>& node) {
         auto& stopped = static_cast<StopNode&>(node);
         stopped.posted.store(false);
         EpollRegistration& self = stopped.registration;
-        EpollWaiter* const waiter = self.entry_.waiter();
+        EpollWaiter<Use>* const waiter = self.entry_.waiter();
         if (waiter == nullptr || waiter->linked() || !self.stop_.stop_requested()) return;
         waiter->error = ECANCELED;
         waiter->run(*waiter);
     }
 
-    std::shared_ptr<EpollLoop> loop_;
-    EpollEntry entry_;
+    std::shared_ptr<EpollLoop<Use>> loop_;
+    EpollEntry<Use> entry_;
     StopNode stopped_;
     std::stop_token stop_;
     Maybe<std::stop_callback<OnStop>> on_stop_;

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cerrno>
 #include <coroutine>
-#include <memory>
 #include <stop_token>
 #include <system_error>
 #include <utility>
@@ -15,46 +14,51 @@
 #include <asyncverbs/core/detail/epoll_loop.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class EpollSleepAwaiter;
 
 // Movable as long as nobody awaits it.
+template <class Use>
 class EpollSleepOperation {
 public:
-    EpollSleepOperation(std::shared_ptr<EpollLoop> loop, Deadline::Clock::time_point deadline,
+    EpollSleepOperation(std::shared_ptr<EpollLoop<Use>> loop,
+                        typename Deadline<Use>::Clock::time_point deadline,
                         std::stop_token stop) noexcept
         : loop_(std::move(loop)), deadline_(deadline), stop_(std::move(stop)) {}
 
-    EpollSleepAwaiter operator co_await() && noexcept;
+    EpollSleepAwaiter<Use> operator co_await() && noexcept;
 
 private:
-    friend EpollSleepAwaiter;
+    friend EpollSleepAwaiter<Use>;
 
-    std::shared_ptr<EpollLoop> loop_;
-    Deadline::Clock::time_point deadline_;
+    std::shared_ptr<EpollLoop<Use>> loop_;
+    typename Deadline<Use>::Clock::time_point deadline_;
     std::stop_token stop_;
 };
 
 // Pinned: the loop's queues point to it. The operation outlives it: both live until the end of the
 // expression that awaits.
-class EpollSleepAwaiter : EpollWaiter {
+template <class Use>
+class EpollSleepAwaiter : EpollWaiter<Use> {
 public:
-    explicit EpollSleepAwaiter(EpollSleepOperation& operation) noexcept
-        : EpollWaiter(&on_due, 0), operation_(operation) {}
+    explicit EpollSleepAwaiter(EpollSleepOperation<Use>& operation) noexcept
+        : EpollWaiter<Use>(&on_due, 0), operation_(operation) {}
     ~EpollSleepAwaiter() {
         if (asleep_) leave();
     }
 
     bool await_ready() noexcept {
         if (!operation_.stop_.stop_requested()) return false;
-        error = ECANCELED;
+        this->error = ECANCELED;
         return true;
     }
 
     void await_suspend(std::coroutine_handle<> coroutine) noexcept {
-        EpollLoop& loop = *operation_.loop_;
+        EpollLoop<Use>& loop = *operation_.loop_;
         loop.assert_thread();
         coroutine_ = coroutine;
         asleep_ = true;
@@ -64,15 +68,15 @@ public:
         if (operation_.stop_.stop_possible()) stop_.emplace(*this, operation_.stop_);
     }
 
-    std::error_code await_resume() const noexcept { return result(); }
+    std::error_code await_resume() const noexcept { return this->result(); }
 
 private:
     // Posted from any thread, at most once.
-    struct StopNode : ReadyNode {
+    struct StopNode : ReadyNode<Use> {
         explicit StopNode(EpollSleepAwaiter& owner) noexcept
-            : ReadyNode(&on_stopped), awaiter(owner) {}
+            : ReadyNode<Use>(&on_stopped), awaiter(owner) {}
         ~StopNode() {
-            if (posted.load(std::memory_order_relaxed) && !linked()) {
+            if (posted.load(std::memory_order_relaxed) && !this->linked()) {
                 awaiter.operation_.loop_->collect_posted();
             }
         }
@@ -93,8 +97,8 @@ private:
         std::stop_callback<StopNode&> callback;
     };
 
-    static void on_due(ReadyNode& node) { static_cast<EpollSleepAwaiter&>(node).resume(); }
-    static void on_stopped(ReadyNode& node) {
+    static void on_due(ReadyNode<Use>& node) { static_cast<EpollSleepAwaiter&>(node).resume(); }
+    static void on_stopped(ReadyNode<Use>& node) {
         auto& stop = static_cast<StopNode&>(node);
         stop.posted.store(false, std::memory_order_relaxed);
         EpollSleepAwaiter& self = stop.awaiter;
@@ -117,14 +121,15 @@ private:
         operation_.loop_->stop_timer(*this);
     }
 
-    EpollSleepOperation& operation_;
+    EpollSleepOperation<Use>& operation_;
     Maybe<Stop> stop_;
     std::coroutine_handle<> coroutine_;
     bool asleep_ = false;
 };
 
-inline EpollSleepAwaiter EpollSleepOperation::operator co_await() && noexcept {
-    return EpollSleepAwaiter(*this);
+template <class Use>
+inline EpollSleepAwaiter<Use> EpollSleepOperation<Use>::operator co_await() && noexcept {
+    return EpollSleepAwaiter<Use>(*this);
 }
 
 } // namespace asyncverbs::detail

@@ -7,9 +7,12 @@
 #include <mutex>
 #include <stop_token>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
+
 namespace asyncverbs::detail {
 
 // One thread waits with token(); request() comes from any thread.
+template <class Use>
 class Interruption {
 public:
     std::stop_token token() const noexcept { return stop_source_.get_token(); }
@@ -39,7 +42,7 @@ public:
     }
 
 private:
-    std::mutex mutex_; // stop_source_ is replaced while request() may copy it
+    Used<std::mutex, Use> mutex_; // stop_source_ is replaced while request() may copy it
     std::atomic<bool> requested_{false};
     std::stop_source stop_source_;
 };

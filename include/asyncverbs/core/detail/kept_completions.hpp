@@ -7,11 +7,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <span>
-#include <vector>
+
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class KeptCompletions {
 public:
     bool empty() const noexcept { return kept_.empty(); }
@@ -22,16 +25,13 @@ public:
     std::size_t take(std::span<ibv_wc> wcs, std::uint64_t* timestamps,
                      Predicate may_take) noexcept {
         std::size_t taken = 0;
-        std::size_t left = 0;
-        for (const Kept& kept : kept_) {
-            if (taken == wcs.size() || !may_take(kept.wc.wr_id)) {
-                kept_[left++] = kept;
-                continue;
-            }
-            if (timestamps) timestamps[taken] = kept.timestamp;
-            wcs[taken++] = kept.wc;
+        for (auto next = kept_.begin(); next != kept_.end() && taken < wcs.size();) {
+            const auto kept = next++;
+            if (!may_take(kept->wc.wr_id)) continue;
+            if (timestamps) timestamps[taken] = kept->timestamp;
+            wcs[taken++] = kept->wc;
+            spare_.splice(spare_.begin(), kept_, kept);
         }
-        kept_.resize(left);
         return taken;
     }
 
@@ -42,9 +42,12 @@ public:
         constexpr std::size_t batch = 16;
         ibv_wc wcs[batch];
         std::uint64_t timestamps[batch] = {};
-        kept_.reserve(kept_.size() + batch);
+        while (spare_.size() < batch) spare_.emplace_back();
         const std::size_t count = poll(std::span<ibv_wc>(wcs, batch), timestamps);
-        for (std::size_t i = 0; i < count; ++i) kept_.push_back({wcs[i], timestamps[i]});
+        for (std::size_t i = 0; i < count; ++i) {
+            spare_.front() = {wcs[i], timestamps[i]};
+            kept_.splice(kept_.end(), spare_, spare_.begin());
+        }
         return count;
     }
 
@@ -53,7 +56,10 @@ private:
         ibv_wc wc;
         std::uint64_t timestamp;
     };
-    std::vector<Kept> kept_;
+    using List = Used<std::list<Kept>, Use>;
+
+    List kept_;
+    List spare_; // room for more: nothing is allocated once there were as many before
 };
 
 } // namespace asyncverbs::detail

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <asyncverbs/verbs/completion_channel.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -14,7 +15,7 @@ template <class Loop>
 concept has_channel = requires(Loop& loop) { loop.channel(); };
 
 template <class Loop>
-auto loop_notifier(Loop& loop, const CompletionChannel& channel) {
+auto loop_notifier(Loop& loop, const Used<CompletionChannel, Loop>& channel) {
     if constexpr (requires { loop.notifier(channel); }) {
         return loop.notifier(channel);
     } else {

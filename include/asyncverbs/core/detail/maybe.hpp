@@ -4,8 +4,9 @@
 #pragma once
 
 #include <cassert>
-#include <memory>
 #include <utility>
+
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 

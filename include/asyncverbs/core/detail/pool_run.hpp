@@ -10,15 +10,15 @@
 #include <coroutine>
 #include <cstddef>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <asyncverbs/core/detail/branch.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/detail/pool_state.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -97,7 +97,7 @@ private:
 template <class Use>
 template <class F>
 Branch<PoolRun<Use>> PoolRun<Use>::work(std::size_t index, F& function) {
-    EpollExecutor& executor = pool_->executors()[index];
+    BasicEpollExecutor<Use>& executor = pool_->executors()[index];
     co_await executor.schedule();
     co_await function(executor, index);
     co_await Arrival{*this, cores_[index]};

@@ -5,15 +5,15 @@
 
 #include <atomic>
 #include <cstddef>
-#include <memory>
 #include <stdexcept>
 #include <system_error>
 #include <vector>
 
 #include <asyncverbs/core/detail/cpus.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/executor_pool_options.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -21,13 +21,14 @@ template <class Use>
 class PoolState {
 public:
     explicit PoolState(const ExecutorPoolOptions& options)
-        : cpus_(usable_cpus()), size_(options.size != 0 ? options.size : cpus_.size()) {
+        : cpus_(usable_cpus<Used<int, Use>>()),
+          size_(options.size != 0 ? options.size : cpus_.size()) {
         if (!options.pin) cpus_.clear();
-        executors_.reset(new EpollExecutor[size_]);
+        executors_.reset(new BasicEpollExecutor<Use>[size_]);
     }
 
     std::size_t size() const noexcept { return size_; }
-    EpollExecutor* executors() const noexcept { return executors_.get(); }
+    BasicEpollExecutor<Use>* executors() const noexcept { return executors_.get(); }
 
     /// Puts the calling thread where the executor's thread belongs.
     void pin(std::size_t index) const {
@@ -77,7 +78,7 @@ private:
 
     Used<std::vector<int>, Use> cpus_; // empty: threads are not pinned
     std::size_t size_;
-    Used<std::unique_ptr<EpollExecutor[]>, Use> executors_;
+    std::unique_ptr<BasicEpollExecutor<Use>[]> executors_;
     std::atomic<Phase> phase_{Phase::idle};
 };
 

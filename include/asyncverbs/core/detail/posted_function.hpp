@@ -3,27 +3,27 @@
 #pragma once
 
 #include <concepts>
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/core/detail/ready_node.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 
-template <class Function>
-class PostedFunction : public ReadyNode {
+template <class Function, class Use>
+class PostedFunction : public ReadyNode<Use> {
 public:
     template <class F>
         requires std::constructible_from<Function, F>
     explicit PostedFunction(F&& function)
-        : ReadyNode(&call, &drop), function_(std::forward<F>(function)) {}
+        : ReadyNode<Use>(&call, &drop), function_(std::forward<F>(function)) {}
 
 private:
-    static void call(ReadyNode& node) {
+    static void call(ReadyNode<Use>& node) {
         const std::unique_ptr<PostedFunction> self(static_cast<PostedFunction*>(&node));
         self->function_();
     }
-    static void drop(ReadyNode& node) { delete static_cast<PostedFunction*>(&node); }
+    static void drop(ReadyNode<Use>& node) { delete static_cast<PostedFunction*>(&node); }
 
     Function function_;
 };

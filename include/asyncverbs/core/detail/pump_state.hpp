@@ -6,10 +6,13 @@
 #include <exception>
 #include <utility>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
+
 namespace asyncverbs::detail {
 
+template <class Use>
 struct PumpState {
-    std::coroutine_handle<> handle; // null once it has ended
+    Used<std::coroutine_handle<>, Use> handle; // null once it has ended
     bool idle = true;
     bool running = false;       // and may be resuming somebody
     std::exception_ptr escaped; // of whom it resumed

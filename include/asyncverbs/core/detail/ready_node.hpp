@@ -7,6 +7,7 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 struct ReadyNode : ListNode {
     using Action = void (*)(ReadyNode&);
 

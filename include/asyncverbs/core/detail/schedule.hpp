@@ -4,22 +4,23 @@
 #pragma once
 
 #include <coroutine>
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/core/detail/epoll_loop.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 
-class ScheduleAwaiter : ReadyNode {
+template <class Use>
+class ScheduleAwaiter : ReadyNode<Use> {
 public:
-    explicit ScheduleAwaiter(std::shared_ptr<EpollLoop>&& loop) noexcept
-        : ReadyNode(&on_run), loop_(std::move(loop)) {}
+    explicit ScheduleAwaiter(std::shared_ptr<EpollLoop<Use>>&& loop) noexcept
+        : ReadyNode<Use>(&on_run), loop_(std::move(loop)) {}
 
     ~ScheduleAwaiter() {
         if (!queued_) return;
         loop_->assert_thread();
-        if (!linked()) loop_->collect_posted();
+        if (!this->linked()) loop_->collect_posted();
     }
 
     bool await_ready() const noexcept { return false; }
@@ -28,31 +29,35 @@ public:
         queued_ = true;
         // Once posted, the coroutine may run on the other thread, and end, and with it this object
         // and the executor, while this thread still wakes the loop.
-        const std::shared_ptr<EpollLoop> loop = loop_;
+        const std::shared_ptr<EpollLoop<Use>> loop = loop_;
         loop->post(*this);
     }
     void await_resume() const noexcept {}
 
 private:
-    static void on_run(ReadyNode& node) {
+    static void on_run(ReadyNode<Use>& node) {
         auto& self = static_cast<ScheduleAwaiter&>(node);
         self.queued_ = false;
         self.coroutine_.resume();
     }
 
-    std::shared_ptr<EpollLoop> loop_;
+    std::shared_ptr<EpollLoop<Use>> loop_;
     std::coroutine_handle<> coroutine_;
     bool queued_ = false;
 };
 
+template <class Use>
 class ScheduleOperation {
 public:
-    explicit ScheduleOperation(std::shared_ptr<EpollLoop> loop) noexcept : loop_(std::move(loop)) {}
+    explicit ScheduleOperation(std::shared_ptr<EpollLoop<Use>> loop) noexcept
+        : loop_(std::move(loop)) {}
 
-    ScheduleAwaiter operator co_await() && noexcept { return ScheduleAwaiter(std::move(loop_)); }
+    ScheduleAwaiter<Use> operator co_await() && noexcept {
+        return ScheduleAwaiter<Use>(std::move(loop_));
+    }
 
 private:
-    std::shared_ptr<EpollLoop> loop_;
+    std::shared_ptr<EpollLoop<Use>> loop_;
 };
 
 } // namespace asyncverbs::detail

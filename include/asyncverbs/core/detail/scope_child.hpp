@@ -14,9 +14,12 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class ScopeState;
+template <class Use>
 class JoinAwaiter;
 
+template <class Use>
 struct ScopeChild {
     struct promise_type;
 
@@ -31,6 +34,7 @@ struct ScopeChild {
     promise_type& promise;
 };
 
+template <class Use>
 class ScopeState {
 public:
     ScopeState() noexcept = default;
@@ -38,25 +42,26 @@ public:
     ScopeState& operator=(const ScopeState&) = delete;
     ~ScopeState();
 
-    void start(ScopeChild spawned);
+    void start(ScopeChild<Use> spawned);
     void fail(std::exception_ptr exception) noexcept {
         if (!exception_) exception_ = std::move(exception);
     }
-    std::coroutine_handle<> finish(ScopeChild::promise_type& child) noexcept;
+    std::coroutine_handle<> finish(typename ScopeChild<Use>::promise_type& child) noexcept;
 
 private:
-    friend JoinAwaiter;
+    friend JoinAwaiter<Use>;
 
     void reap() noexcept;
 
-    IntrusiveList<ScopeChild::promise_type> running_;
-    IntrusiveList<ScopeChild::promise_type> finished_;
-    ScopeChild::Start* starting_ = nullptr;
-    JoinAwaiter* joiner_ = nullptr;
+    IntrusiveList<typename ScopeChild<Use>::promise_type> running_;
+    IntrusiveList<typename ScopeChild<Use>::promise_type> finished_;
+    typename ScopeChild<Use>::Start* starting_ = nullptr;
+    JoinAwaiter<Use>* joiner_ = nullptr;
     std::exception_ptr exception_;
 };
 
-struct ScopeChild::promise_type : ListNode {
+template <class Use>
+struct ScopeChild<Use>::promise_type : ListNode {
     struct FinalAwaiter {
         bool await_ready() const noexcept { return false; }
         std::coroutine_handle<>
@@ -80,18 +85,19 @@ struct ScopeChild::promise_type : ListNode {
         return std::coroutine_handle<promise_type>::from_promise(*this);
     }
 
-    ScopeState* scope = nullptr; // null: it was destroyed by this child
+    ScopeState<Use>* scope = nullptr; // null: it was destroyed by this child
     Start* start = nullptr;
 };
 
-template <class A>
-ScopeChild scope_child(A awaitable) {
+template <class Use, class A>
+ScopeChild<Use> scope_child(A awaitable) {
     co_await awaited<A>(awaitable);
 }
 
+template <class Use>
 class JoinAwaiter {
 public:
-    explicit JoinAwaiter(ScopeState& scope) noexcept : scope_(&scope) {}
+    explicit JoinAwaiter(ScopeState<Use>& scope) noexcept : scope_(&scope) {}
     JoinAwaiter(const JoinAwaiter&) = delete;
     JoinAwaiter& operator=(const JoinAwaiter&) = delete;
     ~JoinAwaiter() {
@@ -112,26 +118,28 @@ public:
     }
 
 private:
-    friend ScopeState;
+    friend ScopeState<Use>;
 
-    ScopeState* scope_; // null: it was destroyed
+    ScopeState<Use>* scope_; // null: it was destroyed
     std::coroutine_handle<> awaiting_;
 };
 
+template <class Use>
 class JoinOperation {
 public:
-    explicit JoinOperation(ScopeState& scope) noexcept : scope_(&scope) {}
+    explicit JoinOperation(ScopeState<Use>& scope) noexcept : scope_(&scope) {}
 
-    JoinAwaiter operator co_await() && noexcept { return JoinAwaiter(*scope_); }
+    JoinAwaiter<Use> operator co_await() && noexcept { return JoinAwaiter<Use>(*scope_); }
 
 private:
-    ScopeState* scope_;
+    ScopeState<Use>* scope_;
 };
 
-inline void ScopeState::start(ScopeChild spawned) {
-    ScopeChild::promise_type& child = spawned.promise;
+template <class Use>
+inline void ScopeState<Use>::start(ScopeChild<Use> spawned) {
+    typename ScopeChild<Use>::promise_type& child = spawned.promise;
     reap();
-    ScopeChild::Start start{child, starting_};
+    typename ScopeChild<Use>::Start start{child, starting_};
     starting_ = child.start = &start;
     child.scope = this;
     running_.push_back(child);
@@ -141,33 +149,38 @@ inline void ScopeState::start(ScopeChild spawned) {
     if (start.finished || start.scope_gone) child.handle().destroy();
 }
 
-inline std::coroutine_handle<> ScopeState::finish(ScopeChild::promise_type& child) noexcept {
+template <class Use>
+inline std::coroutine_handle<>
+ScopeState<Use>::finish(typename ScopeChild<Use>::promise_type& child) noexcept {
     child.unlink();
     if (child.start == nullptr) finished_.push_back(child);
     if (!running_.empty() || joiner_ == nullptr) return std::noop_coroutine();
     return std::exchange(joiner_, nullptr)->awaiting_;
 }
 
-inline void ScopeState::reap() noexcept {
+template <class Use>
+inline void ScopeState<Use>::reap() noexcept {
     while (!finished_.empty()) {
-        ScopeChild::promise_type& child = finished_.front();
+        typename ScopeChild<Use>::promise_type& child = finished_.front();
         child.unlink();
         child.handle().destroy();
     }
 }
 
-inline ScopeState::~ScopeState() {
+template <class Use>
+inline ScopeState<Use>::~ScopeState() {
     if (joiner_ != nullptr) joiner_->scope_ = nullptr;
     joiner_ = nullptr;
     // Children that run now are left to the spawn() that started them.
-    for (ScopeChild::Start* start = starting_; start != nullptr; start = start->outer) {
+    for (typename ScopeChild<Use>::Start* start = starting_; start != nullptr;
+         start = start->outer) {
         start->scope_gone = true;
         start->child.scope = nullptr;
         start->child.unlink();
     }
     // What a child destroys may let another one end.
     while (!running_.empty()) {
-        ScopeChild::promise_type& child = running_.front();
+        typename ScopeChild<Use>::promise_type& child = running_.front();
         child.unlink();
         child.handle().destroy();
     }

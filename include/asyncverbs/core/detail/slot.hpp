@@ -3,12 +3,12 @@
 // Tasks and combinators keep results in it until somebody takes them.
 #pragma once
 
-#include <memory>
 #include <type_traits>
 #include <utility>
 #include <variant>
 
 #include <asyncverbs/core/detail/maybe.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 

@@ -13,6 +13,7 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class TimerFd {
 public:
     TimerFd()
@@ -21,12 +22,13 @@ public:
     int get() const noexcept { return timer_.get(); }
 
     /// Readable from `when` on, and not before; Deadline::never takes that back.
-    void set(Deadline::Clock::time_point when) noexcept {
+    void set(typename Deadline<Use>::Clock::time_point when) noexcept {
         itimerspec setting{}; // zero: never
-        if (when != Deadline::never) {
+        if (when != Deadline<Use>::never) {
             // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
-            auto time = when.time_since_epoch();
-            if (time < Deadline::Clock::duration(1)) time = Deadline::Clock::duration(1);
+            using Duration = typename Deadline<Use>::Clock::duration;
+            Duration time = when.time_since_epoch();
+            if (time < Duration(1)) time = Duration(1);
             using Seconds = std::chrono::duration<std::time_t>;
             using Nanoseconds = std::chrono::duration<long, std::nano>;
             const auto seconds = std::chrono::duration_cast<Seconds>(time);

@@ -6,19 +6,21 @@
 #include <cstdint>
 #include <utility>
 
-#include <asyncverbs/verbs/detail/chrono.hpp>
+#include <asyncverbs/core/detail/deadline.hpp>
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class TimerNode {
 public:
     TimerNode() noexcept = default;
     TimerNode(const TimerNode&) = delete;
     TimerNode& operator=(const TimerNode&) = delete;
 
-    std::chrono::steady_clock::time_point deadline; // set before it is inserted
+    typename Deadline<Use>::Clock::time_point deadline; // set before it is inserted
 
 private:
+    template <class>
     friend class TimerHeap;
 
     // Few awaiters ever start a timer: the rest is set when they do.
@@ -28,21 +30,22 @@ private:
     TimerNode* back_;            // the previous sibling; of a first child, the parent
 };
 
+template <class Use>
 class TimerHeap {
 public:
     /// The earliest timer, or null.
-    TimerNode* first() const noexcept { return root_; }
+    TimerNode<Use>* first() const noexcept { return root_; }
 
-    void insert(TimerNode& node) noexcept {
+    void insert(TimerNode<Use>& node) noexcept {
         node.sequence_ = ++sequence_;
         node.child_ = node.sibling_ = node.back_ = nullptr;
         root_ = root_ == nullptr ? &node : meld(root_, &node);
     }
 
     /// Does nothing for a node that is not in the heap.
-    void remove(TimerNode& node) noexcept {
+    void remove(TimerNode<Use>& node) noexcept {
         if (node.sequence_ == 0) return;
-        TimerNode* const below = meld_children(node);
+        TimerNode<Use>* const below = meld_children(node);
         if (&node == root_) {
             root_ = below;
         } else {
@@ -53,11 +56,11 @@ public:
     }
 
 private:
-    static bool earlier(const TimerNode& a, const TimerNode& b) noexcept {
+    static bool earlier(const TimerNode<Use>& a, const TimerNode<Use>& b) noexcept {
         return a.deadline != b.deadline ? a.deadline < b.deadline : a.sequence_ < b.sequence_;
     }
 
-    static TimerNode* meld(TimerNode* a, TimerNode* b) noexcept {
+    static TimerNode<Use>* meld(TimerNode<Use>* a, TimerNode<Use>* b) noexcept {
         if (earlier(*b, *a)) std::swap(a, b);
         b->sibling_ = a->child_;
         if (b->sibling_ != nullptr) b->sibling_->back_ = b;
@@ -66,7 +69,7 @@ private:
         return a;
     }
 
-    static void cut(TimerNode& node) noexcept {
+    static void cut(TimerNode<Use>& node) noexcept {
         (node.back_->child_ == &node ? node.back_->child_ : node.back_->sibling_) = node.sibling_;
         if (node.sibling_ != nullptr) node.sibling_->back_ = node.back_;
         node.sibling_ = node.back_ = nullptr;
@@ -74,21 +77,21 @@ private:
 
     // Two passes, which give the amortised bound: pairs from left to right, then all from right to
     // left. Loops, not recursion: a node may have thousands of children.
-    static TimerNode* meld_children(TimerNode& node) noexcept {
-        TimerNode* pairs = nullptr;
+    static TimerNode<Use>* meld_children(TimerNode<Use>& node) noexcept {
+        TimerNode<Use>* pairs = nullptr;
         while (node.child_ != nullptr) {
-            TimerNode* pair = node.child_;
+            TimerNode<Use>* pair = node.child_;
             cut(*pair);
-            if (TimerNode* const second = node.child_) {
+            if (TimerNode<Use>* const second = node.child_) {
                 cut(*second);
                 pair = meld(pair, second);
             }
             pair->sibling_ = pairs;
             pairs = pair;
         }
-        TimerNode* all = nullptr;
+        TimerNode<Use>* all = nullptr;
         while (pairs != nullptr) {
-            TimerNode* const pair = pairs;
+            TimerNode<Use>* const pair = pairs;
             pairs = pair->sibling_;
             pair->sibling_ = nullptr;
             all = all == nullptr ? pair : meld(all, pair);
@@ -96,7 +99,7 @@ private:
         return all;
     }
 
-    TimerNode* root_ = nullptr;
+    TimerNode<Use>* root_ = nullptr;
     std::uint64_t sequence_ = 0;
 };
 

@@ -9,18 +9,19 @@
 
 namespace asyncverbs::detail {
 
+template <class Use>
 class TimerQueue {
 public:
     int fd() const noexcept { return timer_.get(); }
 
-    void insert(TimerNode& node) noexcept { timers_.insert(node); }
-    void remove(TimerNode& node) noexcept { timers_.remove(node); }
+    void insert(TimerNode<Use>& node) noexcept { timers_.insert(node); }
+    void remove(TimerNode<Use>& node) noexcept { timers_.remove(node); }
 
     /// To be called before the loop sleeps. A deadline later than the one that is set waits until
     /// that has fired: a loop whose timers are mostly cancelled, as maximum waits are, hardly ever
     /// makes this system call.
     void arm() noexcept {
-        const TimerNode* const first = timers_.first();
+        const TimerNode<Use>* const first = timers_.first();
         if (first == nullptr || first->deadline >= armed_) return;
         armed_ = first->deadline;
         timer_.set(armed_);
@@ -30,8 +31,8 @@ public:
     template <class OnDue>
     void expire(OnDue&& on_due) noexcept {
         armed_ = never;
-        const Clock::time_point now = Clock::now();
-        for (TimerNode* first = timers_.first(); first != nullptr && first->deadline <= now;
+        const typename Clock::time_point now = Clock::now();
+        for (TimerNode<Use>* first = timers_.first(); first != nullptr && first->deadline <= now;
              first = timers_.first()) {
             timers_.remove(*first);
             on_due(*first);
@@ -39,12 +40,12 @@ public:
     }
 
 private:
-    using Clock = Deadline::Clock;
-    static constexpr auto never = Deadline::never;
+    using Clock = typename Deadline<Use>::Clock;
+    static constexpr auto never = Deadline<Use>::never;
 
-    TimerFd timer_;
-    TimerHeap timers_;
-    Clock::time_point armed_ = never; // what timer_ is set to
+    TimerFd<Use> timer_;
+    TimerHeap<Use> timers_;
+    typename Clock::time_point armed_ = never; // what timer_ is set to
 };
 
 } // namespace asyncverbs::detail

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <coroutine>
-#include <memory>
 #include <stop_token>
 #include <system_error>
 #include <utility>
@@ -13,6 +12,7 @@
 #include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/rdma/detail/buffer_pool_state.hpp>
 #include <asyncverbs/rdma/detail/lend.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 
 namespace asyncverbs::detail {

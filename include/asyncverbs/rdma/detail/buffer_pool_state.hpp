@@ -12,7 +12,7 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
 
 namespace asyncverbs::detail {

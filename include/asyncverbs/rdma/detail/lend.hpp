@@ -6,10 +6,10 @@
 #include <infiniband/verbs.h>
 
 #include <cstddef>
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/rdma/detail/buffer_pool_state.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/slice.hpp>
 
 namespace asyncverbs::detail {

@@ -3,12 +3,12 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
 #include <stop_token>
 #include <utility>
 
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 

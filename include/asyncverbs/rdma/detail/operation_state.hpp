@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <system_error>
@@ -13,11 +12,12 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/rdma/slices.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 

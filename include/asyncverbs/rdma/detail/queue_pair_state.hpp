@@ -3,7 +3,6 @@
 #pragma once
 
 #include <coroutine>
-#include <memory>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -14,6 +13,7 @@
 #include <asyncverbs/rdma/detail/shared_receive_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>

@@ -5,18 +5,18 @@
 #include <infiniband/verbs.h>
 
 #include <cstddef>
-#include <memory>
 #include <span>
 #include <system_error>
 
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 
 namespace asyncverbs::detail {
 
 template <class Use>
 inline void RouterState<Use>::deliver(std::size_t count) {
-    dispatch(std::span(completions).first(count));
+    dispatch(std::span(this->completions).first(count));
     resume_ready();
 }
 

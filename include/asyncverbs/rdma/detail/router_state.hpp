@@ -12,7 +12,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <stop_token>
 #include <system_error>
@@ -24,8 +23,9 @@
 #include <asyncverbs/core/detail/cq_sink.hpp>
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs::detail {
 
@@ -70,9 +70,10 @@ struct Stoppable : ListNode {
 };
 
 template <class Use>
-class RouterState final : public CqSink, public std::enable_shared_from_this<RouterState<Use>> {
+class RouterState final : public CqSink<Use>,
+                          public std::enable_shared_from_this<RouterState<Use>> {
 public:
-    explicit RouterState(AsyncCq cq)
+    explicit RouterState(BasicAsyncCq<Use> cq)
         : reaper_(cq.reaper_),
           closed_failure_(std::make_shared<std::system_error>(
               std::make_error_code(std::errc::operation_canceled), "the Router was destroyed")),
@@ -91,7 +92,7 @@ public:
         cq_.reset();
     }
 
-    const Maybe<AsyncCq>& cq() const noexcept { return cq_; }
+    const Maybe<BasicAsyncCq<Use>>& cq() const noexcept { return cq_; }
 
     // --- routes ---
 
@@ -144,8 +145,8 @@ private:
     void dismiss_stopped() noexcept;
     void resume_ready();
 
-    Maybe<AsyncCq> cq_;
-    const std::shared_ptr<CqReaper> reaper_;
+    Maybe<BasicAsyncCq<Use>> cq_;
+    const std::shared_ptr<CqReaper<Use>> reaper_;
     bool closed_ = false;
     bool resuming_ = false;
     Failure failure_;

@@ -3,11 +3,11 @@
 // the device may write to the buffers.
 #pragma once
 
-#include <memory>
 #include <utility>
 
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 

@@ -22,7 +22,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <span>
 #include <stdexcept>
 #include <stop_token>
@@ -33,7 +32,6 @@
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
 #include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/detail/span_cursor.hpp>
@@ -42,6 +40,8 @@
 #include <asyncverbs/rdma/detail/stream_wait.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/stream_options.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/memory_region.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>

@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,11 +18,12 @@
 #include <vector>
 
 #include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/on_use.hpp>
 #include <asyncverbs/rdma/detail/operation_state.hpp>
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {

@@ -6,15 +6,16 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <utility>
 
+#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
 // The account of one completion queue. Thread-safe: queue pairs of several threads may share it.
+template <class Use>
 class CqCapacity {
 public:
     explicit CqCapacity(std::uint64_t entries) noexcept : entries_(entries) {}
@@ -49,11 +50,12 @@ private:
 };
 
 // What work requests reserve, in the accounts of their two completion queues, which may be one.
+template <class Use>
 class CqReservation {
 public:
     // Throws no_buffer_space with the numbers where the work requests do not fit.
-    CqReservation(std::shared_ptr<CqCapacity> send, std::uint64_t send_wrs,
-                  std::shared_ptr<CqCapacity> recv, std::uint64_t recv_wrs)
+    CqReservation(std::shared_ptr<CqCapacity<Use>> send, std::uint64_t send_wrs,
+                  std::shared_ptr<CqCapacity<Use>> recv, std::uint64_t recv_wrs)
         : send_(std::move(send)), recv_(std::move(recv)), send_slots_(send_wrs),
           recv_slots_(recv_wrs) {
         const std::string sends = std::to_string(send_wrs) + " send";
@@ -83,7 +85,7 @@ public:
         recv_->release(recv_slots_);
     }
 
-    bool receives_into(const CqCapacity& capacity) const noexcept {
+    bool receives_into(const CqCapacity<Use>& capacity) const noexcept {
         return recv_.get() == &capacity;
     }
 
@@ -92,7 +94,7 @@ public:
     void keep() noexcept { kept_ = true; }
 
 private:
-    static void reserve(CqCapacity& capacity, std::uint64_t slots, const std::string& what) {
+    static void reserve(CqCapacity<Use>& capacity, std::uint64_t slots, const std::string& what) {
         if (!capacity.try_reserve(slots)) {
             throw_error(std::errc::no_buffer_space,
                         what + " work requests need " + std::to_string(slots) +
@@ -103,18 +105,19 @@ private:
         }
     }
 
-    std::shared_ptr<CqCapacity> send_;
-    std::shared_ptr<CqCapacity> recv_;
+    std::shared_ptr<CqCapacity<Use>> send_;
+    std::shared_ptr<CqCapacity<Use>> recv_;
     std::uint64_t send_slots_;
     std::uint64_t recv_slots_;
     std::atomic<bool> kept_ = false;
 };
 
 // Throws as the constructor does.
-[[nodiscard]] inline std::shared_ptr<CqReservation>
-make_reservation(const std::shared_ptr<CqCapacity>& send, std::uint64_t send_wrs,
-                 const std::shared_ptr<CqCapacity>& recv, std::uint64_t recv_wrs) {
-    return std::make_shared<CqReservation>(send, send_wrs, recv, recv_wrs);
+template <class Use>
+[[nodiscard]] std::shared_ptr<CqReservation<Use>>
+make_reservation(const std::shared_ptr<CqCapacity<Use>>& send, std::uint64_t send_wrs,
+                 const std::shared_ptr<CqCapacity<Use>>& recv, std::uint64_t recv_wrs) {
+    return std::make_shared<CqReservation<Use>>(send, send_wrs, recv, recv_wrs);
 }
 
 } // namespace asyncverbs::detail

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
@@ -45,8 +46,9 @@ inline std::uint64_t read_timestamp(ibv_cq_ex* cq, std::uint64_t wc_flags) {
 }
 
 /// Returns how many were polled. Throws std::system_error naming ibv_start_poll.
-inline std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, std::span<ibv_wc> wcs,
-                                 std::uint64_t* timestamps) {
+template <class Use = OnUse>
+std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, Used<std::span<ibv_wc>, Use> wcs,
+                          std::uint64_t* timestamps) {
     ibv_poll_cq_attr attributes{};
     errno = 0;
     if (const int result = ibv_start_poll(cq, &attributes)) {

@@ -7,14 +7,17 @@
 
 #include <cerrno>
 #include <cstddef>
-#include <memory>
 
+#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
 // Throws std::system_error naming mmap; EINVAL for a size of 0.
-[[nodiscard]] inline std::shared_ptr<void> allocate_pages(std::size_t size) {
+template <class Use>
+[[nodiscard]] Handle<void, Use> allocate_pages(std::size_t size) {
     void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) {
         throw_verb_error("mmap", errno);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/gid.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
@@ -26,7 +27,9 @@ struct Endpoint {
 
 // The endpoint that `options` describe. Throws network_down for a port that is not active, and as
 // Context::query_gid() and select_gid() do.
-[[nodiscard]] inline Endpoint find_endpoint(const Context& context, const InitOptions& options) {
+template <class Use>
+[[nodiscard]] Endpoint find_endpoint(const BasicContext<Use>& context,
+                                     const BasicInitOptions<Use>& options) {
     if (context.native_handle()->device->transport_type == IBV_TRANSPORT_IWARP) {
         throw_error(std::errc::operation_not_supported,
                     context.name() + " is an iWARP device: its queue pairs are connected by "
@@ -35,7 +38,7 @@ struct Endpoint {
     Endpoint endpoint;
     endpoint.port = options.port == 0 ? context.active_port() : options.port;
     const ibv_port_attr port = context.query_port(endpoint.port);
-    if (!Context::is_active(port)) {
+    if (!BasicContext<Use>::is_active(port)) {
         throw_error(std::errc::network_down, "port " + std::to_string(endpoint.port) + " of " +
                                                  context.name() + " is not active but in state " +
                                                  ibv_port_state_str(port.state));
@@ -53,8 +56,9 @@ struct Endpoint {
 }
 
 // The way from `local` to `remote`: a global route where the peer has a GID, else its LID.
-[[nodiscard]] inline ibv_ah_attr make_path(const Endpoint& local, const QueuePairAddress& remote,
-                                           const RtrOptions& options) {
+template <class Use>
+[[nodiscard]] ibv_ah_attr make_path(const Endpoint& local, const QueuePairAddress& remote,
+                                    const BasicRtrOptions<Use>& options) {
     const bool global = !is_empty_gid(remote.gid);
     if (!global && local.roce) {
         throw_error(std::errc::invalid_argument,

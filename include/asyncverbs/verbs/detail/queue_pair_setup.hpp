@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <utility>
 
@@ -14,6 +13,8 @@
 #include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/detail/path.hpp>
 #include <asyncverbs/verbs/protection_domain.hpp>
 #include <asyncverbs/verbs/queue_pair_address.hpp>
@@ -25,7 +26,8 @@ namespace asyncverbs::detail {
 inline constexpr std::uint32_t max_24_bits = 0xffffff; // queue pair numbers and PSNs
 
 // Options that no queue pair of the device can have; the verb would not say which of them it is.
-inline void check_options(const Context& context, const QueuePairOptions& options) {
+template <class Use>
+void check_options(const BasicContext<Use>& context, const QueuePairOptions& options) {
     if (options.type != IBV_QPT_RC && options.type != IBV_QPT_UD) {
         throw_error(std::errc::invalid_argument,
                     "queue pair type " + std::to_string(options.type) +
@@ -39,14 +41,17 @@ inline void check_options(const Context& context, const QueuePairOptions& option
     check_range("max_recv_sge", options.max_recv_sge, 0, limits.max_sge, device);
 }
 
-inline void check_same_context(const Context& context, const CompletionQueue& queue) {
+template <class Use>
+void check_same_context(const BasicContext<Use>& context, const BasicCompletionQueue<Use>& queue) {
     if (alive(queue.shared_handle(), "CompletionQueue")->context != context.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the completion queue belongs to another Context than the protection domain");
     }
 }
 
-inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiveQueue& receives) {
+template <class Use>
+void check_same_domain(const BasicProtectionDomain<Use>& domain,
+                       const BasicSharedReceiveQueue<Use>& receives) {
     if (alive(receives.shared_handle(), "SharedReceiveQueue")->pd != domain.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the shared receive queue belongs to another ProtectionDomain");
@@ -62,7 +67,8 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
 
 // A PSN that differs from that of the last queue pair with the same number, whose late packets
 // would otherwise be taken for this one's.
-[[nodiscard]] inline std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
+template <class Use = OnUse>
+[[nodiscard]] std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
     const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
     auto bits = static_cast<std::uint64_t>(now) + (std::uint64_t{qp_num} << 40);
     bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u; // the mixing of splitmix64
@@ -71,6 +77,7 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
 }
 
 // The deleter of a queue pair, as ReleaseNative is that of the others.
+template <class Use>
 struct ReleaseQueuePair {
     void operator()(ibv_qp* qp) noexcept {
         if (ibv_destroy_qp(qp) != 0) {
@@ -87,25 +94,28 @@ struct ReleaseQueuePair {
         recv_cq.reset();
     }
 
-    std::shared_ptr<CqReservation> slots;
-    std::shared_ptr<CqReservation> shared_slots;
-    std::shared_ptr<void> srq;
-    std::shared_ptr<void> domain;
-    std::shared_ptr<void> send_cq;
-    std::shared_ptr<void> recv_cq;
+    std::shared_ptr<CqReservation<Use>> slots;
+    std::shared_ptr<CqReservation<Use>> shared_slots;
+    Handle<void, Use> srq;
+    Handle<void, Use> domain;
+    Handle<void, Use> send_cq;
+    Handle<void, Use> recv_cq;
 };
 
 // Makes a queue pair whose completions fit their queues (I10), with receives of its own where
 // `receives` is null; `granted` is what the device gave.
-[[nodiscard]] inline std::shared_ptr<ibv_qp>
-create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
-                  const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
-                  const QueuePairOptions& options, ibv_qp_cap& granted) {
+template <class Use>
+[[nodiscard]] Handle<ibv_qp, Use> create_queue_pair(const BasicProtectionDomain<Use>& domain,
+                                                    const BasicCompletionQueue<Use>& send_cq,
+                                                    const BasicCompletionQueue<Use>& recv_cq,
+                                                    const BasicSharedReceiveQueue<Use>* receives,
+                                                    const QueuePairOptions& options,
+                                                    ibv_qp_cap& granted) {
     check_same_context(domain.context(), send_cq);
     check_same_context(domain.context(), recv_cq);
     check_options(domain.context(), options);
-    std::shared_ptr<ibv_srq> srq;
-    std::shared_ptr<CqReservation> shared_slots;
+    Handle<ibv_srq, Use> srq;
+    std::shared_ptr<CqReservation<Use>> shared_slots;
     if (receives != nullptr) {
         check_same_domain(domain, *receives);
         srq = receives->shared_handle();
@@ -133,9 +143,9 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    return {native, ReleaseQueuePair{std::move(slots), std::move(shared_slots), std::move(srq),
-                                     domain.shared_handle(), send_cq.shared_handle(),
-                                     recv_cq.shared_handle()}};
+    return {native, ReleaseQueuePair<Use>{std::move(slots), std::move(shared_slots), std::move(srq),
+                                          domain.shared_handle(), send_cq.shared_handle(),
+                                          recv_cq.shared_handle()}};
 }
 
 // One call of ibv_modify_qp.
@@ -155,6 +165,7 @@ struct QueuePairStep {
         return result == 0 ? 0 : verb_errno(result);
     }
 
+    template <class Use = OnUse>
     void apply(ibv_qp* qp) {
         if (const int error = try_apply(qp)) {
             throw_verb_error((std::string("ibv_modify_qp (to ") + name + ")").c_str(), error);
@@ -162,8 +173,9 @@ struct QueuePairStep {
     }
 };
 
-[[nodiscard]] inline QueuePairStep init_step(const Endpoint& local, ibv_qp_type type,
-                                             const InitOptions& options) {
+template <class Use>
+[[nodiscard]] QueuePairStep init_step(const Endpoint& local, ibv_qp_type type,
+                                      const BasicInitOptions<Use>& options) {
     QueuePairStep step(IBV_QPS_INIT, "INIT");
     step.attr.port_num = static_cast<std::uint8_t>(local.port);
     step.attr.pkey_index = options.pkey_index;
@@ -174,9 +186,10 @@ struct QueuePairStep {
     return step;
 }
 
-[[nodiscard]] inline QueuePairStep rtr_step(const Context& context, const Endpoint& local,
-                                            const QueuePairAddress& remote,
-                                            const RtrOptions& options) {
+template <class Use>
+[[nodiscard]] QueuePairStep rtr_step(const BasicContext<Use>& context, const Endpoint& local,
+                                     const QueuePairAddress& remote,
+                                     const BasicRtrOptions<Use>& options) {
     check_range("the peer's qp_num", remote.qp_num, 0, max_24_bits, "a queue pair");
     check_range("the peer's psn", remote.psn, 0, max_24_bits, "a queue pair");
     check_range("min_rnr_timer", options.min_rnr_timer, 0, 31, "a queue pair");
@@ -195,8 +208,9 @@ struct QueuePairStep {
     return step;
 }
 
-[[nodiscard]] inline QueuePairStep rts_step(ibv_qp_type type, std::uint32_t psn,
-                                            const RtsOptions& options) {
+template <class Use = OnUse>
+[[nodiscard]] QueuePairStep rts_step(ibv_qp_type type, std::uint32_t psn,
+                                     const RtsOptions& options) {
     check_range("timeout", options.timeout, 0, 31, "a queue pair");
     check_range("retry_cnt", options.retry_cnt, 0, 7, "a queue pair");
     check_range("rnr_retry", options.rnr_retry, 0, 7, "a queue pair");

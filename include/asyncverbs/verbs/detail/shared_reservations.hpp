@@ -4,46 +4,53 @@
 // in each, since every receive completes once.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <mutex>
-#include <vector>
+#include <utility>
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
+#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/verbs/detail/mutex.hpp>
 
 namespace asyncverbs::detail {
 
 // Thread-safe: queue pairs of several threads may share the receives.
+template <class Use>
 class SharedReservations {
 public:
     explicit SharedReservations(std::uint64_t receives) noexcept : receives_(receives) {}
 
     // For one queue pair that completes into `capacity`: made for the first one, released after the
     // last one. Throws as CqReservation does.
-    [[nodiscard]] std::shared_ptr<CqReservation>
-    reserve(const std::shared_ptr<CqCapacity>& capacity) {
+    [[nodiscard]] std::shared_ptr<CqReservation<Use>>
+    reserve(const std::shared_ptr<CqCapacity<Use>>& capacity) {
         const std::lock_guard lock(mutex_);
-        for (std::size_t i = 0; i < held_.size();) {
-            std::shared_ptr<CqReservation> shared = held_[i].lock();
+        std::unique_ptr<Held>* held = &held_;
+        while (*held) {
+            std::shared_ptr<CqReservation<Use>> shared = (*held)->reservation.lock();
             if (shared == nullptr) {
-                held_[i].swap(held_.back());
-                held_.pop_back();
+                const std::unique_ptr<Held> gone = std::move(*held);
+                *held = std::move(gone->next);
             } else if (shared->receives_into(*capacity)) {
                 return shared;
             } else {
-                ++i;
+                held = &(*held)->next;
             }
         }
         auto made = make_reservation(capacity, 0, capacity, receives_);
-        held_.push_back(made);
+        *held = std::make_unique<Held>();
+        (*held)->reservation = made;
         return made;
     }
 
 private:
+    struct Held {
+        std::weak_ptr<CqReservation<Use>> reservation;
+        std::unique_ptr<Held> next;
+    };
+
     const std::uint64_t receives_;
     std::mutex mutex_;
-    std::vector<std::weak_ptr<CqReservation>> held_; // one for each account
+    std::unique_ptr<Held> held_; // one for each account
 };
 
 } // namespace asyncverbs::detail
