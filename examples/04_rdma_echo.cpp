@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // rdma_echo: sends back what it is sent. One thread, one completion queue, any number of clients:
 // each has a coroutine of its own that reads like a blocking program.
-#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/cm.hpp>
+#include <asyncverbs/rdma.hpp>
 
 #include <getopt.h>
 

@@ -2,7 +2,8 @@
 // rping: speaks the protocol of rdma-core's rping, so that either may be at the other end. For each
 // ping the client advertises its text, which the server reads, and then a buffer, to which the
 // server writes the text back.
-#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/cm.hpp>
+#include <asyncverbs/rdma.hpp>
 
 #include <endian.h>
 #include <getopt.h>

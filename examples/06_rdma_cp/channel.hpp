@@ -4,7 +4,7 @@
 
 #include "protocol.hpp"
 
-#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/rdma.hpp>
 
 #include <chrono>
 #include <cstdint>

@@ -4,6 +4,8 @@
 #include "channel.hpp"
 #include "file.hpp"
 
+#include <asyncverbs/cm.hpp>
+
 #include <cstdio>
 #include <optional>
 #include <stdexcept>

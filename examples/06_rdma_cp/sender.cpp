@@ -5,6 +5,8 @@
 #include "file.hpp"
 #include "progress.hpp"
 
+#include <asyncverbs/cm.hpp>
+
 #include <algorithm>
 #include <array>
 #include <chrono>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Everything but the adapters for foreign event loops and the helpers for tests.
+// Completions to await: what owns the objects of libibverbs, AsyncCq, and an executor. What builds
+// on them is in headers of its own, so that who needs less compiles less: rdma.hpp, operations of
+// queue pairs; cm.hpp, connections by address; core/executor_pool.hpp, many cores; adapters/;
+// testing/.
 #pragma once
 
 #if __cplusplus < 202002L
@@ -12,31 +15,16 @@
 #error "asyncverbs needs std::stop_token: libc++ has it with -fexperimental-library"
 #endif
 
-#include <asyncverbs/cm/connect.hpp>
-#include <asyncverbs/cm/connection.hpp>
-#include <asyncverbs/cm/connection_options.hpp>
-#include <asyncverbs/cm/connection_rejected.hpp>
-#include <asyncverbs/cm/incoming_connection.hpp>
-#include <asyncverbs/cm/listener.hpp>
-#include <asyncverbs/cm/outgoing_connection.hpp>
-#include <asyncverbs/cm/socket_address.hpp>
 #include <asyncverbs/core/async_cq.hpp>
 #include <asyncverbs/core/cq_poller.hpp>
 #include <asyncverbs/core/device_events.hpp>
 #include <asyncverbs/core/epoll_executor.hpp>
 #include <asyncverbs/core/epoll_notifier.hpp>
-#include <asyncverbs/core/executor_pool.hpp>
 #include <asyncverbs/core/scheduler.hpp>
 #include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/shared_channel.hpp>
 #include <asyncverbs/core/sync_wait.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/core/when_all.hpp>
-#include <asyncverbs/rdma/async_qp.hpp>
-#include <asyncverbs/rdma/async_srq.hpp>
-#include <asyncverbs/rdma/buffer_pool.hpp>
-#include <asyncverbs/rdma/router.hpp>
-#include <asyncverbs/rdma/stream.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/context.hpp>

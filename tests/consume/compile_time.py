@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that the library is cheap to include: how long a file that includes all of it takes to
-compile, beside one that includes Asio, in the same run.
+"""Checks that the library is cheap to include: how long a file that includes its umbrella takes
+to compile, beside one that includes Asio, in the same run.
 
 Times are those of the CPU, user and system, so other work of the machine matters little; each is the
 least of several runs, in which the two take turns. Without Asio it says so and exits with 77.

@@ -2,7 +2,7 @@
 // One end of a connection: a queue pair with a buffer, whose operations are awaited.
 #pragma once
 
-#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/rdma.hpp>
 
 #include <cstring>
 #include <stdexcept>

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Runs in two guests on one link: guest 1 connects to guest 0 and sends it a message.
+#include <asyncverbs/cm.hpp>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
