@@ -10,7 +10,6 @@
 #include <exception>
 #include <stop_token>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 #include <vector>
 

@@ -8,7 +8,6 @@
 #include <coroutine>
 #include <stop_token>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 
 #include <asyncverbs/core/detail/channel_hub.hpp>

@@ -5,11 +5,11 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
+#include <list>
+#include <mutex>
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/mutex.hpp>
 
 namespace asyncverbs::detail {
 
@@ -24,33 +24,25 @@ public:
     [[nodiscard]] std::shared_ptr<CqReservation<Use>>
     reserve(const std::shared_ptr<CqCapacity<Use>>& capacity) {
         const std::lock_guard lock(mutex_);
-        std::unique_ptr<Held>* held = &held_;
-        while (*held) {
-            std::shared_ptr<CqReservation<Use>> shared = (*held)->reservation.lock();
+        for (auto held = held_.begin(); held != held_.end();) {
+            std::shared_ptr<CqReservation<Use>> shared = held->lock();
             if (shared == nullptr) {
-                const std::unique_ptr<Held> gone = std::move(*held);
-                *held = std::move(gone->next);
+                held = held_.erase(held);
             } else if (shared->receives_into(*capacity)) {
                 return shared;
             } else {
-                held = &(*held)->next;
+                ++held;
             }
         }
         auto made = make_reservation(capacity, 0, capacity, receives_);
-        *held = std::make_unique<Held>();
-        (*held)->reservation = made;
+        held_.push_back(made);
         return made;
     }
 
 private:
-    struct Held {
-        std::weak_ptr<CqReservation<Use>> reservation;
-        std::unique_ptr<Held> next;
-    };
-
     const std::uint64_t receives_;
     std::mutex mutex_;
-    std::unique_ptr<Held> held_; // one for each account
+    std::list<std::weak_ptr<CqReservation<Use>>> held_; // one for each account
 };
 
 } // namespace asyncverbs::detail
