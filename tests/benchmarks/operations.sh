@@ -14,12 +14,11 @@ limit_queue_pairs=1.05
 
 # What sleeps differs by up to 0.5 % from run to run, what never does hardly at all.
 pingpong=(-s 64 -n 5000)
-repetitions=3
+repetitions=7
 in_flight=(-s 64 -n 20000 -w 32)
 queue_pairs=(1 10 100 1000)
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
-# shellcheck source=tests/benchmarks/measure.bash
 # shellcheck source=tests/benchmarks/measure.bash
 source "$home/measure.bash"
 
@@ -27,7 +26,7 @@ print_help() {
     cat <<'HELP'
 Usage: operations.sh [BUILD]
 
-BUILD is a build tree with operations and raw_operations (build/release). Takes about a minute.
+BUILD is a build tree with operations and raw_operations (build/release). Takes about a minute and a half.
 HELP
 }
 

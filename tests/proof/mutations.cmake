@@ -316,9 +316,9 @@ mutation(sink-is-not-served detail/cq_reaper.hpp
     "if (sink_) return;")
 
 mutation(stop-waits-for-an-empty-queue detail/cq_reaper.hpp
-    "        sink->deliver(polled);
+    "        sink_->deliver(polled); // whom it resumes may close us
         dismiss_stopped();"
-    "        sink->deliver(polled);")
+    "        sink_->deliver(polled);")
 
 mutation(sink-keeps-its-queue detail/cq_reaper.hpp
     "    sink_.reset(); // it refers to this reaper"

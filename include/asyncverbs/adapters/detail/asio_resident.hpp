@@ -59,8 +59,7 @@ private:
     AsioResident* next() noexcept {
         const std::lock_guard lock(mutex_);
         if (residents_.empty()) return nullptr;
-        AsioResident& resident = residents_.front();
-        resident.unlink();
+        AsioResident& resident = residents_.take_front();
         resident.residents_ = nullptr;
         return &resident;
     }

@@ -169,8 +169,7 @@ inline void IoUringLoop::run_ready() {
         IoUringLoop& loop;
     };
     for (Batch batch(*this); !batch.empty();) {
-        ReadyNode<OnUse>& node = batch.front();
-        node.unlink();
+        ReadyNode<OnUse>& node = batch.take_front();
         node.run(node);
     }
 }

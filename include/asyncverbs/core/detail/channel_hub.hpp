@@ -206,8 +206,7 @@ template <bool timed, class Use>
 inline void ChannelHub<timed, Use>::resume_ready() {
     std::exception_ptr first;
     while (!ready_.empty()) { // who leaves is unlinked
-        Node& node = ready_.front();
-        node.unlink();
+        Node& node = ready_.take_front();
         try {
             std::exchange(node.waiting, nullptr).resume();
         } catch (...) {

@@ -47,8 +47,8 @@ public:
     /// `reads_events`: the pump's notifier reads the channel, and says so by credit().
     CqReaper(BasicCompletionQueue<Use> cq, const AsyncCqOptions& options, bool can_yield,
              bool reads_events)
-        : poller_(std::move(cq), options), max_wait_(options.max_wait), can_yield_(can_yield),
-          events_are_credited_(reads_events) {}
+        : poller_(std::move(cq), options), max_wait_(options.max_wait),
+          polls_per_turn_(can_yield ? 1024 : UINT64_MAX), events_are_credited_(reads_events) {}
 
     // --- for the coroutines that poll ---
 
@@ -89,7 +89,7 @@ public:
 
     bool idle() const noexcept { return !sink_ && !anyone_waits(); }
     bool may_wait() const noexcept { return poller_.may_wait(); }
-    bool must_yield() const noexcept { return can_yield_ && busy_polls_ >= polls_per_turn; }
+    bool must_yield() const noexcept { return busy_polls_ >= polls_per_turn_; }
     std::chrono::nanoseconds wait_bound() const noexcept { return max_wait_; }
     bool closed() const noexcept { return closed_; }
     bool finished() const noexcept { return closed_ || failure_; }
@@ -118,9 +118,6 @@ public:
     void dismiss_all() noexcept;
 
 private:
-    // The hot path never returns to the loop, so after this many polls in a row that found
-    // something, the next one takes a turn of the loop, lest a busy CQ starve its neighbours (I9).
-    static constexpr unsigned polls_per_turn = 1024;
     static constexpr int nothing_reported = -1;
 
     bool anyone_waits() const noexcept { return !waiters_.empty() || !selective_.empty(); }
@@ -144,16 +141,24 @@ private:
         if (event != nothing_reported && !failure_) fail_as_reported(event);
     }
     void fail_as_reported(int event);
-    void dismiss_stopped();
-    void dismiss_failed();
+    void dismiss_stopped() {
+        if (interruption_.pending()) heed_interruption();
+    }
+    void heed_interruption();
+    void dismiss_failed() {
+        if (failure_) dismiss_those_in_vain();
+    }
+    void dismiss_those_in_vain();
     void dismiss(typename CqRequest<Use>::Outcome outcome);
 
     BasicCqPoller<Use> poller_;
     const std::chrono::nanoseconds max_wait_;
-    const bool can_yield_;
+    // The hot path never returns to the loop, so after this many polls in a row that found
+    // something, the next one takes a turn of the loop, lest a busy CQ starve its neighbours (I9).
+    const std::uint64_t polls_per_turn_;
+    std::uint64_t busy_polls_ = 0;
     const bool events_are_credited_;
     bool closed_ = false;
-    unsigned busy_polls_ = 0;
 
     IntrusiveList<CqWaiter<Use>> waiters_;   // for any completion, in order of arrival
     IntrusiveList<CqWaiter<Use>> selective_; // for one wr_id each
@@ -219,11 +224,7 @@ inline void CqReaper<Use>::close() noexcept {
     closed_ = true;
     sink_.reset(); // it refers to this reaper
     for (auto* list : {&waiters_, &selective_, &leaving_}) {
-        while (!list->empty()) {
-            CqWaiter<Use>& waiter = list->front();
-            waiter.unlink();
-            waiter.on_stop.reset(); // it refers to this reaper
-        }
+        while (!list->empty()) list->take_front().on_stop.reset(); // it refers to this reaper
     }
     pump.close();
 }
@@ -279,16 +280,15 @@ inline void CqReaper<Use>::serve() {
 
 template <class Use>
 inline void CqReaper<Use>::serve_sink() {
-    const std::shared_ptr<CqSink<Use>> sink = sink_; // whom it resumes may close us
     while (!finished() && !must_yield()) {
         std::size_t polled = 0;
         try {
-            polled = poll_or_arm(sink->completions);
+            polled = poll_or_arm(sink_->completions);
         } catch (...) {
             fail();
         }
         if (polled == 0) return;
-        sink->deliver(polled);
+        sink_->deliver(polled); // whom it resumes may close us
         dismiss_stopped();
     }
 }
@@ -366,8 +366,7 @@ template <class Use>
 
 /// Decided before the poll: a completion that has left the CQ is always delivered (I7).
 template <class Use>
-inline void CqReaper<Use>::dismiss_stopped() {
-    if (!interruption_.pending()) return;
+inline void CqReaper<Use>::heed_interruption() {
     try {
         interruption_.renew();
     } catch (...) {
@@ -391,8 +390,7 @@ inline void CqReaper<Use>::fail_as_reported(int event) {
 }
 
 template <class Use>
-inline void CqReaper<Use>::dismiss_failed() {
-    if (!failure_) return;
+inline void CqReaper<Use>::dismiss_those_in_vain() {
     leaving_.append(waiters_);
     leaving_.append(selective_);
     dismiss(CqRequest<Use>::Outcome::failed);
@@ -413,8 +411,7 @@ inline void CqReaper<Use>::dismiss_all() noexcept {
 template <class Use>
 inline void CqReaper<Use>::dismiss(typename CqRequest<Use>::Outcome outcome) {
     while (!leaving_.empty()) { // close() empties it
-        CqWaiter<Use>& waiter = leaving_.front();
-        waiter.unlink();
+        CqWaiter<Use>& waiter = leaving_.take_front();
         waiter.request.outcome = outcome;
         waiter.handle.resume();
     }

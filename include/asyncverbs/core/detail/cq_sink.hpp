@@ -9,7 +9,8 @@
 
 namespace asyncverbs::detail {
 
-// Each call may resume coroutines, and let through what they throw.
+// Each call may resume coroutines, and let through what they throw. These may close the reaper, and
+// destroy all else that refers to the sink: it lives until the call returns.
 template <class Use>
 class CqSink {
 public:

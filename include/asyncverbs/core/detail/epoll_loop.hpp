@@ -48,7 +48,10 @@ public:
     void stop_timer(EpollWaiter<Use>& waiter) noexcept { timers_.remove(waiter); }
     void collect_posted() noexcept; // afterwards every posted node is linked
     void discard_all() noexcept;    // coroutines are forgotten, not destroyed
-    void assert_thread() const noexcept;
+    void assert_thread() const noexcept {
+        assert(may_touch() &&
+               "asyncverbs: used on another thread than the one that runs the EpollExecutor");
+    }
     void assert_idle() const noexcept { assert(!runs() && "asyncverbs: EpollExecutor in use"); }
 
     int epoll_fd() const noexcept { return epoll_.get(); }
@@ -83,6 +86,10 @@ public:
     bool turn(bool within_run);
 
 private:
+    bool may_touch() const noexcept {
+        const pthread_t thread = thread_.load(std::memory_order_relaxed);
+        return thread == pthread_t() || thread == ::pthread_self();
+    }
     bool runs() const noexcept { return thread_.load(std::memory_order_relaxed) != pthread_t(); }
     void watch(int fd, void* tag);
     void signal() noexcept;
@@ -128,13 +135,6 @@ inline void EpollLoop<Use>::signal() noexcept {
 }
 
 template <class Use>
-inline void EpollLoop<Use>::assert_thread() const noexcept {
-    [[maybe_unused]] const pthread_t thread = thread_.load(std::memory_order_relaxed);
-    assert((thread == pthread_t() || thread == ::pthread_self()) &&
-           "asyncverbs: used on another thread than the one that runs the EpollExecutor");
-}
-
-template <class Use>
 inline void EpollLoop<Use>::decide(EpollWaiter<Use>& waiter, int error) noexcept {
     waiter.error = error;
     if (waiter.linked()) return;
@@ -170,8 +170,7 @@ inline void EpollLoop<Use>::discard_all() noexcept {
     for (;;) {
         collect_posted();
         if (ready_.empty()) return;
-        ReadyNode<Use>& node = ready_.front();
-        node.unlink();
+        ReadyNode<Use>& node = ready_.take_front();
         if (node.discard != nullptr) node.discard(node);
     }
 }
@@ -227,10 +226,9 @@ inline bool EpollLoop<Use>::turn(bool within_run) {
     };
     const bool found_work = !ready_.empty();
     const Mark mark(*this);
-    for (ReadyNode<Use>* node = &ready_.front(); node != &mark.node && !ended();
-         node = &ready_.front()) {
-        node->unlink();
-        node->run(*node);
+    while (&ready_.front() != &mark.node && !ended()) {
+        ReadyNode<Use>& node = ready_.take_front();
+        node.run(node);
     }
     return found_work;
 }

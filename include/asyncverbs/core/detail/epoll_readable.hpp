@@ -51,7 +51,7 @@ public:
         return true;
     }
 
-    bool await_suspend(std::coroutine_handle<> coroutine) noexcept {
+    [[gnu::always_inline]] bool await_suspend(std::coroutine_handle<> coroutine) noexcept {
         EpollRegistration<Use>& registration = *operation_.registration_;
         coroutine_ = coroutine;
         this->error = registration.attach(*this, operation_.stop_);

@@ -38,7 +38,8 @@ public:
 
     /// Lets `waiter` wait until the fd is readable or `stop` is requested. Returns 0, or the errno
     /// that says why it cannot.
-    int attach(EpollWaiter<Use>& waiter, const std::stop_token& stop) noexcept {
+    [[gnu::always_inline]] int attach(EpollWaiter<Use>& waiter,
+                                      const std::stop_token& stop) noexcept {
         loop_->assert_thread();
         if (const int error = entry_.attach(waiter)) return error;
         if (entry_.take_missed_edge()) loop_->decide(waiter, 0);

@@ -16,10 +16,7 @@ public:
 
     /// Does nothing for a node that is in no list.
     void unlink() noexcept {
-        if (!linked()) return;
-        prev_->next_ = next_;
-        next_->prev_ = prev_;
-        prev_ = next_ = nullptr;
+        if (linked()) leave();
     }
 
     /// Enters the list of `other`, which is in one, where that is, and that leaves it.
@@ -34,6 +31,12 @@ private:
     template <class T>
     friend class IntrusiveList;
 
+    void leave() noexcept {
+        prev_->next_ = next_;
+        next_->prev_ = prev_;
+        prev_ = next_ = nullptr;
+    }
+
     ListNode* prev_ = nullptr;
     ListNode* next_ = nullptr;
 };
@@ -44,11 +47,16 @@ class IntrusiveList {
 public:
     IntrusiveList() noexcept { ring_.prev_ = ring_.next_ = &ring_; }
     ~IntrusiveList() {
-        while (!empty()) front().unlink();
+        while (!empty()) take_front();
     }
 
     bool empty() const noexcept { return ring_.next_ == &ring_; }
     T& front() noexcept { return static_cast<T&>(*ring_.next_); }
+    T& take_front() noexcept {
+        T& first = front();
+        static_cast<ListNode&>(first).leave();
+        return first;
+    }
 
     void push_back(T& item) noexcept {
         ListNode& node = item;

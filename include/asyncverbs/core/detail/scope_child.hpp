@@ -160,11 +160,7 @@ ScopeState<Use>::finish(typename ScopeChild<Use>::promise_type& child) noexcept 
 
 template <class Use>
 inline void ScopeState<Use>::reap() noexcept {
-    while (!finished_.empty()) {
-        typename ScopeChild<Use>::promise_type& child = finished_.front();
-        child.unlink();
-        child.handle().destroy();
-    }
+    while (!finished_.empty()) finished_.take_front().handle().destroy();
 }
 
 template <class Use>
@@ -179,11 +175,7 @@ inline ScopeState<Use>::~ScopeState() {
         start->child.unlink();
     }
     // What a child destroys may let another one end.
-    while (!running_.empty()) {
-        typename ScopeChild<Use>::promise_type& child = running_.front();
-        child.unlink();
-        child.handle().destroy();
-    }
+    while (!running_.empty()) running_.take_front().handle().destroy();
     reap();
 }
 

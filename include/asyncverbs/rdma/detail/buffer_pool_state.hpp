@@ -71,8 +71,7 @@ public:
     // To the first who waits and is not to stop. So no buffer is free while somebody waits.
     void put(PooledBuffer& buffer) noexcept {
         while (!waiters_.empty()) {
-            BufferWaiter& first = waiters_.front();
-            first.unlink();
+            BufferWaiter& first = waiters_.take_front();
             if (!first.take_wake()) continue;
             first.buffer = &buffer;
             first.wake();

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <span>
 #include <system_error>
+#include <utility>
 
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
@@ -66,27 +67,23 @@ inline void RouterState<Use>::dismiss_stopped() noexcept {
     stoppable_.move_if(stopped, [](const Stoppable& stoppable) {
         return stoppable.requested.load(std::memory_order_acquire);
     });
-    while (!stopped.empty()) {
-        Stoppable& stoppable = stopped.front();
-        stoppable.unlink();
-        make_ready(stoppable.waiter);
-    }
+    while (!stopped.empty()) make_ready(stopped.take_front().waiter);
 }
 
 template <class Use>
 inline void RouterState<Use>::resume_ready() {
-    resuming_ = true;
-    try {
-        while (!ready_.empty() && !closed_) {
-            Resumable& waiter = ready_.front();
-            waiter.unlink();
-            waiter.coroutine.resume(); // may destroy queue pairs, and the router
+    struct Resuming {
+        explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
+        ~Resuming() {
+            state.resuming_ = false;
+            if (state.closed_) const auto last = std::move(state.alive_);
         }
-    } catch (...) {
-        resuming_ = false;
-        throw;
+        RouterState& state;
+    };
+    const Resuming resuming(*this);
+    while (!ready_.empty() && !closed_) {
+        ready_.take_front().coroutine.resume(); // may destroy queue pairs, and the router
     }
-    resuming_ = false;
 }
 
 } // namespace asyncverbs::detail

@@ -89,6 +89,7 @@ public:
     void close() noexcept {
         closed_ = true;
         if (!failure_) failure_ = closed_failure_;
+        if (resuming_) alive_ = this->shared_from_this();
         cq_.reset();
     }
 
@@ -149,6 +150,7 @@ private:
     const std::shared_ptr<CqReaper<Use>> reaper_;
     bool closed_ = false;
     bool resuming_ = false;
+    std::shared_ptr<RouterState> alive_; // until whoever closed it, and was resumed, returns
     Failure failure_;
     const Failure closed_failure_;
     const Failure queue_failure_;

@@ -161,8 +161,10 @@ private:
     void post_receive(OperationState<Use>& operation, Slices slices);
     void post_deferred();
 
-    std::uint32_t take(OperationState<Use>* operation, ibv_wc_opcode opcode, Slices slices,
-                       const std::shared_ptr<ibv_ah>* peer = nullptr);
+    std::uint32_t take_to_send(OperationState<Use>* operation, const SendWork& work, Slices slices);
+    std::uint32_t take_to_receive(OperationState<Use>& operation, Slices slices);
+    void occupy(std::uint32_t index, OperationState<Use>* operation, ibv_wc_opcode opcode,
+                Slices slices, const std::shared_ptr<ibv_ah>* peer = nullptr);
     void give_back(std::uint32_t index) noexcept;
     bool must_signal(const SendWork& work) noexcept;
     void write(ibv_send_wr& wr, const SendWork& work, ibv_sge* sges, Slices slices,
@@ -233,7 +235,7 @@ inline void WorkQueue<Use>::initialize(std::size_t slots, std::size_t kept_per_s
 
 template <class Use>
 [[gnu::always_inline]] inline void WorkQueue<Use>::check(Slices slices) const {
-    bool fits = slices.size() <= max_slices_ && capacity_ > 0;
+    bool fits = slices.size() <= max_slices_;
     for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
     if (!fits) [[unlikely]]
         complain_of(slices);
@@ -241,9 +243,6 @@ template <class Use>
 
 template <class Use>
 [[noreturn]] inline void WorkQueue<Use>::complain_of(Slices slices) const {
-    if (capacity_ == 0) {
-        throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
-    }
     for (const Slice& slice : slices) (void)slice.sge(); // throws if it is too long
     throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
                                                  " slices in one work request of a queue for " +
@@ -275,6 +274,9 @@ inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
     operation.failure = router_.failure();
     if (operation.failure) return;
     try {
+        if (capacity_ == 0) {
+            throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
+        }
         operation.deferred.emplace(std::move(request), slices);
     } catch (...) {
         operation.queue = nullptr;
@@ -285,16 +287,26 @@ inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
 
 template <class Use>
 [[gnu::always_inline]] inline std::uint32_t
-WorkQueue<Use>::take(OperationState<Use>* operation, ibv_wc_opcode opcode, Slices slices,
-                     const std::shared_ptr<ibv_ah>* peer) {
-    std::uint32_t index = 0;
-    if (sends_) {
-        index = next_;
-        next_ = after(next_);
-    } else {
-        index = free_.back();
-        free_.pop_back();
-    }
+WorkQueue<Use>::take_to_send(OperationState<Use>* operation, const SendWork& work, Slices slices) {
+    const std::uint32_t index = next_;
+    next_ = after(index);
+    occupy(index, operation, work.completes_as, slices, work.peer);
+    return index;
+}
+
+template <class Use>
+[[gnu::always_inline]] inline std::uint32_t
+WorkQueue<Use>::take_to_receive(OperationState<Use>& operation, Slices slices) {
+    const std::uint32_t index = free_.back();
+    free_.pop_back();
+    occupy(index, &operation, IBV_WC_RECV, slices);
+    return index;
+}
+
+template <class Use>
+[[gnu::always_inline]] inline void
+WorkQueue<Use>::occupy(std::uint32_t index, OperationState<Use>* operation, ibv_wc_opcode opcode,
+                       Slices slices, const std::shared_ptr<ibv_ah>* peer) {
     Slot& slot = slots_[index];
     slot.operation = operation;
     slot.opcode = opcode;
@@ -307,7 +319,6 @@ WorkQueue<Use>::take(OperationState<Use>* operation, ibv_wc_opcode opcode, Slice
         if (peer != nullptr) *kept = *peer;
     }
     ++in_flight_;
-    return index;
 }
 
 // Of a request that was not posted, the last one that was taken.
@@ -404,7 +415,7 @@ template <class Use>
 template <class Use>
 [[gnu::always_inline]] inline void WorkQueue<Use>::post(OperationState<Use>& operation,
                                                         const SendWork& work, Slices slices) {
-    const std::uint32_t index = take(&operation, work.completes_as, slices, work.peer);
+    const std::uint32_t index = take_to_send(&operation, work, slices);
     operation.slot = index;
     ibv_send_wr wr;
     write(wr, work, sges_.data(), slices, index);
@@ -417,7 +428,7 @@ template <class Use>
 template <class Use>
 [[gnu::always_inline]] inline void WorkQueue<Use>::post_receive(OperationState<Use>& operation,
                                                                 Slices slices) {
-    const std::uint32_t index = take(&operation, IBV_WC_RECV, slices);
+    const std::uint32_t index = take_to_receive(operation, slices);
     operation.slot = index;
     write(sges_.data(), slices);
     ibv_recv_wr wr;
@@ -453,7 +464,7 @@ void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At oper
             continue;
         }
         const SendWork work = request.work();
-        state.slot = take(&state, work.completes_as, request.slices(), work.peer);
+        state.slot = take_to_send(&state, work, request.slices());
         write(chain_[count], work, sges, request.slices(), state.slot);
         sges += request.slices().size();
         if (count > 0) chain_[count - 1].next = &chain_[count];
@@ -480,8 +491,7 @@ void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At oper
 template <class Use>
 inline void WorkQueue<Use>::post_deferred() {
     while (!waiting_.empty() && has_room()) {
-        OperationState<Use>& operation = waiting_.front();
-        operation.unlink();
+        OperationState<Use>& operation = waiting_.take_front();
         const DeferredRequest<Use> request = std::move(*operation.deferred);
         operation.deferred.reset();
         if (request.is_send()) {
@@ -497,9 +507,10 @@ inline void WorkQueue<Use>::post_marker() {
     draining_ = true;
     const std::uint32_t newest = next_ == 0 ? slot_count_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
-    const std::uint32_t index = take(nullptr, IBV_WC_SEND, {});
+    const SendWork work = SendWork::send({});
+    const std::uint32_t index = take_to_send(nullptr, work, {});
     ibv_send_wr wr;
-    write(wr, SendWork::send({}), sges_.data(), {}, index);
+    write(wr, work, sges_.data(), {}, index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) {
@@ -571,10 +582,8 @@ inline void WorkQueue<Use>::complete(const ibv_wc& wc) {
     settle(index, wc);
     if (!waiting_.empty()) [[unlikely]]
         post_deferred();
-    while (idle() && !idle_waiters_.empty()) [[unlikely]] {
-        IdleWaiter& waiter = idle_waiters_.front();
-        waiter.unlink();
-        router_.make_ready(waiter);
+    while (!idle_waiters_.empty() && idle()) [[unlikely]] {
+        router_.make_ready(idle_waiters_.take_front());
     }
 }
 
@@ -588,14 +597,12 @@ inline void WorkQueue<Use>::fail_all(const Failure& failure) noexcept {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
-        OperationState<Use>& operation = waiting_.front();
-        operation.unlink();
+        OperationState<Use>& operation = waiting_.take_front();
         operation.deferred.reset();
         fail(operation);
     }
     while (!idle_waiters_.empty()) {
-        IdleWaiter& waiter = idle_waiters_.front();
-        waiter.unlink();
+        IdleWaiter& waiter = idle_waiters_.take_front();
         waiter.failure = failure;
         router_.make_ready(waiter);
     }
