@@ -17,7 +17,6 @@
 #include <asyncverbs/cm/socket_address.hpp>
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 

@@ -9,7 +9,6 @@
 #include <span>
 #include <stop_token>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 
 #include <asyncverbs/core/async_cq_options.hpp>

@@ -3,7 +3,6 @@
 // that completions are awaited in the loop that a program already has.
 #pragma once
 
-#include <concepts>
 #include <stop_token>
 #include <system_error>
 

@@ -5,6 +5,7 @@
 
 #include <infiniband/verbs.h>
 
+#include <atomic>
 #include <coroutine>
 #include <cstdint>
 #include <optional>

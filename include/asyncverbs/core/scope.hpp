@@ -4,9 +4,6 @@
 #pragma once
 
 #include <concepts>
-#include <coroutine>
-#include <exception>
-#include <stdexcept>
 #include <utility>
 
 #include <asyncverbs/core/awaitable.hpp>

@@ -2,7 +2,6 @@
 // A queue pair whose operations are awaited: `co_await qp.send(slice)`.
 #pragma once
 
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <span>

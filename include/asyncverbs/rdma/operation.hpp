@@ -3,7 +3,6 @@
 #pragma once
 
 #include <coroutine>
-#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>

@@ -4,7 +4,6 @@
 
 #include <infiniband/verbs.h>
 
-#include <cstdint>
 #include <cstdio>
 #include <string>
 #include <system_error>

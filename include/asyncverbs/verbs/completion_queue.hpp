@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
 
 #include <asyncverbs/verbs/completion_channel.hpp>
 #include <asyncverbs/verbs/context.hpp>

@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>

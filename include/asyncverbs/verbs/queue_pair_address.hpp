@@ -3,10 +3,10 @@
 // How it gets there (a TCP socket, a file, a shared variable) is the application's business.
 #pragma once
 
+#include <infiniband/verbs.h>
+
 #include <cstdint>
 #include <cstring>
-
-#include <asyncverbs/verbs/gid_text.hpp>
 
 namespace asyncverbs {
 

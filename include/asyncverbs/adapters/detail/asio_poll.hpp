@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <coroutine>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <memory>
 #include <new>

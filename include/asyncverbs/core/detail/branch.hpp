@@ -6,7 +6,6 @@
 #include <coroutine>
 #include <exception>
 #include <type_traits>
-#include <utility>
 
 #include <asyncverbs/core/awaitable.hpp>
 #include <asyncverbs/core/detail/slot.hpp>

@@ -18,7 +18,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <span>
 #include <stop_token>
 #include <string>

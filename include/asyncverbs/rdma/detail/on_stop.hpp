@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <stop_token>
-#include <utility>
 
 #include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>

@@ -3,12 +3,10 @@
 #pragma once
 
 #include <coroutine>
-#include <optional>
 #include <system_error>
 #include <utility>
 
 #include <asyncverbs/core/task.hpp>
-#include <asyncverbs/rdma/detail/resumable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/shared_receive_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>

@@ -6,10 +6,8 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <span>
 #include <stop_token>
 #include <system_error>
-#include <utility>
 
 #include <asyncverbs/core/task.hpp>
 #include <asyncverbs/rdma/detail/span_cursor.hpp>

@@ -5,7 +5,6 @@
 
 #include <coroutine>
 #include <exception>
-#include <utility>
 
 #include <asyncverbs/core/detail/unique_coroutine.hpp>
 
