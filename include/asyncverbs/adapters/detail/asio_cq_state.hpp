@@ -50,8 +50,7 @@ public:
             completions_ = wait_->awaiter.await_resume();
             wait_.reset();
         }
-        unlink();
-        send();
+        deliver();
     }
 
     /// The same with the outcome that the poll was cancelled: it takes nothing from the queue.
@@ -59,7 +58,7 @@ public:
         wait_.reset();
         completions_ = {};
         error_ = std::make_error_code(std::errc::operation_canceled);
-        complete();
+        deliver();
     }
 
 protected:
@@ -71,6 +70,10 @@ protected:
     std::span<ibv_wc> completions() const noexcept { return completions_; }
 
 private:
+    void deliver() noexcept {
+        unlink();
+        send();
+    }
     virtual std::coroutine_handle<> coroutine() noexcept = 0;
     virtual void send() noexcept = 0;
     virtual void destroy() noexcept = 0; // and the handler with it
