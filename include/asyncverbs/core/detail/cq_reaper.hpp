@@ -377,7 +377,7 @@ inline void CqReaper<Use>::heed_interruption() {
     waiters_.move_if(leaving_, stops);
     selective_.move_if(leaving_, stops);
     dismiss(CqRequest<Use>::Outcome::stopped);
-    if (const std::shared_ptr<CqSink<Use>> sink = sink_) sink->interrupted();
+    if (sink_) sink_->interrupted();
 }
 
 /// After a poll: what is in the queue is delivered before its failure.
@@ -393,7 +393,7 @@ inline void CqReaper<Use>::dismiss_those_in_vain() {
     leaving_.append(waiters_);
     leaving_.append(selective_);
     dismiss(CqRequest<Use>::Outcome::failed);
-    if (const std::shared_ptr<CqSink<Use>> sink = sink_) sink->fail(*failure_);
+    if (sink_) sink_->fail(*failure_);
 }
 
 template <class Use>

@@ -243,6 +243,9 @@ template <class Use>
 
 template <class Use>
 [[noreturn]] inline void WorkQueue<Use>::complain_of(Slices slices) const {
+    if (capacity_ == 0) {
+        throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
+    }
     for (const Slice& slice : slices) (void)slice.sge(); // throws if it is too long
     throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
                                                  " slices in one work request of a queue for " +
@@ -271,12 +274,10 @@ template <class Use>
 template <class Use>
 inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
                                      Used<std::optional<SendRequest>, Use> request, Slices slices) {
-    operation.failure = router_.failure();
-    if (operation.failure) return;
     try {
-        if (capacity_ == 0) {
-            throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
-        }
+        if (capacity_ == 0) complain_of(slices);
+        operation.failure = router_.failure();
+        if (operation.failure) return;
         operation.deferred.emplace(std::move(request), slices);
     } catch (...) {
         operation.queue = nullptr;
