@@ -5,10 +5,12 @@
 #include <array>
 #include <cerrno>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace asyncverbs;
@@ -643,13 +645,15 @@ TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere"
     for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
         Fixture f(provider);
         for (int round = 0; round < 3; ++round) {
-            AsyncQp brief(*f.router, f.domain, {.max_send_wr = 4, .max_recv_wr = 4});
-            brief.queue_pair().connect(f.b->queue_pair().local_address());
-            Operation lost = brief.recv(f.slice(100, 1));
-            brief.queue_pair().to_error(); // its completion is in the queue now
-            brief = AsyncQp(*f.router, f.domain, {.max_send_wr = 4, .max_recv_wr = 4});
-            brief.queue_pair().connect(f.b->queue_pair().local_address());
-            Operation alive = brief.recv(f.slice(100, 1));
+            const QueuePairOptions options{.max_send_wr = 4, .max_recv_wr = 4};
+            std::optional<AsyncQp> brief(std::in_place, *f.router, f.domain, options);
+            brief->queue_pair().connect(f.b->queue_pair().local_address());
+            Operation lost = brief->recv(f.slice(100, 1));
+            brief->queue_pair().to_error(); // its completion is in the queue now
+            brief.reset();                  // before the next one, which takes its place
+            brief.emplace(*f.router, f.domain, options);
+            brief->queue_pair().connect(f.b->queue_pair().local_address());
+            Operation alive = brief->recv(f.slice(100, 1));
             f.run();
             CHECK(lost.done());
             CHECK(!alive.done());
