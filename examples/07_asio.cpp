@@ -3,7 +3,7 @@
 // async_poll() and whatever token. Alice sends a message every 20 ms, Bob receives until he is
 // cancelled, both on one thread.
 #include <asyncverbs/adapters/asio.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <asio/awaitable.hpp>

@@ -2,11 +2,11 @@
 // Completions in a loop on io_uring. The ring and its loop are the program's own, and so are the
 // requests that it makes beside: here, timeouts. IoUringPoller adds what a completion queue needs.
 #include <asyncverbs/adapters/io_uring.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <cerrno>
 #include <coroutine>

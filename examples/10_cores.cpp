@@ -3,7 +3,7 @@
 // to the next one by RDMA, on queue pairs of its own, and shares nothing with the others but the
 // device. Where they have to speak to each other, a coroutine goes to the other core, or a function
 // is posted to it. An argument says how many cores, instead of all CPUs.
-#include <asyncverbs/core/executor_pool.hpp>
+#include <asyncverbs/executor/executor_pool.hpp>
 #include <asyncverbs/rdma.hpp>
 
 #include <sched.h>

@@ -6,9 +6,8 @@
 #include "options.hpp"
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/device.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <cstddef>

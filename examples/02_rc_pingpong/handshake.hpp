@@ -3,7 +3,7 @@
 // one TCP connection. Blocking, as nothing else goes on yet, but no peer can block it for ever.
 #pragma once
 
-#include <asyncverbs/verbs/queue_pair_address.hpp>
+#include <asyncverbs/verbs/queue_pair_options.hpp>
 
 #include <chrono>
 #include <cstddef>

@@ -7,10 +7,10 @@
 #include "options.hpp"
 #include "pingpong.hpp"
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/cq_statistics.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/verbs/gid_text.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/cq/cq_statistics.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/verbs/gid.hpp>
 
 #include <cerrno>
 #include <chrono>

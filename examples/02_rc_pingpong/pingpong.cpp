@@ -3,7 +3,7 @@
 
 #include "progress.hpp"
 
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/when_all.hpp>
 
 #include <array>
 #include <span>

@@ -7,9 +7,9 @@
 #include "histogram.hpp"
 #include "options.hpp"
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <chrono>
 #include <cstdint>

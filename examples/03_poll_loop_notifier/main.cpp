@@ -2,10 +2,10 @@
 // Plug in your own loop: a CqNotifier for a bare poll(2) loop, such as many programs have. PollLoop
 // stands for the loop that is there already; PollNotifier is what an AsyncCq needs to live in it.
 // How such a notifier is tested: conformance.cpp.
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <array>

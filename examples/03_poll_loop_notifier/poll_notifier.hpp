@@ -3,7 +3,7 @@
 // that a coroutine that is destroyed leaves the loop.
 #pragma once
 
-#include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
 
 #include <cerrno>
 #include <coroutine>

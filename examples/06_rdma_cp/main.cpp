@@ -4,7 +4,7 @@
 #include "receiver.hpp"
 #include "sender.hpp"
 
-#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <getopt.h>
 

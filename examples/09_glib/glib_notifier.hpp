@@ -3,7 +3,7 @@
 // that calls back when the descriptor is readable, or once its ready time has come.
 #pragma once
 
-#include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
 
 #include <glib-unix.h>
 

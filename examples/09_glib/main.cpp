@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Completions in GLib's main loop, as in a program on GTK or GStreamer: its timers and signals and
 // the coroutines take turns on one thread. GlibNotifier is all that an AsyncCq needs for that.
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <glib.h>

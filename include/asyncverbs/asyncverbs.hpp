@@ -15,27 +15,23 @@
 #error "asyncverbs needs std::stop_token: libc++ has it with -fexperimental-library"
 #endif
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/cq_poller.hpp>
-#include <asyncverbs/core/device_events.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/epoll_notifier.hpp>
-#include <asyncverbs/core/scheduler.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/sync_wait.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/awaitable.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/sync_wait.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/cq/cq_poller.hpp>
+#include <asyncverbs/cq/device_events.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/device_list.hpp>
+#include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/gid.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
-#include <asyncverbs/verbs/slice.hpp>
 #include <asyncverbs/version.hpp>
 
 /// The library. What is in its namespace `detail`, or in a folder of that name, is not for users.

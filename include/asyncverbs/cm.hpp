@@ -6,8 +6,5 @@
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/connection.hpp>
 #include <asyncverbs/cm/connection_options.hpp>
-#include <asyncverbs/cm/connection_rejected.hpp>
-#include <asyncverbs/cm/incoming_connection.hpp>
 #include <asyncverbs/cm/listener.hpp>
-#include <asyncverbs/cm/outgoing_connection.hpp>
 #include <asyncverbs/cm/socket_address.hpp>

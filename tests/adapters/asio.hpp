@@ -43,7 +43,7 @@
 #endif
 #endif
 
-#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <array>
 #include <cstddef>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // async_poll(): every kind of token, on which executor it completes, what it costs, how it ends
 // early. The same source is compiled for standalone Asio and for Boost.Asio.
-#include <asyncverbs/adapters/asio_cq.hpp>
+#include <asyncverbs/adapters/asio.hpp>
 
 #include <functional>
 #include <future>

@@ -8,9 +8,9 @@
 #include <optional>
 #include <utility>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include "adapters/asio.hpp"
 #include "support/catch.hpp"

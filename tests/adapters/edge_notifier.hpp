@@ -3,7 +3,6 @@
 #pragma once
 
 #include <asyncverbs/adapters/io_uring.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
 
 #include <chrono>
 #include <memory>
@@ -19,11 +18,11 @@ public:
               std::move(loop), fd, detail::IoUringTrigger::edge)) {}
 
     detail::IoUringReadableOperation readable(std::stop_token stop = {}) {
-        return {*registration_, detail::Deadline<OnUse>::never, std::move(stop)};
+        return {*registration_, detail::Deadline::never, std::move(stop)};
     }
     detail::IoUringReadableOperation readable(std::stop_token stop,
                                               std::chrono::nanoseconds bound) {
-        return {*registration_, detail::Deadline<OnUse>::after(bound), std::move(stop)};
+        return {*registration_, detail::Deadline::after(bound), std::move(stop)};
     }
 
 private:

@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include "adapters/ring.hpp"
 #include "support/catch.hpp"

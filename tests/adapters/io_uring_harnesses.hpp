@@ -4,7 +4,7 @@
 #pragma once
 
 #include <asyncverbs/adapters/io_uring.hpp>
-#include <asyncverbs/verbs/completion_channel.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <chrono>
 #include <cstdio>

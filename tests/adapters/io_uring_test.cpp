@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
 
 #include "adapters/edge_notifier.hpp"
 #include "adapters/io_uring_harnesses.hpp"

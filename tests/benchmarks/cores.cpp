@@ -2,9 +2,9 @@
 // What a completion costs when one core awaits completions, and when all do, each on a CQ of its
 // own: on the simulated verbs, whose devices are as fast as the library, and whose queues do not
 // wait for each other. Fails where the others make a core slower than they may.
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/executor_pool.hpp>
-#include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/executor_pool.hpp>
 
 #include <sys/resource.h>
 

@@ -3,9 +3,8 @@
 // the line that says what an operation took. They differ in their loops alone.
 #pragma once
 
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/device.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <chrono>

@@ -4,7 +4,7 @@
 // epoll, one read per wake, batched acks.
 #include "operations_setup.hpp"
 
-#include <asyncverbs/core/detail/file_descriptor.hpp>
+#include <asyncverbs/executor/detail/timers.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <infiniband/verbs.h>

@@ -5,7 +5,7 @@
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <chrono>
 #include <cstddef>

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <asyncverbs/cm/socket_address.hpp>
 
-#include <asyncverbs/cm/detail/addresses.hpp>
-
 #include <sys/un.h>
 
 #include "support/catch.hpp"

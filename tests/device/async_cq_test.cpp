@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // AsyncCq on a real device: what it delivers, what it costs, and that nothing is lost. Run by
 // cmake/soft-roce/run, which names the device in the environment.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <sys/syscall.h>
 

@@ -2,7 +2,7 @@
 // Operations of queue pairs on a real device.
 #include "pair.hpp"
 
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/router.hpp>

@@ -4,11 +4,11 @@
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/when_all.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>

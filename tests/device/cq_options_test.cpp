@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // How a CQ is armed and polled, on a real device: spinning, solicited completions, and what a
 // device may offer besides.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <array>
 #include <chrono>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // A completion queue of a real device, overrun.
-#include <asyncverbs/core/device_events.hpp>
+#include <asyncverbs/cq/device_events.hpp>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/when_all.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <array>
 #include <cstdlib>

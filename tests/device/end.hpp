@@ -3,8 +3,8 @@
 // its queue pair, and an account of every work request.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <cstddef>

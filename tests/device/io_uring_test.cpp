@@ -15,7 +15,7 @@
 #include <system_error>
 #include <thread>
 
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

@@ -4,8 +4,8 @@
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <chrono>
 #include <cstdlib>

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Two guests on one link that loses packets, or is cut. Both run these tests, in step, as
 // `cmake/soft-roce/run --guests 2` has it; a TCP connection over the same link keeps the step.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <array>
 #include <chrono>

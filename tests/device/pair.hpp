@@ -3,11 +3,11 @@
 // cmake/soft-roce/run leaves it there.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <chrono>

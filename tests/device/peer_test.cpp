@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Peers that are processes of their own, one of which is killed in the middle of a transfer. All
 // connections of the survivor share one AsyncCq.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <sys/prctl.h>
 #include <sys/socket.h>

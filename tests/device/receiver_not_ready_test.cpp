@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Sends for which the receiver has posted nothing yet, or too little, or never will.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <array>
 #include <chrono>

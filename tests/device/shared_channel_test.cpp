@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Many CQs on one completion channel of a real device.
-#include <asyncverbs/core/shared_channel.hpp>
+#include <asyncverbs/cq/shared_channel.hpp>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include <array>

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "device/soak.hpp"
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <malloc.h>
 #include <unistd.h>

@@ -3,7 +3,7 @@
 // random moments, and looks at every completion.
 #pragma once
 
-#include <asyncverbs/core/cq_statistics.hpp>
+#include <asyncverbs/cq/cq_statistics.hpp>
 
 #include <cstddef>
 #include <cstdint>

@@ -3,12 +3,12 @@
 // is missing, the connection breaks.
 #include <asyncverbs/rdma/stream.hpp>
 
+#include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
-#include <asyncverbs/cm/outgoing_connection.hpp>
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/core/when_all.hpp>
-#include <asyncverbs/rdma/operation_error.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/router.hpp>
 
 #include <algorithm>

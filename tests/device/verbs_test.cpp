@@ -3,7 +3,7 @@
 // cmake/soft-roce/run, which names the device in the environment; without it the first device with
 // an active port is taken.
 #include <asyncverbs/verbs/address_handle.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 

@@ -4,7 +4,7 @@
 
 #include "support/catch.hpp"
 
-#include <asyncverbs/verbs/queue_pair_address.hpp>
+#include <asyncverbs/verbs/queue_pair_options.hpp>
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -5,7 +5,7 @@
 
 #include "fuzz/require.hpp"
 
-#include <asyncverbs/verbs/gid_text.hpp>
+#include <asyncverbs/verbs/gid.hpp>
 
 #include <arpa/inet.h>
 

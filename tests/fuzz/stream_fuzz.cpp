@@ -4,11 +4,11 @@
 // is wrong ends in one of the documented errors.
 #include <asyncverbs/rdma/stream.hpp>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/rdma/operation_error.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <algorithm>
 #include <array>

@@ -4,7 +4,7 @@
 // calls. Whatever fails, the error names it; nothing leaks, hangs or terminates; and every request
 // that was posted completes or is flushed, once.
 #include <asyncverbs/cm.hpp>
-#include <asyncverbs/core/shared_channel.hpp>
+#include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/rdma.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "proof/loop.hpp"
 
-#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <poll.h>
 #include <sys/epoll.h>

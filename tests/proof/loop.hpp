@@ -4,9 +4,9 @@
 // wait being watched.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/awaitable.hpp>
-#include <asyncverbs/core/shared_channel.hpp>
+#include <asyncverbs/coro/awaitable.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/cq/shared_channel.hpp>
 
 #include <chrono>
 #include <concepts>

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
-// What takes all completions of an AsyncCq, in the place of a Router: AsyncCq gives its reaper to
-// nobody but a RouterState, of which this is one.
+// A CompletionHandler on an AsyncCq, as a Router installs one: it reports to the explorer what it
+// is given.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/detail/cq_sink.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
 #include <cstddef>
 #include <memory>
@@ -15,7 +14,7 @@
 
 namespace asyncverbs::proof {
 
-// Whoever is told what a sink gets.
+// Told what a sink is given.
 class SinkOwner {
 public:
     virtual void sink_gets(std::span<const ibv_wc> completions, const std::error_code& error) = 0;
@@ -24,34 +23,28 @@ protected:
     ~SinkOwner() = default;
 };
 
-} // namespace asyncverbs::proof
-
-template <>
-class asyncverbs::detail::RouterState<asyncverbs::proof::SinkOwner> final : public CqSink<OnUse> {
+class Sink final : public detail::CompletionHandler {
 public:
-    RouterState(proof::SinkOwner& owner, AsyncCq& cq) : owner_(owner), reaper_(cq.reaper_) {}
+    Sink(SinkOwner& owner, const AsyncCq& cq)
+        : owner_(owner), state_(detail::AsyncCqAccess::state(cq)) {}
 
-    static void attach(const std::shared_ptr<RouterState>& sink) { sink->reaper_->attach(sink); }
-    void interrupt() noexcept { reaper_->interrupt(); }
+    static void attach(const std::shared_ptr<Sink>& sink) { sink->state_->attach(sink); }
+    void interrupt() noexcept { state_->interrupt(); }
 
-    void deliver(std::size_t count) override {
+    void on_completions(std::size_t count) override {
         owner_.sink_gets(std::span(completions).first(count), {});
     }
-    void interrupted() override {
+    void on_wake() override {
         owner_.sink_gets({}, std::make_error_code(std::errc::operation_canceled));
     }
-    void fail(const std::system_error& cause) override {
+    void on_error(const std::system_error& cause) override {
         if (!std::exchange(failed_, true)) owner_.sink_gets({}, cause.code());
     }
 
 private:
-    proof::SinkOwner& owner_;
-    const std::shared_ptr<CqReaper<OnUse>> reaper_;
+    SinkOwner& owner_;
+    const std::shared_ptr<detail::CqState> state_;
     bool failed_ = false;
 };
-
-namespace asyncverbs::proof {
-
-using Sink = detail::RouterState<SinkOwner>;
 
 } // namespace asyncverbs::proof

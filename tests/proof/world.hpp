@@ -4,9 +4,9 @@
 // everything that the explorer can make happen to it, at every point where that can happen.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <array>
 #include <cstddef>

@@ -20,10 +20,10 @@
 #include <utility>
 #include <vector>
 
-#include <asyncverbs/core/epoll_executor.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/core/when_all.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"

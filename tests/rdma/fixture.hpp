@@ -2,12 +2,11 @@
 // Two connected AsyncQps on one router, whose loop the test runs by hand.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <array>
 #include <cstddef>

@@ -2,8 +2,7 @@
 // Requests as values, the slices of peers, and what errors call them.
 #include "rdma/fixture.hpp"
 
-#include <asyncverbs/rdma/operation_error.hpp>
-#include <asyncverbs/rdma/remote_slice.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
 
 #include <array>

@@ -3,11 +3,11 @@
 // missing, the connection breaks.
 #include <asyncverbs/rdma/stream.hpp>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <algorithm>
 #include <array>

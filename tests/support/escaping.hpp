@@ -3,7 +3,7 @@
 // exception reaches the event loop.
 #pragma once
 
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
 #include <array>
 #include <coroutine>

@@ -3,10 +3,9 @@
 // the poll(2) loop of the example.
 #pragma once
 
-#include <asyncverbs/core/epoll_executor.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
-#include <asyncverbs/verbs/completion_channel.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <poll.h>
 
@@ -53,19 +52,18 @@ struct BusyHarness {
 // EpollNotifier waits for an edge with a completion channel alone; this is the same for any fd.
 class EdgeNotifier {
 public:
-    EdgeNotifier(std::shared_ptr<detail::EpollLoop<OnUse>> loop, int fd)
-        : registration_(std::make_unique<detail::EpollRegistration<OnUse>>(
-              std::move(loop), fd, detail::EpollTrigger::edge)) {}
-    detail::EpollReadableOperation<OnUse> readable(std::stop_token stop) {
-        return {*registration_, detail::Deadline<OnUse>::never, std::move(stop)};
+    EdgeNotifier(std::shared_ptr<detail::EpollLoop> loop, int fd)
+        : registration_(std::make_unique<detail::EpollRegistration>(std::move(loop), fd,
+                                                                    detail::EpollTrigger::edge)) {}
+    detail::EpollReadableOperation readable(std::stop_token stop) {
+        return {*registration_, detail::Deadline::never, std::move(stop)};
     }
-    detail::EpollReadableOperation<OnUse> readable(std::stop_token stop,
-                                                   std::chrono::nanoseconds bound) {
-        return {*registration_, detail::Deadline<OnUse>::after(bound), std::move(stop)};
+    detail::EpollReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
+        return {*registration_, detail::Deadline::after(bound), std::move(stop)};
     }
 
 private:
-    std::unique_ptr<detail::EpollRegistration<OnUse>> registration_;
+    std::unique_ptr<detail::EpollRegistration> registration_;
 };
 static_assert(TimedCqNotifier<EdgeNotifier>);
 
@@ -80,10 +78,10 @@ struct EdgeHarness {
     EdgeNotifier notifier(int fd) { return EdgeNotifier(loop, fd); }
     void turn(std::chrono::milliseconds at_most) {
         sleep_until_readable(loop->epoll_fd(), at_most);
-        const detail::EpollLoop<OnUse>::Running running(*loop);
+        const detail::EpollLoop::Running running(*loop);
         loop->turn(false);
     }
-    std::shared_ptr<detail::EpollLoop<OnUse>> loop = std::make_shared<detail::EpollLoop<OnUse>>();
+    std::shared_ptr<detail::EpollLoop> loop = std::make_shared<detail::EpollLoop>();
 };
 
 } // namespace asyncverbs::support

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/completion_channel.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <cerrno>
 #include <string>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <cerrno>
 #include <memory>

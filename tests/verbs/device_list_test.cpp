@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/device_list.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <cerrno>
 #include <string>

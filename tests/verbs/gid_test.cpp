@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/gid.hpp>
 
 #include <cerrno>

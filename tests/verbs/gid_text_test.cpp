@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/gid_text.hpp>
+#include <asyncverbs/verbs/gid.hpp>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs_options.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <cerrno>
 #include <memory>

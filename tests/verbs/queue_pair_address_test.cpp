@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/queue_pair_address.hpp>
+#include <asyncverbs/verbs/queue_pair_options.hpp>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs_options.hpp"

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <utility>
 
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include <asyncverbs/verbs/memory_region.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 #include "support/catch.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/slice.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 #include <array>
 #include <cstddef>

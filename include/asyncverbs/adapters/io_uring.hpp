@@ -14,9 +14,8 @@
 
 #include <asyncverbs/adapters/detail/io_uring_loop.hpp>
 #include <asyncverbs/adapters/detail/io_uring_readable.hpp>
-#include <asyncverbs/core/detail/deadline.hpp>
-#include <asyncverbs/verbs/completion_channel.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/coro/detail/deadline.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
 
 namespace asyncverbs {
 
@@ -104,7 +103,7 @@ public:
     /// Destroying the suspended coroutine cancels the wait. No allocation; no system call unless
     /// something came while nobody waited.
     [[nodiscard]] detail::IoUringReadableOperation readable(std::stop_token stop = {}) {
-        return wait(detail::Deadline<OnUse>::never, std::move(stop));
+        return wait(detail::Deadline::never, std::move(stop));
     }
 
     /// The same, with errc::timed_out when `max_wait` has passed since the call. Zero or less comes
@@ -112,7 +111,7 @@ public:
     /// call, and so does one that has passed.
     [[nodiscard]] detail::IoUringReadableOperation readable(std::stop_token stop,
                                                             std::chrono::nanoseconds max_wait) {
-        return wait(detail::Deadline<OnUse>::after(max_wait), std::move(stop));
+        return wait(detail::Deadline::after(max_wait), std::move(stop));
     }
 
     /// The file descriptor.
@@ -124,7 +123,7 @@ private:
     IoUringNotifier(const IoUringPoller& poller, int fd, detail::IoUringTrigger trigger)
         : registration_(std::make_unique<detail::IoUringRegistration>(poller.loop_, fd, trigger)) {}
 
-    detail::IoUringReadableOperation wait(detail::Deadline<OnUse>::Clock::time_point deadline,
+    detail::IoUringReadableOperation wait(detail::Deadline::Clock::time_point deadline,
                                           std::stop_token stop) noexcept {
         assert(registration_ && "asyncverbs: a moved-from IoUringNotifier");
         return {*registration_, deadline, std::move(stop)};

@@ -5,17 +5,16 @@
 
 #include <rdma/rdma_cma.h>
 
+#include <chrono>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <stop_token>
 #include <utility>
 
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/detail/chrono.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/coro/task.hpp>
 
 namespace asyncverbs {
 
@@ -30,8 +29,7 @@ namespace asyncverbs {
 /// be destroyed at any time, which does not block: the peer is told, but only once, so that it may
 /// never learn; coroutines that still wait get operation_canceled. Move-only; using a moved-from
 /// Connection throws invalid_argument.
-template <class Use>
-class BasicConnection {
+class Connection {
 public:
     /// What the peer said with its part of the handshake; on InfiniBand and RoCE padded with zeros.
     [[nodiscard]] std::span<const std::byte> private_data() const noexcept {
@@ -53,8 +51,8 @@ public:
     /// operation_canceled if `stop` is requested, from any thread, or this object destroyed; else
     /// what the notifier or rdma_get_cm_event fails with.
     [[nodiscard]] Task<rdma_cm_event_type> disconnected(std::stop_token stop = {}) {
-        return detail::CmSession<Use>::ended(session_.shared(), "Connection::disconnected",
-                                             detail::Deadline<Use>::never, std::move(stop));
+        return detail::CmSession::ended(session_.shared(), "Connection::disconnected",
+                                        detail::Deadline::never, std::move(stop));
     }
 
     /// Ends the connection and awaits the peer's answer, at most for `bound`; at once if it has
@@ -72,30 +70,24 @@ public:
     }
 
 private:
-    template <class>
-    friend class BasicIncomingConnection;
-    template <class>
-    friend class BasicOutgoingConnection;
+    friend class IncomingConnection;
+    friend class OutgoingConnection;
 
-    BasicConnection(detail::CmSessionOwner<Use> session,
-                    const detail::PrivateData& private_data) noexcept
+    Connection(detail::CmSessionOwner session, const detail::PrivateData& private_data) noexcept
         : session_(std::move(session)), private_data_(private_data) {
         session_->establish();
     }
 
-    static Task<> leave(std::shared_ptr<detail::CmSession<Use>> session,
-                        std::chrono::milliseconds bound, std::stop_token stop) {
+    static Task<> leave(std::shared_ptr<detail::CmSession> session, std::chrono::milliseconds bound,
+                        std::stop_token stop) {
         if (session->end()) co_return;
         session->disconnect();
-        co_await detail::CmSession<Use>::ended(
-            session, "rdma_disconnect", detail::Deadline<Use>::after(bound), std::move(stop));
+        co_await detail::CmSession::ended(session, "rdma_disconnect",
+                                          detail::Deadline::after(bound), std::move(stop));
     }
 
-    detail::CmSessionOwner<Use> session_;
+    detail::CmSessionOwner session_;
     detail::PrivateData private_data_;
 };
-
-/// The Connection of programs: compiled only where it is used, but otherwise as a class.
-using Connection = BasicConnection<OnUse>;
 
 } // namespace asyncverbs

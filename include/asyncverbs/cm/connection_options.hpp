@@ -1,13 +1,34 @@
 // SPDX-License-Identifier: MIT
-// What can be chosen for each step of a connection. Every default works between two hosts of one
-// network.
+// What a peer's program has to say with an event of the connection manager. In place: an event that
+// could not be copied for want of memory could not be acknowledged either.
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
+#include <string>
+#include <system_error>
 
-#include <asyncverbs/verbs/detail/chrono.hpp>
+namespace asyncverbs::detail {
+
+class PrivateData {
+public:
+    PrivateData() noexcept = default;
+    PrivateData(const void* data, std::uint8_t size) noexcept : size_(data == nullptr ? 0 : size) {
+        if (size_ != 0) std::memcpy(bytes_.data(), data, size_);
+    }
+
+    std::span<const std::byte> bytes() const noexcept { return {bytes_.data(), size_}; }
+
+private:
+    std::uint8_t size_ = 0;
+    std::array<std::byte, 255> bytes_; // as many as the interface can say
+};
+
+} // namespace asyncverbs::detail
 
 namespace asyncverbs {
 
@@ -43,6 +64,41 @@ struct AcceptOptions {
 struct ListenerOptions {
     int backlog = 128; ///< requests that are kept for want of an accept(); what comes beyond that
                        ///< is dropped, and the peer asks again after some seconds
+};
+
+/// Thrown by connect() and OutgoingConnection::connect(). Its code() is errc::connection_refused,
+/// whoever refused and why.
+class ConnectionRejected : public std::system_error {
+public:
+    /// The reason() on InfiniBand and RoCE where the peer's program has rejected.
+    static constexpr int by_program = 28;
+
+    /// The reason() on InfiniBand and RoCE where nobody listens.
+    static constexpr int no_listener = 8;
+
+    /// For the connection manager: the answer to `call`.
+    ConnectionRejected(const std::string& call, int reason, const detail::PrivateData& data)
+        : std::system_error(std::make_error_code(std::errc::connection_refused),
+                            call + ": rejected (" + text(reason) + ")"),
+          reason_(reason), private_data_(data) {}
+
+    /// The status of the event: a reason of the transport's own, on iWARP a negative errno.
+    [[nodiscard]] int reason() const noexcept { return reason_; }
+
+    /// What the peer's program has to say; on InfiniBand and RoCE padded with zeros.
+    [[nodiscard]] std::span<const std::byte> private_data() const noexcept {
+        return private_data_.bytes();
+    }
+
+private:
+    static std::string text(int reason) {
+        if (reason == by_program) return "by the peer's program";
+        if (reason == no_listener) return "nobody listens";
+        return "reason " + std::to_string(reason);
+    }
+
+    int reason_;
+    detail::PrivateData private_data_;
 };
 
 } // namespace asyncverbs

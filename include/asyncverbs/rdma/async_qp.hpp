@@ -4,31 +4,27 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/detail/queue_pair_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
-#include <asyncverbs/rdma/remote_slice.hpp>
 #include <asyncverbs/rdma/router.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
-#include <asyncverbs/rdma/slices.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 
 namespace asyncverbs {
 
 namespace detail {
-template <class Use>
 class StreamState;
 }
 
@@ -51,25 +47,23 @@ class StreamState;
 /// end with operation_canceled, and whoever waits for them is resumed by the router. To see how
 /// they end, drain() first. Keeps the router's completion queue alive, not the Router.
 /// Move-only; only to be destroyed or assigned to when moved from.
-template <class Use>
-class BasicAsyncQp {
+class AsyncQp {
 public:
     /// In RESET, see queue_pair(). Throws as QueuePair does; `options.sq_sig_all` has no effect.
     /// Reserves max_send_wr + 1 and max_recv_wr entries of the completion queue (I10).
-    BasicAsyncQp(BasicRouter<Use>& router, const ProtectionDomain& domain,
-                 const QueuePairOptions& options = {})
-        : state_(std::make_unique<detail::QueuePairState<Use>>(router.state_, nullptr, domain,
-                                                               options)) {}
+    AsyncQp(Router& router, const ProtectionDomain& domain, const QueuePairOptions& options = {})
+        : state_(
+              std::make_unique<detail::QueuePairState>(router.state_, nullptr, domain, options)) {}
 
     /// The same, but it takes its receives from `receives`, of the same Router, which reserves
     /// entries for them: max_recv_wr has no effect, and recv() is refused.
-    BasicAsyncQp(BasicRouter<Use>& router, const ProtectionDomain& domain,
-                 const BasicAsyncSrq<Use>& receives, const QueuePairOptions& options = {})
-        : state_(std::make_unique<detail::QueuePairState<Use>>(router.state_, receives.state_,
-                                                               domain, options)) {}
+    AsyncQp(Router& router, const ProtectionDomain& domain, const AsyncSrq& receives,
+            const QueuePairOptions& options = {})
+        : state_(std::make_unique<detail::QueuePairState>(router.state_, receives.state_, domain,
+                                                          options)) {}
 
-    BasicAsyncQp(BasicAsyncQp&&) noexcept = default;
-    BasicAsyncQp& operator=(BasicAsyncQp&&) noexcept = default;
+    AsyncQp(AsyncQp&&) noexcept = default;
+    AsyncQp& operator=(AsyncQp&&) noexcept = default;
 
     /// To bring it up. Posting and destroying are this object's, and so is the lifetime: nobody
     /// else may keep the queue pair's shared_handle().
@@ -80,43 +74,41 @@ public:
     // --- two-sided ---
 
     /// Sends the slices as one message, which takes a receive of the peer.
-    [[gnu::always_inline]] BasicOperation<Use> send(Slices slices, SendOptions options = {},
-                                                    std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send(Slices slices, SendOptions options = {},
+                                          std::stop_token stop = {}) {
         return post(Work::send(options), slices, std::move(stop));
     }
 
     /// The same; the peer's completion carries `imm`, which is in host order.
-    [[gnu::always_inline]] BasicOperation<Use> send_with_imm(Slices slices, std::uint32_t imm,
-                                                             SendOptions options = {},
-                                                             std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_with_imm(Slices slices, std::uint32_t imm,
+                                                   SendOptions options = {},
+                                                   std::stop_token stop = {}) {
         return post(Work::send_with_imm(imm, options), slices, std::move(stop));
     }
 
     /// The same; also invalidates `rkey` of the peer, where the device offers it.
-    [[gnu::always_inline]] BasicOperation<Use> send_with_invalidate(Slices slices,
-                                                                    std::uint32_t rkey,
-                                                                    SendOptions options = {},
-                                                                    std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_with_invalidate(Slices slices, std::uint32_t rkey,
+                                                          SendOptions options = {},
+                                                          std::stop_token stop = {}) {
         return post(Work::send_with_invalidate(rkey, options), slices, std::move(stop));
     }
 
     /// UD: sends to the queue pair `qp_num` with `qkey`, by the way of `peer`, which is kept until
     /// the completion.
-    [[gnu::always_inline]] BasicOperation<Use> send_to(Slices slices, const AddressHandle& peer,
-                                                       std::uint32_t qp_num, std::uint32_t qkey,
-                                                       SendOptions options = {},
-                                                       std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer,
+                                             std::uint32_t qp_num, std::uint32_t qkey,
+                                             SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::send_to(peer, qp_num, qkey, options), slices, std::move(stop));
     }
 
     /// Receives one message into the slices, in their order. One that is longer than they are
     /// breaks an RC connection; on UD the first 40 bytes take the sender's GRH.
-    [[gnu::always_inline]] BasicOperation<Use> recv(Slices slices, std::stop_token stop = {}) {
-        return BasicOperation<Use>(state_->receives, std::move(stop), slices);
+    [[gnu::always_inline]] Operation recv(Slices slices, std::stop_token stop = {}) {
+        return Operation(state_->receives, std::move(stop), slices);
     }
 
     /// The same; for code that awaits it later, to read better.
-    [[gnu::always_inline]] BasicOperation<Use> post_recv(Slices slices, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
     }
 
@@ -125,47 +117,45 @@ public:
     /// RDMA write: moves the slices, which together are at most `remote.length` long, to the start
     /// of `remote`; else throws std::system_error (invalid_argument). The peer's program takes no
     /// part.
-    [[gnu::always_inline]] BasicOperation<Use> write(Slices slices, const RemoteSlice& remote,
-                                                     SendOptions options = {},
-                                                     std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation write(Slices slices, const RemoteSlice& remote,
+                                           SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::write(slices, remote, options), slices, std::move(stop));
     }
 
     /// The same; also takes a receive of the peer, whose completion carries `imm` (host order).
-    [[gnu::always_inline]] BasicOperation<Use>
-    write_with_imm(Slices slices, const RemoteSlice& remote, std::uint32_t imm,
-                   SendOptions options = {}, std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation write_with_imm(Slices slices, const RemoteSlice& remote,
+                                                    std::uint32_t imm, SendOptions options = {},
+                                                    std::stop_token stop = {}) {
         return post(Work::write_with_imm(slices, remote, imm, options), slices, std::move(stop));
     }
 
     /// RDMA read: fills the slices, which together are at most `remote.length` long, from the start
     /// of `remote`; else throws as write().
-    [[gnu::always_inline]] BasicOperation<Use> read(Slices slices, const RemoteSlice& remote,
-                                                    SendOptions options = {},
-                                                    std::stop_token stop = {}) {
+    [[gnu::always_inline]] Operation read(Slices slices, const RemoteSlice& remote,
+                                          SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::read(slices, remote, options), slices, std::move(stop));
     }
 
     /// Atomic: puts `swap` where there is `compare`. `before` receives what was there, whether it
     /// was swapped or not. Both are 8 bytes, aligned at the peer, in its byte order; else throws
     /// std::system_error (invalid_argument).
-    BasicOperation<Use> compare_and_swap(Slices before, const RemoteSlice& remote,
-                                         std::uint64_t compare, std::uint64_t swap,
-                                         SendOptions options = {}, std::stop_token stop = {}) {
+    Operation compare_and_swap(Slices before, const RemoteSlice& remote, std::uint64_t compare,
+                               std::uint64_t swap, SendOptions options = {},
+                               std::stop_token stop = {}) {
         return post(Work::compare_and_swap(before, remote, compare, swap, options), before,
                     std::move(stop));
     }
 
     /// Atomic: adds `add`. Otherwise as compare_and_swap().
-    BasicOperation<Use> fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
-                                      SendOptions options = {}, std::stop_token stop = {}) {
+    Operation fetch_and_add(Slices before, const RemoteSlice& remote, std::uint64_t add,
+                            SendOptions options = {}, std::stop_token stop = {}) {
         return post(Work::fetch_and_add(before, remote, add, options), before, std::move(stop));
     }
 
     // --- any of them ---
 
     /// What `request` says, as the calls above do it.
-    BasicOperation<Use> post(const SendRequest& request, std::stop_token stop = {}) {
+    Operation post(const SendRequest& request, std::stop_token stop = {}) {
         return post(request.work(), request.slices(), std::move(stop));
     }
 
@@ -173,14 +163,14 @@ public:
     /// `operations`, as many, becomes that of its request. Where the device refuses one, its
     /// operation and those behind it end with that error, and those before it are posted.
     /// Allocates only for a chain that is longer than any before.
-    void post(std::span<const SendRequest> requests, std::span<BasicOperation<Use>> operations) {
+    void post(std::span<const SendRequest> requests, std::span<Operation> operations) {
         if (requests.size() != operations.size()) {
             detail::throw_error(std::errc::invalid_argument,
                                 "a chain of " + std::to_string(requests.size()) + " requests and " +
                                     std::to_string(operations.size()) + " operations");
         }
-        for (BasicOperation<Use>& operation : operations) operation = BasicOperation<Use>();
-        state_->sends.submit_chain(requests, [&](std::size_t i) -> detail::OperationState<Use>& {
+        for (Operation& operation : operations) operation = Operation();
+        state_->sends.submit_chain(requests, [&](std::size_t i) -> detail::OperationState& {
             return operations[i].state_;
         });
     }
@@ -190,23 +180,18 @@ public:
     /// IBV_WC_WR_FLUSH_ERR; those that are posted later are flushed, too. What it has taken from a
     /// shared receive queue may complete later. Throws std::system_error naming the verb, or the
     /// failure of the completion queue.
-    [[nodiscard]] Task<> drain() { return detail::QueuePairState<Use>::drain(*state_); }
+    [[nodiscard]] Task<> drain() { return detail::QueuePairState::drain(*state_); }
 
 private:
-    template <class>
     friend class detail::StreamState;
 
     using Work = detail::SendWork;
 
-    [[gnu::always_inline]] BasicOperation<Use> post(const Work& work, Slices slices,
-                                                    std::stop_token&& stop) {
-        return BasicOperation<Use>(state_->sends, std::move(stop), work, slices);
+    [[gnu::always_inline]] Operation post(const Work& work, Slices slices, std::stop_token&& stop) {
+        return Operation(state_->sends, std::move(stop), work, slices);
     }
 
-    std::unique_ptr<detail::QueuePairState<Use>> state_;
+    std::unique_ptr<detail::QueuePairState> state_;
 };
-
-/// The AsyncQp of programs: compiled only where it is used, but otherwise as a class.
-using AsyncQp = BasicAsyncQp<OnUse>;
 
 } // namespace asyncverbs

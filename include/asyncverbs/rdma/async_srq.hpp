@@ -2,16 +2,15 @@
 // Receives that any of several queue pairs may take, awaited.
 #pragma once
 
+#include <memory>
 #include <stop_token>
 #include <utility>
 
-#include <asyncverbs/rdma/detail/shared_receive_state.hpp>
+#include <asyncverbs/rdma/detail/queue_pair_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/router.hpp>
-#include <asyncverbs/rdma/slices.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/rdma/send_request.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs {
@@ -22,24 +21,22 @@ namespace asyncverbs {
 /// Thread: that of the router. Lifetime: its queue pairs keep the queue, and with it the receives
 /// that are posted; they end with operation_canceled when the last of them all is destroyed.
 /// Move-only; only to be destroyed or assigned to when moved from.
-template <class Use>
-class BasicAsyncSrq {
+class AsyncSrq {
 public:
     /// Throws as SharedReceiveQueue does.
-    BasicAsyncSrq(BasicRouter<Use>& router, const ProtectionDomain& domain,
-                  const SharedReceiveQueueOptions& options = {})
-        : state_(
-              std::make_shared<detail::SharedReceiveState<Use>>(router.state_, domain, options)) {}
+    AsyncSrq(Router& router, const ProtectionDomain& domain,
+             const SharedReceiveQueueOptions& options = {})
+        : state_(std::make_shared<detail::SharedReceiveState>(router.state_, domain, options)) {}
 
-    BasicAsyncSrq(BasicAsyncSrq&&) noexcept = default;
-    BasicAsyncSrq& operator=(BasicAsyncSrq&&) noexcept = default;
+    AsyncSrq(AsyncSrq&&) noexcept = default;
+    AsyncSrq& operator=(AsyncSrq&&) noexcept = default;
 
     /// As AsyncQp::recv(): posted by the call, or as soon as there is room.
-    BasicOperation<Use> recv(Slices slices, std::stop_token stop = {}) {
-        return BasicOperation<Use>(state_->receives, std::move(stop), slices);
+    Operation recv(Slices slices, std::stop_token stop = {}) {
+        return Operation(state_->receives, std::move(stop), slices);
     }
     /// The same; for code that awaits it later, to read better.
-    BasicOperation<Use> post_recv(Slices slices, std::stop_token stop = {}) {
+    Operation post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
     }
 
@@ -47,13 +44,9 @@ public:
     [[nodiscard]] SharedReceiveQueue& shared_receive_queue() noexcept { return state_->queue; }
 
 private:
-    template <class>
-    friend class BasicAsyncQp;
+    friend class AsyncQp;
 
-    std::shared_ptr<detail::SharedReceiveState<Use>> state_;
+    std::shared_ptr<detail::SharedReceiveState> state_;
 };
-
-/// The AsyncSrq of programs: compiled only where it is used, but otherwise as a class.
-using AsyncSrq = BasicAsyncSrq<OnUse>;
 
 } // namespace asyncverbs

@@ -3,18 +3,14 @@
 #pragma once
 
 #include <coroutine>
+#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/core/detail/maybe.hpp>
 #include <asyncverbs/rdma/completion.hpp>
-#include <asyncverbs/rdma/detail/on_stop.hpp>
-#include <asyncverbs/rdma/detail/operation_state.hpp>
-#include <asyncverbs/rdma/detail/resumable.hpp>
+#include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
-#include <asyncverbs/rdma/operation_error.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
 
 namespace asyncverbs {
 
@@ -22,10 +18,9 @@ namespace detail {
 
 // Pinned; the operation and the token that it refers to outlive it. What every operation does is
 // inlined into the coroutine that awaits it, what few do is not.
-template <class Use>
 class OperationAwaiter : Resumable {
 public:
-    OperationAwaiter(OperationState<Use>& operation, std::error_code* error,
+    OperationAwaiter(OperationState& operation, std::error_code* error,
                      const std::stop_token& stop) noexcept
         : operation_(operation), error_(error), stop_(stop) {}
     OperationAwaiter(const OperationAwaiter&) = delete;
@@ -85,10 +80,10 @@ private:
         return {};
     }
 
-    OperationState<Use>& operation_;
+    OperationState& operation_;
     std::error_code* error_;
     const std::stop_token& stop_;
-    Maybe<OnStop<Use>> on_stop_; // once it waits
+    std::optional<OnStop> on_stop_; // once it waits
 };
 
 } // namespace detail
@@ -115,36 +110,32 @@ private:
 ///
 /// Thread: that of the router, but for stop tokens. Move-only; it must not be moved or destroyed
 /// while it is awaited. One coroutine may await it at a time; once done, any number of times.
-template <class Use>
-class [[nodiscard]] BasicOperation {
+class [[nodiscard]] Operation {
 public:
     /// One that was never posted, to be assigned to.
-    BasicOperation() noexcept = default;
-    BasicOperation(BasicOperation&&) noexcept = default;
-    BasicOperation& operator=(BasicOperation&&) noexcept = default;
-    [[gnu::always_inline]] ~BasicOperation() = default;
+    Operation() noexcept = default;
+    Operation(Operation&&) noexcept = default;
+    Operation& operator=(Operation&&) noexcept = default;
+    [[gnu::always_inline]] ~Operation() = default;
 
     /// Whether awaiting it would not suspend.
     [[nodiscard]] bool done() const noexcept { return state_.done(); }
 
     /// Awaits the Completion; see above.
-    detail::OperationAwaiter<Use> operator co_await() noexcept { return {state_, nullptr, stop_}; }
+    detail::OperationAwaiter operator co_await() noexcept { return {state_, nullptr, stop_}; }
 
     /// What wait() returns, to be awaited at once.
     class [[nodiscard]] Wait {
     public:
         /// Awaits the Completion.
-        detail::OperationAwaiter<Use> operator co_await() && noexcept {
-            return {state_, error_, stop_};
-        }
+        detail::OperationAwaiter operator co_await() && noexcept { return {state_, error_, stop_}; }
 
     private:
-        friend BasicOperation;
-        Wait(detail::OperationState<Use>& state, std::error_code* error,
-             std::stop_token stop) noexcept
+        friend Operation;
+        Wait(detail::OperationState& state, std::error_code* error, std::stop_token stop) noexcept
             : state_(state), error_(error), stop_(std::move(stop)) {}
 
-        detail::OperationState<Use>& state_;
+        detail::OperationState& state_;
         std::error_code* error_;
         std::stop_token stop_;
     };
@@ -166,23 +157,18 @@ public:
     }
 
 private:
-    template <class>
-    friend class BasicAsyncQp;
-    template <class>
-    friend class BasicAsyncSrq;
+    friend class AsyncQp;
+    friend class AsyncSrq;
 
     template <class... Request>
-    [[gnu::always_inline]] BasicOperation(detail::WorkQueue<Use>& queue, std::stop_token&& stop,
-                                          const Request&... request)
+    [[gnu::always_inline]] Operation(detail::WorkQueue& queue, std::stop_token&& stop,
+                                     const Request&... request)
         : stop_(std::move(stop)) {
         queue.submit(state_, request...);
     }
 
-    detail::OperationState<Use> state_;
+    detail::OperationState state_;
     std::stop_token stop_;
 };
-
-/// The Operation of programs: compiled only where it is used, but otherwise as a class.
-using Operation = BasicOperation<OnUse>;
 
 } // namespace asyncverbs

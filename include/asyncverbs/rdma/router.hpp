@@ -2,17 +2,16 @@
 // Brings completions to the operations that they belong to.
 #pragma once
 
+#include <memory>
 #include <utility>
 
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/async_cq_options.hpp>
-#include <asyncverbs/core/cq_statistics.hpp>
-#include <asyncverbs/rdma/detail/router_dispatch.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/cq/async_cq_options.hpp>
+#include <asyncverbs/cq/cq_statistics.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 namespace asyncverbs {
 
@@ -31,32 +30,30 @@ namespace asyncverbs {
 /// an operation is then never resumed, but may be destroyed, and later operations fail with
 /// operation_canceled. Queue pairs may outlive it. Move-only; only to be destroyed or assigned to
 /// when moved from.
-template <class Use>
-class BasicRouter {
+class Router {
 public:
     /// Drains `cq` from now on. Throws std::system_error (device_or_resource_busy) if somebody
     /// waits for it.
-    explicit BasicRouter(BasicAsyncCq<Use> cq)
-        : state_(std::make_shared<detail::RouterState<Use>>(std::move(cq))) {
+    explicit Router(AsyncCq cq) : state_(std::make_shared<detail::RouterState>(std::move(cq))) {
         state_->start();
     }
 
     /// The same with a CQ of at least `depth` entries, as AsyncCq::create() makes it. Each queue
     /// pair takes max_send_wr + 1 and max_recv_wr entries.
     template <class Loop>
-    static BasicRouter create(const Context& context, int depth, Loop& loop,
-                              const AsyncCqOptions& options = {}) {
-        return BasicRouter(BasicAsyncCq<Use>::create(context, depth, loop, options));
+    static Router create(const Context& context, int depth, Loop& loop,
+                         const AsyncCqOptions& options = {}) {
+        return Router(AsyncCq::create(context, depth, loop, options));
     }
 
-    BasicRouter(BasicRouter&&) noexcept = default;
+    Router(Router&&) noexcept = default;
 
     /// Closes the router that was here before, as its destructor does.
-    BasicRouter& operator=(BasicRouter&& other) noexcept {
-        BasicRouter(std::move(other)).state_.swap(state_); // the temporary closes the old one
+    Router& operator=(Router&& other) noexcept {
+        Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
         return *this;
     }
-    ~BasicRouter() {
+    ~Router() {
         if (state_) state_->close();
     }
 
@@ -71,15 +68,10 @@ public:
     }
 
 private:
-    template <class>
-    friend class BasicAsyncQp;
-    template <class>
-    friend class BasicAsyncSrq;
+    friend class AsyncQp;
+    friend class AsyncSrq;
 
-    std::shared_ptr<detail::RouterState<Use>> state_;
+    std::shared_ptr<detail::RouterState> state_;
 };
-
-/// The Router of programs: compiled only where it is used, but otherwise as a class.
-using Router = BasicRouter<OnUse>;
 
 } // namespace asyncverbs

@@ -1,22 +1,63 @@
 // SPDX-License-Identifier: MIT
-// What is posted to a send queue: any of its operations as a value, so that several can be posted
-// with one doorbell.
+// A part of a peer's memory region, with all that RDMA needs to name it.
+// It travels from the peer, who knows the address and the key, in a message of the application's.
 #pragma once
 
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 
-#include <asyncverbs/rdma/remote_slice.hpp>
-#include <asyncverbs/rdma/slices.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs {
+
+/// `length` bytes at `address` of the peer, in the memory region of `rkey`. A plain value.
+struct RemoteSlice {
+    std::uint64_t address = 0; ///< at the peer
+    std::size_t length = 0;    ///< in bytes
+    std::uint32_t rkey = 0;    ///< of its memory region
+
+    /// The slice's bytes from `offset` on. Throws as slice(offset, count) does.
+    [[nodiscard]] RemoteSlice slice(std::size_t offset) const {
+        return slice(offset, offset <= length ? length - offset : 0);
+    }
+
+    /// The `count` bytes at `offset`. Throws std::system_error (invalid_argument) that says offset,
+    /// length and size where they are not all inside this slice.
+    [[nodiscard]] RemoteSlice slice(std::size_t offset, std::size_t count) const {
+        if (offset > length || count > length - offset) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "a slice of length " + std::to_string(count) + " at offset " +
+                                    std::to_string(offset) + " is outside the peer's of size " +
+                                    std::to_string(length));
+        }
+        return {address + offset, count, rkey};
+    }
+};
+
+/// A view of the slices that a work request gathers from or scatters to, in order. For parameters:
+/// it refers to what it was made of, which has to exist until the call returns.
+class Slices : public std::span<const Slice> {
+public:
+    Slices() noexcept = default; ///< None: a message without bytes.
+
+    /// One.
+    Slices(const Slice& one) noexcept : span(&one, 1) {}
+
+    /// A std::vector, std::array, std::span of them, or another contiguous range.
+    template <class Range>
+        requires(!std::same_as<Range, Slices> &&
+                 std::constructible_from<std::span<const Slice>, const Range&>)
+    Slices(const Range& slices) noexcept : span(slices) {}
+};
 
 /// How to send. See ibv_post_send(3).
 struct SendOptions {
@@ -124,7 +165,6 @@ private:
     }
 };
 
-template <class Use>
 class WorkQueue;
 
 } // namespace detail
@@ -189,9 +229,7 @@ public:
     }
 
 private:
-    template <class>
-    friend class BasicAsyncQp;
-    template <class>
+    friend class AsyncQp;
     friend class detail::WorkQueue;
     using Work = detail::SendWork;
 

@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: MIT
-// A stream of bytes over a connected queue pair, as over a TCP socket: messages, credits and
-// registered memory are its own affair.
+// What can be chosen for a stream.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <span>
 #include <stop_token>
 #include <utility>
 
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
-#include <asyncverbs/rdma/detail/span_cursor.hpp>
-#include <asyncverbs/rdma/detail/stream_receiving.hpp>
-#include <asyncverbs/rdma/detail/stream_sending.hpp>
 #include <asyncverbs/rdma/detail/stream_state.hpp>
-#include <asyncverbs/rdma/stream_options.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/rdma/detail/stream_transfer.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 
@@ -51,13 +47,12 @@ namespace asyncverbs {
 /// sent; whoever still reads or writes is resumed with operation_canceled. A coroutine that waits
 /// may be destroyed as if it was cancelled. Once it is made it allocates nothing but the frames of
 /// its tasks. Move-only; only to be destroyed or assigned to when moved from.
-template <class Use>
-class BasicStream {
+class Stream {
 public:
     /// What a queue pair needs for a stream.
     static QueuePairOptions queue_pair_options(const StreamOptions& options = {}) noexcept {
         return {.max_send_wr = options.buffers + 1,
-                .max_recv_wr = options.buffers + detail::StreamState<Use>::extra_receives};
+                .max_recv_wr = options.buffers + detail::StreamState::extra_receives};
     }
 
     /// Takes `qp` over, RC and in INIT, and posts its receives: so they are there before it is
@@ -65,18 +60,17 @@ public:
     /// std::system_error: invalid_argument for options out of range and a queue pair with fewer
     /// receives than queue_pair_options() asks for; naming ibv_post_recv; or as
     /// MemoryRegion::allocate().
-    BasicStream(BasicAsyncQp<Use> qp, const ProtectionDomain& domain,
-                const StreamOptions& options = {})
-        : state_(std::make_shared<detail::StreamState<Use>>(std::move(qp), domain, options)) {}
+    Stream(AsyncQp qp, const ProtectionDomain& domain, const StreamOptions& options = {})
+        : state_(std::make_shared<detail::StreamState>(std::move(qp), domain, options)) {}
 
-    BasicStream(BasicStream&&) noexcept = default;
+    Stream(Stream&&) noexcept = default;
 
     /// Drops the stream that was here before, as its destructor does.
-    BasicStream& operator=(BasicStream&& other) noexcept {
-        BasicStream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
+    Stream& operator=(Stream&& other) noexcept {
+        Stream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
         return *this;
     }
-    ~BasicStream() {
+    ~Stream() {
         if (state_) state_->abandon();
     }
 
@@ -88,32 +82,30 @@ public:
     /// how many bytes; 0 where the peer has ended its data and all of it was read, or `to` is
     /// empty. Loses nothing when it is cancelled: what has arrived by then stays for the next.
     Task<std::size_t> read_some(std::span<std::byte> to, std::stop_token stop = {}) {
-        return detail::StreamState<Use>::read(state_, Cursor<std::byte>(to), std::move(stop));
+        return detail::StreamState::read(state_, Cursor<std::byte>(to), std::move(stop));
     }
 
     /// The same into several, one after the other.
     Task<std::size_t> read_some(std::span<const std::span<std::byte>> to,
                                 std::stop_token stop = {}) {
-        return detail::StreamState<Use>::read(state_, Cursor<std::byte>(to), std::move(stop));
+        return detail::StreamState::read(state_, Cursor<std::byte>(to), std::move(stop));
     }
 
     /// Sends all of `from`, which is free when it returns; the device may still be at it. When it
     /// is cancelled or fails, an unknown part from the front was sent, or none: what can be said to
     /// the peer afterwards is only that there is no more.
     Task<> write_all(std::span<const std::byte> from, std::stop_token stop = {}) {
-        return detail::StreamState<Use>::write(state_, Cursor<const std::byte>(from),
-                                               std::move(stop));
+        return detail::StreamState::write(state_, Cursor<const std::byte>(from), std::move(stop));
     }
 
     /// The same of several, one after the other, together in as few messages as may be.
     Task<> write_all(std::span<const std::span<const std::byte>> from, std::stop_token stop = {}) {
-        return detail::StreamState<Use>::write(state_, Cursor<const std::byte>(from),
-                                               std::move(stop));
+        return detail::StreamState::write(state_, Cursor<const std::byte>(from), std::move(stop));
     }
 
     /// Ends what this end writes: behind all of it the peer reads the end. Reading goes on.
     Task<> shutdown_write(std::stop_token stop = {}) {
-        return detail::StreamState<Use>::end_data(state_, std::move(stop));
+        return detail::StreamState::end_data(state_, std::move(stop));
     }
 
     /// Ends both ways: returns when the peer's device has received all that was written, or the
@@ -121,17 +113,14 @@ public:
     /// peer's writing fails. Cancelled, it may be called again; does nothing after it has
     /// succeeded.
     Task<> close(std::stop_token stop = {}) {
-        return detail::StreamState<Use>::close(state_, std::move(stop));
+        return detail::StreamState::close(state_, std::move(stop));
     }
 
 private:
     template <class Byte>
-    using Cursor = detail::SpanCursor<detail::Used<Byte, Use>>;
+    using Cursor = detail::SpanCursor<Byte>;
 
-    std::shared_ptr<detail::StreamState<Use>> state_;
+    std::shared_ptr<detail::StreamState> state_;
 };
-
-/// The Stream of programs: compiled only where it is used, but otherwise as a class.
-using Stream = BasicStream<OnUse>;
 
 } // namespace asyncverbs

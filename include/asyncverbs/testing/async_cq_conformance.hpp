@@ -9,9 +9,9 @@
 
 #include <asyncverbs/testing/conformance_case.hpp>
 #include <asyncverbs/testing/detail/async_cq_cases.hpp>
-#include <asyncverbs/testing/detail/conformance_cases.hpp>
+#include <asyncverbs/testing/detail/conformance_fixture.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
-#include <asyncverbs/verbs/context.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 namespace asyncverbs {
 

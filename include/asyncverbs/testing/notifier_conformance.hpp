@@ -7,13 +7,12 @@
 #include <concepts>
 #include <vector>
 
-#include <asyncverbs/core/cq_notifier.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/testing/conformance_case.hpp>
-#include <asyncverbs/testing/detail/conformance_cases.hpp>
+#include <asyncverbs/testing/detail/conformance_fixture.hpp>
 #include <asyncverbs/testing/detail/lifetime_cases.hpp>
 #include <asyncverbs/testing/detail/readiness_cases.hpp>
 #include <asyncverbs/testing/detail/stop_cases.hpp>
-#include <asyncverbs/testing/detail/timed_cases.hpp>
 
 namespace asyncverbs {
 

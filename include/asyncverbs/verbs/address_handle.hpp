@@ -4,11 +4,10 @@
 #pragma once
 
 #include <cerrno>
+#include <memory>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs {
@@ -17,15 +16,14 @@ namespace asyncverbs {
 /// sends, whose completions it must outlive, of any UD queue pair of the domain that has the same
 /// port. Move-only. A moved-from AddressHandle owns nothing: native_handle() is nullptr.
 /// See ibv_create_ah(3).
-template <class Use>
-class BasicAddressHandle {
+class AddressHandle {
 public:
     /// The way from `local`, after its init(), to `remote`. Of `path` the fields service_level,
     /// hop_limit, traffic_class and flow_label count. Throws std::system_error: invalid_argument
     /// before init(), where `local` is of another domain, and where `remote` cannot be reached (no
     /// GID on RoCE); else naming ibv_create_ah.
-    BasicAddressHandle(const BasicProtectionDomain<Use>& domain, const BasicQueuePair<Use>& local,
-                       const QueuePairAddress& remote, const BasicRtrOptions<Use>& path = {}) {
+    AddressHandle(const ProtectionDomain& domain, const QueuePair& local,
+                  const QueuePairAddress& remote, const RtrOptions& path = {}) {
         const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
         ibv_ah_attr attr = local.path_to(remote, path);
         if (local.native_handle()->pd != pd.get()) {
@@ -37,11 +35,11 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_ah", detail::verb_errno());
         }
-        ah_ = detail::own<ibv_destroy_ah, Use>(native, pd);
+        ah_ = detail::own<ibv_destroy_ah>(native, pd);
     }
 
-    BasicAddressHandle(BasicAddressHandle&&) noexcept = default;
-    BasicAddressHandle& operator=(BasicAddressHandle&&) noexcept = default;
+    AddressHandle(AddressHandle&&) noexcept = default;
+    AddressHandle& operator=(AddressHandle&&) noexcept = default;
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_ah* native_handle() const noexcept { return ah_.get(); }
@@ -50,10 +48,7 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_ah>& shared_handle() const noexcept { return ah_; }
 
 private:
-    detail::Handle<ibv_ah, Use> ah_;
+    detail::Handle<ibv_ah> ah_;
 };
-
-/// The AddressHandle of programs: compiled only where it is used, but otherwise as a class.
-using AddressHandle = BasicAddressHandle<OnUse>;
 
 } // namespace asyncverbs

@@ -1,22 +1,128 @@
 // SPDX-License-Identifier: MIT
-// The queue that completions arrive in, together with the channel that announces them.
-// It carries its channel, so the two cannot be mismatched, and the account of its capacity, so that
-// queue pairs cannot overrun it.
+// The file descriptor through which completion queues say that they have something.
+// Non-blocking from the start, so that reading an event that is not there cannot stop a loop.
 #pragma once
 
-#include <cerrno>
-#include <cstdint>
-#include <optional>
-#include <string>
+#include <infiniband/verbs.h>
 
-#include <asyncverbs/verbs/completion_channel.hpp>
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/detail/chrono.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
-#include <asyncverbs/verbs/detail/extended_poll.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/verbs/device.hpp>
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs {
+
+/// Owns a completion event channel (ibv_comp_channel); keeps its device open.
+/// Move-only. A moved-from CompletionChannel owns nothing: native_handle() is nullptr, fd() is -1.
+/// See ibv_create_comp_channel(3).
+class CompletionChannel {
+public:
+    /// Throws std::system_error naming ibv_create_comp_channel or fcntl.
+    explicit CompletionChannel(const Context& context) {
+        const auto& device = detail::alive(context.shared_handle(), "Context");
+        errno = 0;
+        ibv_comp_channel* native = ibv_create_comp_channel(device.get());
+        if (native == nullptr) {
+            throw_verb_error("ibv_create_comp_channel", detail::verb_errno());
+        }
+        channel_ = detail::own<ibv_destroy_comp_channel>(native, device);
+        detail::set_non_blocking(fd());
+    }
+
+    CompletionChannel(CompletionChannel&&) noexcept = default;
+    CompletionChannel& operator=(CompletionChannel&&) noexcept = default;
+
+    /// Readable while an event is queued; in non-blocking mode. Only ibv_get_cq_event(3) may read
+    /// from it. Closed with the channel: an event loop must have let go of it by then.
+    [[nodiscard]] int fd() const noexcept { return channel_ ? channel_->fd : -1; }
+
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
+    [[nodiscard]] ibv_comp_channel* native_handle() const noexcept { return channel_.get(); }
+
+    /// Shares ownership: the channel and its device live as long as the pointer, or a copy, exists.
+    [[nodiscard]] const std::shared_ptr<ibv_comp_channel>& shared_handle() const noexcept {
+        return channel_;
+    }
+
+private:
+    friend class CompletionQueue;
+    explicit CompletionChannel(detail::Handle<ibv_comp_channel> handle) noexcept
+        : channel_(std::move(handle)) {}
+
+    detail::Handle<ibv_comp_channel> channel_;
+};
+
+} // namespace asyncverbs
+
+namespace asyncverbs::detail {
+
+// ibv_poll_cq for a CQ that was created by ibv_create_cq_ex: what it would give, and timestamps.
+// See ibv_create_cq_ex(3).
+
+inline constexpr std::uint64_t timestamp_flags =
+    IBV_WC_EX_WITH_COMPLETION_TIMESTAMP | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK;
+
+/// The completion that the iteration is at. What an error completion does not say is zero (I11).
+inline ibv_wc read_wc(ibv_cq_ex* cq) {
+    ibv_wc wc{};
+    wc.wr_id = cq->wr_id;
+    wc.status = cq->status;
+    wc.qp_num = ibv_wc_read_qp_num(cq);
+    if (wc.status != IBV_WC_SUCCESS) {
+        wc.vendor_err = ibv_wc_read_vendor_err(cq);
+        return wc;
+    }
+    wc.opcode = ibv_wc_read_opcode(cq);
+    wc.wc_flags = ibv_wc_read_wc_flags(cq);
+    wc.byte_len = ibv_wc_read_byte_len(cq);
+    if (wc.wc_flags & (IBV_WC_WITH_IMM | IBV_WC_WITH_INV)) wc.imm_data = ibv_wc_read_imm_data(cq);
+    wc.src_qp = ibv_wc_read_src_qp(cq);
+    wc.slid = static_cast<std::uint16_t>(ibv_wc_read_slid(cq));
+    wc.sl = ibv_wc_read_sl(cq);
+    wc.dlid_path_bits = ibv_wc_read_dlid_path_bits(cq);
+    return wc;
+}
+
+inline std::uint64_t read_timestamp(ibv_cq_ex* cq, std::uint64_t wc_flags) {
+    if (cq->status != IBV_WC_SUCCESS) return 0;
+    if (wc_flags & IBV_WC_EX_WITH_COMPLETION_TIMESTAMP) return ibv_wc_read_completion_ts(cq);
+    return ibv_wc_read_completion_wallclock_ns(cq);
+}
+
+/// Returns how many were polled. Throws std::system_error naming ibv_start_poll.
+inline std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, std::span<ibv_wc> wcs,
+                                 std::uint64_t* timestamps) {
+    ibv_poll_cq_attr attributes{};
+    errno = 0;
+    if (const int result = ibv_start_poll(cq, &attributes)) {
+        const int error = verb_errno(result);
+        if (error == ENOENT) return 0;
+        throw_verb_error("ibv_start_poll", error);
+    }
+    std::size_t count = 0;
+    do {
+        if (timestamps && (wc_flags & timestamp_flags)) {
+            timestamps[count] = read_timestamp(cq, wc_flags);
+        }
+        wcs[count++] = read_wc(cq);
+        // An error of ibv_next_poll comes back from the next ibv_start_poll, when what left the CQ
+        // has been delivered (I7).
+    } while (count < wcs.size() && ibv_next_poll(cq) == 0);
+    ibv_end_poll(cq);
+    return count;
+}
+
+} // namespace asyncverbs::detail
 
 namespace asyncverbs {
 
@@ -29,20 +135,19 @@ namespace asyncverbs {
 ///
 /// Move-only. A moved-from CompletionQueue owns nothing: native_handle() is nullptr, depth() is 0,
 /// making a queue pair on it throws invalid_argument. See ibv_create_cq(3).
-template <class Use>
-class BasicCompletionQueue {
+class CompletionQueue {
 public:
     /// A queue of at least `depth` entries, with a channel of its own. `depth` is from 1 to the
     /// device's max_cqe; anything else throws std::system_error (invalid_argument) that says the
     /// range. `comp_vector` chooses the interrupt, from 0 to the device's num_comp_vectors - 1.
     /// Otherwise throws std::system_error naming the verb that failed.
-    BasicCompletionQueue(const BasicContext<Use>& context, int depth, int comp_vector = 0)
-        : BasicCompletionQueue(context, depth, BasicCompletionChannel<Use>(context), comp_vector) {}
+    CompletionQueue(const Context& context, int depth, int comp_vector = 0)
+        : CompletionQueue(context, depth, CompletionChannel(context), comp_vector) {}
 
     /// The same on a channel that several queues share. The channel must be of the same Context.
-    BasicCompletionQueue(const BasicContext<Use>& context, int depth,
-                         const BasicCompletionChannel<Use>& channel, int comp_vector = 0)
-        : BasicCompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
+    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
+                    int comp_vector = 0)
+        : CompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
 
     /// An extended queue. `wc_flags` says what its completions carry besides what ibv_wc holds:
     /// IBV_WC_EX_WITH_COMPLETION_TIMESTAMP, a count of the device's clock, whose frequency is
@@ -50,22 +155,19 @@ public:
     /// nanoseconds of real time; get them by AsyncCq::poll_timestamped(). Throws also
     /// invalid_argument for other flags, and operation_not_supported naming ibv_create_cq_ex where
     /// the device has no such queues. See ibv_create_cq_ex(3).
-    static BasicCompletionQueue extended(const BasicContext<Use>& context, int depth,
-                                         std::uint64_t wc_flags, int comp_vector = 0) {
-        return extended(context, depth, wc_flags, BasicCompletionChannel<Use>(context),
-                        comp_vector);
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    int comp_vector = 0) {
+        return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
     }
 
     /// The same on a channel that several queues share, which must be of the same Context.
-    static BasicCompletionQueue extended(const BasicContext<Use>& context, int depth,
-                                         std::uint64_t wc_flags,
-                                         const BasicCompletionChannel<Use>& channel,
-                                         int comp_vector = 0) {
-        return BasicCompletionQueue(context, depth, channel, comp_vector, wc_flags);
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    const CompletionChannel& channel, int comp_vector = 0) {
+        return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
     }
 
-    BasicCompletionQueue(BasicCompletionQueue&&) noexcept = default;
-    BasicCompletionQueue& operator=(BasicCompletionQueue&&) noexcept = default;
+    CompletionQueue(CompletionQueue&&) noexcept = default;
+    CompletionQueue& operator=(CompletionQueue&&) noexcept = default;
 
     /// How many entries the device gave: at least what was asked for.
     [[nodiscard]] int depth() const noexcept { return cq_ ? cq_->cqe : 0; }
@@ -94,14 +196,14 @@ public:
     }
 
     /// The channel that announces this queue's completions.
-    [[nodiscard]] const BasicCompletionChannel<Use>& channel() const noexcept { return channel_; }
+    [[nodiscard]] const CompletionChannel& channel() const noexcept { return channel_; }
 
     /// The device that the queue belongs to.
-    [[nodiscard]] const BasicContext<Use>& context() const noexcept { return context_; }
+    [[nodiscard]] const Context& context() const noexcept { return context_; }
 
     /// The account of the queue's entries, which the queue pairs on it share; nullptr when moved
     /// from.
-    [[nodiscard]] const std::shared_ptr<detail::CqCapacity<Use>>& capacity() const noexcept {
+    [[nodiscard]] const std::shared_ptr<detail::CqCapacity>& capacity() const noexcept {
         return capacity_;
     }
 
@@ -121,26 +223,21 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_cq>& shared_handle() const noexcept { return cq_; }
 
 private:
-    BasicCompletionQueue(const BasicContext<Use>& context, int depth,
-                         const BasicCompletionChannel<Use>& channel, int comp_vector,
-                         detail::Used<std::optional<std::uint64_t>, Use> wc_flags);
+    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
+                    int comp_vector, std::optional<std::uint64_t> wc_flags);
 
     ibv_cq* create(int depth, int comp_vector) const;
 
-    BasicContext<Use> context_;
-    BasicCompletionChannel<Use> channel_;
-    detail::Handle<ibv_cq, Use> cq_;
-    detail::Used<std::optional<std::uint64_t>, Use> wc_flags_; // of an extended queue
-    std::shared_ptr<detail::CqCapacity<Use>> capacity_;
+    Context context_;
+    CompletionChannel channel_;
+    detail::Handle<ibv_cq> cq_;
+    std::optional<std::uint64_t> wc_flags_; // of an extended queue
+    std::shared_ptr<detail::CqCapacity> capacity_;
 };
 
-/// The CompletionQueue of programs: compiled only where it is used, but otherwise as a class.
-using CompletionQueue = BasicCompletionQueue<OnUse>;
-
-template <class Use>
-inline BasicCompletionQueue<Use>::BasicCompletionQueue(
-    const BasicContext<Use>& context, int depth, const BasicCompletionChannel<Use>& channel,
-    int comp_vector, detail::Used<std::optional<std::uint64_t>, Use> wc_flags)
+inline CompletionQueue::CompletionQueue(const Context& context, int depth,
+                                        const CompletionChannel& channel, int comp_vector,
+                                        std::optional<std::uint64_t> wc_flags)
     : context_(detail::alive(context.shared_handle(), "Context")),
       channel_(detail::alive(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
     if (channel_.native_handle()->context != context_.native_handle()) {
@@ -159,13 +256,12 @@ inline BasicCompletionQueue<Use>::BasicCompletionQueue(
         detail::throw_error(std::errc::invalid_argument,
                             "wc_flags of an extended completion queue that are no timestamps");
     }
-    cq_ = detail::own<ibv_destroy_cq, Use>(create(depth, comp_vector), channel_.shared_handle(),
-                                           context_.shared_handle());
-    capacity_ = std::make_shared<detail::CqCapacity<Use>>(static_cast<std::uint64_t>(cq_->cqe));
+    cq_ = detail::own<ibv_destroy_cq>(create(depth, comp_vector), channel_.shared_handle(),
+                                      context_.shared_handle());
+    capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
 }
 
-template <class Use>
-inline ibv_cq* BasicCompletionQueue<Use>::create(int depth, int comp_vector) const {
+inline ibv_cq* CompletionQueue::create(int depth, int comp_vector) const {
     ibv_context* const context = context_.native_handle();
     errno = 0;
     if (!wc_flags_) {

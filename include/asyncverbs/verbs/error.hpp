@@ -4,11 +4,11 @@
 // Kept apart from the owners because every layer reports in the same three ways.
 #pragma once
 
+#include <infiniband/verbs.h>
+
 #include <cerrno>
 #include <string>
 #include <system_error>
-
-#include <infiniband/verbs.h>
 
 namespace asyncverbs {
 

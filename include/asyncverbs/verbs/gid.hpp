@@ -1,55 +1,34 @@
 // SPDX-License-Identifier: MIT
-// Which entry of a port's GID table to send from when nobody said so.
-// On RoCE the choice decides the network protocol: only RoCE v2 is routed, and IPv4-mapped entries
-// are those that peers, which have their own tables, most likely reach.
+// GIDs, the addresses of InfiniBand and RoCE ports: as text, and what kind they are.
 #pragma once
 
-#include <cerrno>
-#include <string>
+#include <arpa/inet.h>
+#include <infiniband/verbs.h>
+#include <netinet/in.h>
 
-#include <asyncverbs/verbs/context.hpp>
+#include <array>
+#include <cstring>
+#include <string>
 
 namespace asyncverbs {
 
-namespace detail {
-// The field of an address vector that takes the index has 8 bits; tables may be longer.
-inline constexpr int max_gid_index = 255;
-} // namespace detail
+/// The GID as inet_ntop(3) writes an IPv6 address: "::ffff:10.7.0.1", "fe80::1".
+[[nodiscard]] inline std::string gid_text(const ibv_gid& gid) {
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    inet_ntop(AF_INET6, gid.raw, text.data(), static_cast<socklen_t>(text.size()));
+    return text.data();
+}
 
-/// The index of the GID to use on `port`: a RoCE v2 entry with an IPv4-mapped address, else a RoCE
-/// v2 entry, else one of RoCE v1 or InfiniBand; the lowest index where several are equally good.
-/// Throws std::system_error (address_not_available) where the table has no GID at all, and as
-/// Context::query_port() does.
-template <class Use>
-[[nodiscard]] int select_gid(const BasicContext<Use>& context, int port) {
-    const int length = context.query_port(port).gid_tbl_len;
-    int best_index = -1;
-    int best_rank = 0;
-    int failure = 0;
-    for (int index = 0; index < length && index <= detail::max_gid_index && best_rank < 3;
-         ++index) {
-        ibv_gid_entry entry{};
-        if (const int error = context.try_query_gid(port, index, entry)) {
-            failure = error == ENODATA ? failure : error;
-            continue;
-        }
-        const bool v2 = entry.gid_type == IBV_GID_TYPE_ROCE_V2;
-        const int rank = !v2 ? 1 : is_ipv4_mapped_gid(entry.gid) ? 3 : 2;
-        if (rank > best_rank) {
-            best_rank = rank;
-            best_index = index;
-        }
-    }
-    if (best_index < 0 && failure != 0) {
-        throw_verb_error("ibv_query_gid_ex", failure);
-    }
-    if (best_index < 0) {
-        detail::throw_error(std::errc::address_not_available,
-                            "port " + std::to_string(port) + " of " + context.name() +
-                                " has no GID among its " + std::to_string(length) +
-                                " entries; its network interface may have no address yet");
-    }
-    return best_index;
+/// Whether all bytes are zero: no GID, an unused entry of a port's table.
+[[nodiscard]] inline bool is_empty_gid(const ibv_gid& gid) noexcept {
+    constexpr ibv_gid empty{};
+    return std::memcmp(gid.raw, empty.raw, sizeof gid.raw) == 0;
+}
+
+/// Whether the GID holds an IPv4 address, as "::ffff:10.7.0.1" does.
+[[nodiscard]] inline bool is_ipv4_mapped_gid(const ibv_gid& gid) noexcept {
+    constexpr ibv_gid prefix{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}};
+    return std::memcmp(gid.raw, prefix.raw, 12) == 0; // the other 4 bytes are the address
 }
 
 } // namespace asyncverbs

@@ -7,19 +7,15 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/detail/path.hpp>
-#include <asyncverbs/verbs/detail/post.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
-#include <asyncverbs/verbs/queue_pair_address.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 
@@ -42,36 +38,32 @@ namespace asyncverbs {
 ///
 /// Move-only. A moved-from QueuePair owns nothing: native_handle() is nullptr, whatever needs the
 /// native object fails with invalid_argument. See ibv_create_qp(3).
-template <class Use>
-class BasicQueuePair {
+class QueuePair {
 public:
     /// A queue pair in RESET. `send_cq` and `recv_cq` may be one queue. Throws std::system_error:
     /// invalid_argument for options beyond the device's limits (saying them) and for queues of
     /// another Context than the domain's; no_buffer_space, with the numbers, where a completion
     /// queue has too few free entries; else naming ibv_create_qp.
-    BasicQueuePair(const BasicProtectionDomain<Use>& domain,
-                   const BasicCompletionQueue<Use>& send_cq,
-                   const BasicCompletionQueue<Use>& recv_cq, const QueuePairOptions& options = {})
-        : BasicQueuePair(domain, send_cq, recv_cq, nullptr, options) {}
+    QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const QueuePairOptions& options = {})
+        : QueuePair(domain, send_cq, recv_cq, nullptr, options) {}
 
     /// A queue pair that takes its receives from `receives`, which is of the same domain and stays
     /// alive with it. It has none of its own: max_recv_wr and max_recv_sge do not count, options()
     /// says 0, and devices refuse post_recv(). Throws as the first form.
-    BasicQueuePair(const BasicProtectionDomain<Use>& domain,
-                   const BasicCompletionQueue<Use>& send_cq,
-                   const BasicCompletionQueue<Use>& recv_cq,
-                   const BasicSharedReceiveQueue<Use>& receives,
-                   const QueuePairOptions& options = {})
-        : BasicQueuePair(domain, send_cq, recv_cq, &receives, detail::without_receives(options)) {}
+    QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const SharedReceiveQueue& receives,
+              const QueuePairOptions& options = {})
+        : QueuePair(domain, send_cq, recv_cq, &receives, detail::without_receives(options)) {}
 
-    BasicQueuePair(BasicQueuePair&&) noexcept = default;
-    BasicQueuePair& operator=(BasicQueuePair&&) noexcept = default;
+    QueuePair(QueuePair&&) noexcept = default;
+    QueuePair& operator=(QueuePair&&) noexcept = default;
 
     /// RESET to INIT: chooses port, GID and PSN; from here on receives can be posted. May be
     /// repeated in INIT. Throws std::system_error: network_down for a port that is not active,
     /// invalid_argument for a port, GID index or PSN out of range or an empty GID, else naming
     /// ibv_modify_qp.
-    void init(const BasicInitOptions<Use>& options = {}) {
+    void init(const InitOptions& options = {}) {
         ibv_qp* qp = get();
         const std::uint32_t psn = options.psn.value_or(psn_);
         detail::check_range("psn", psn, 0, detail::max_24_bits, "a queue pair");
@@ -93,8 +85,7 @@ public:
     /// RC: INIT to RTR, ready to receive from `remote`. Throws std::system_error: invalid_argument
     /// before init(), for a UD queue pair, for a `remote` that cannot be reached (no GID on RoCE,
     /// number or PSN of more than 24 bits), for options out of range; else naming ibv_modify_qp.
-    void ready_to_receive(const QueuePairAddress& remote,
-                          const BasicRtrOptions<Use>& options = {}) {
+    void ready_to_receive(const QueuePairAddress& remote, const RtrOptions& options = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
         detail::rtr_step(context_, endpoint(), remote, options).apply(get());
     }
@@ -102,7 +93,7 @@ public:
     /// The address vector that leads to `remote`, for address handles; throws invalid_argument
     /// before init() and where `remote` cannot be reached.
     [[nodiscard]] ibv_ah_attr path_to(const QueuePairAddress& remote,
-                                      const BasicRtrOptions<Use>& options = {}) const {
+                                      const RtrOptions& options = {}) const {
         return detail::make_path(endpoint(), remote, options);
     }
 
@@ -114,7 +105,7 @@ public:
 
     /// RC: all the way to ready-to-send; calls init() with its defaults where that was not done.
     /// Throws as the three steps do.
-    void connect(const QueuePairAddress& remote, const BasicRtrOptions<Use>& receive = {},
+    void connect(const QueuePairAddress& remote, const RtrOptions& receive = {},
                  const RtsOptions& send = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
         if (!endpoint_) {
@@ -203,10 +194,9 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_qp>& shared_handle() const noexcept { return qp_; }
 
 private:
-    BasicQueuePair(const BasicProtectionDomain<Use>& domain,
-                   const BasicCompletionQueue<Use>& send_cq,
-                   const BasicCompletionQueue<Use>& recv_cq,
-                   const BasicSharedReceiveQueue<Use>* receives, const QueuePairOptions& options)
+    QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
+              const QueuePairOptions& options)
         : context_(detail::alive(domain.context().shared_handle(), "ProtectionDomain")),
           options_(options) {
         qp_ = detail::create_queue_pair(domain, send_cq, recv_cq, receives, options, granted_);
@@ -229,15 +219,12 @@ private:
         }
     }
 
-    BasicContext<Use> context_;
+    Context context_;
     QueuePairOptions options_;
     ibv_qp_cap granted_{};
     std::uint32_t psn_ = 0;
-    detail::Used<std::optional<detail::Endpoint>, Use> endpoint_; // since init()
-    detail::Handle<ibv_qp, Use> qp_;
+    std::optional<detail::Endpoint> endpoint_; // since init()
+    detail::Handle<ibv_qp> qp_;
 };
-
-/// The QueuePair of programs: compiled only where it is used, but otherwise as a class.
-using QueuePair = BasicQueuePair<OnUse>;
 
 } // namespace asyncverbs

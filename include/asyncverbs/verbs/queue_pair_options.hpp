@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: MIT
-// What can be chosen for a queue pair: when it is made, and on its way from RESET over INIT and
-// ready-to-receive to ready-to-send.
-// Every default works between two hosts of one network; the values are those of ibv_modify_qp(3).
+// What one end of a connection tells the other before they can talk.
+// How it gets there (a TCP socket, a file, a shared variable) is the application's business.
 #pragma once
-
-#include <cstdint>
-#include <optional>
 
 #include <infiniband/verbs.h>
 
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <cstdint>
+#include <cstring>
+#include <optional>
 
 namespace asyncverbs {
+
+/// The address of a queue pair, in host byte order; made by QueuePair::local_address(), used by the
+/// peer's QueuePair::connect().
+struct QueuePairAddress {
+    std::uint16_t lid = 0;    ///< of the port on InfiniBand; 0 on RoCE
+    std::uint32_t qp_num = 0; ///< 24 bits
+    std::uint32_t psn = 0;    ///< 24 bits: the first packet sequence number that this end sends
+    ibv_gid gid{};            ///< all zero: reached by LID alone, possible on InfiniBand only
+
+    /// Whether they are the same in all fields.
+    friend bool operator==(const QueuePairAddress& a, const QueuePairAddress& b) noexcept {
+        return a.lid == b.lid && a.qp_num == b.qp_num && a.psn == b.psn &&
+               std::memcmp(a.gid.raw, b.gid.raw, sizeof a.gid.raw) == 0;
+    }
+};
 
 /// What a queue pair is made with. Beyond the device's limits creation fails and says the limit.
 struct QueuePairOptions {
@@ -25,27 +38,22 @@ struct QueuePairOptions {
 };
 
 /// RESET to INIT: which port and GID to use, and what peers may do.
-template <class Use>
-struct BasicInitOptions {
+struct InitOptions {
     int port = 0; ///< from 1; 0: the device's first active port
     /// none: select_gid()
-    detail::Used<std::optional<int>, Use> gid_index = std::nullopt;
+    std::optional<int> gid_index = std::nullopt;
     /// of the first packet sent; none: arbitrary
-    detail::Used<std::optional<std::uint32_t>, Use> psn = std::nullopt;
+    std::optional<std::uint32_t> psn = std::nullopt;
     std::uint16_t pkey_index = 0; ///< in the partition key table of the port
     /// RC: what RDMA of the peer may do, where the memory region allows it too
     int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
     std::uint32_t qkey = 0x11111111; ///< UD: both ends have the same
 };
 
-/// The InitOptions of programs: compiled only where it is used, but otherwise as a struct.
-using InitOptions = BasicInitOptions<OnUse>;
-
 /// INIT to RTR, ready to receive (RC): the path to the peer.
-template <class Use>
-struct BasicRtrOptions {
+struct RtrOptions {
     /// none: the port's; both ends must agree
-    detail::Used<std::optional<ibv_mtu>, Use> path_mtu = std::nullopt;
+    std::optional<ibv_mtu> path_mtu = std::nullopt;
     std::uint8_t max_dest_rd_atomic = 1; ///< RDMA reads and atomics of the peer served at a time
     std::uint8_t min_rnr_timer = 12;     ///< 0 to 31: 12 is 0.64 ms
     std::uint8_t service_level = 0;      ///< 0 to 15
@@ -53,9 +61,6 @@ struct BasicRtrOptions {
     std::uint8_t traffic_class = 0;      ///< of the IP packets, on RoCE v2 and global routes
     std::uint32_t flow_label = 0;        ///< likewise, 20 bits
 };
-
-/// The RtrOptions of programs: compiled only where it is used, but otherwise as a struct.
-using RtrOptions = BasicRtrOptions<OnUse>;
 
 /// RTR to RTS, ready to send (RC): how hard to try.
 struct RtsOptions {

@@ -5,16 +5,14 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
+#include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/detail/post.hpp>
-#include <asyncverbs/verbs/detail/shared_reservations.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs {
 
@@ -40,20 +38,19 @@ struct SharedReceiveQueueOptions {
 /// Thread safety: none, but for queue pairs on several threads that are made with it.
 /// Move-only. A moved-from SharedReceiveQueue owns nothing: native_handle() is nullptr, whatever
 /// needs the native object fails with invalid_argument. See ibv_create_srq(3).
-template <class Use>
-class BasicSharedReceiveQueue {
+class SharedReceiveQueue {
 public:
     /// Throws std::system_error: invalid_argument for options beyond the device's limits (saying
     /// them), else naming ibv_create_srq.
-    explicit BasicSharedReceiveQueue(const BasicProtectionDomain<Use>& domain,
-                                     const SharedReceiveQueueOptions& options = {})
+    explicit SharedReceiveQueue(const ProtectionDomain& domain,
+                                const SharedReceiveQueueOptions& options = {})
         : options_(options) {
         const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
         const std::string device = domain.context().name();
         const ibv_device_attr limits = domain.context().query_device();
         detail::check_range("max_wr", options.max_wr, 1, limits.max_srq_wr, device);
         detail::check_range("max_sge", options.max_sge, 0, limits.max_srq_sge, device);
-        reservations_ = std::make_unique<detail::SharedReservations<Use>>(options.max_wr);
+        reservations_ = std::make_unique<detail::SharedReservations>(options.max_wr);
         ibv_srq_init_attr attr{};
         attr.attr.max_wr = options.max_wr;
         attr.attr.max_sge = options.max_sge;
@@ -62,11 +59,11 @@ public:
         if (native == nullptr) {
             throw_verb_error("ibv_create_srq", detail::verb_errno());
         }
-        srq_ = detail::own<ibv_destroy_srq, Use>(native, pd);
+        srq_ = detail::own<ibv_destroy_srq>(native, pd);
     }
 
-    BasicSharedReceiveQueue(BasicSharedReceiveQueue&&) noexcept = default;
-    BasicSharedReceiveQueue& operator=(BasicSharedReceiveQueue&&) noexcept = default;
+    SharedReceiveQueue(SharedReceiveQueue&&) noexcept = default;
+    SharedReceiveQueue& operator=(SharedReceiveQueue&&) noexcept = default;
 
     /// Posts receives, a chain by `next`, whatever the states of the queue pairs. Throws
     /// std::system_error naming ibv_post_srq_recv: ENOMEM where the queue is full. Those before
@@ -99,8 +96,8 @@ public:
     [[nodiscard]] const SharedReceiveQueueOptions& options() const noexcept { return options_; }
 
     /// For making queue pairs: the entries of `recv_cq` that the receives need.
-    [[nodiscard]] std::shared_ptr<detail::CqReservation<Use>>
-    reserve(const BasicCompletionQueue<Use>& recv_cq) const {
+    [[nodiscard]] std::shared_ptr<detail::CqReservation>
+    reserve(const CompletionQueue& recv_cq) const {
         static_cast<void>(get());
         static_cast<void>(detail::alive(recv_cq.capacity(), "CompletionQueue"));
         return reservations_->reserve(recv_cq.capacity());
@@ -116,11 +113,8 @@ private:
     [[nodiscard]] ibv_srq* get() const { return detail::alive(srq_, "SharedReceiveQueue").get(); }
 
     SharedReceiveQueueOptions options_;
-    std::unique_ptr<detail::SharedReservations<Use>> reservations_;
-    detail::Handle<ibv_srq, Use> srq_;
+    std::unique_ptr<detail::SharedReservations> reservations_;
+    detail::Handle<ibv_srq> srq_;
 };
-
-/// The SharedReceiveQueue of programs: compiled only where it is used, but otherwise as a class.
-using SharedReceiveQueue = BasicSharedReceiveQueue<OnUse>;
 
 } // namespace asyncverbs

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Does not compile: NOTIFIER is one of the types below, none of which is a CqNotifier.
-#include <asyncverbs/core/async_cq.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
 
 struct NoReadable {};
 

@@ -9,13 +9,10 @@
 #include <thread>
 #include <vector>
 
-#include <asyncverbs/verbs/detail/on_use.hpp>
-
 #include "support/catch.hpp"
 #include "verbs/failure.hpp"
-
-using CqCapacity = asyncverbs::detail::CqCapacity<asyncverbs::OnUse>;
-using CqReservation = asyncverbs::detail::CqReservation<asyncverbs::OnUse>;
+using asyncverbs::detail::CqCapacity;
+using asyncverbs::detail::CqReservation;
 using asyncverbs::support::contains;
 using asyncverbs::support::failure_text;
 

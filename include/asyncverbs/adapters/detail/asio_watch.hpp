@@ -18,11 +18,8 @@
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/adapters/detail/asio_flavour.hpp>
-#include <asyncverbs/adapters/detail/asio_resident.hpp>
-#include <asyncverbs/adapters/detail/asio_scratch.hpp>
-#include <asyncverbs/core/detail/deadline.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/adapters/detail/asio_support.hpp>
+#include <asyncverbs/coro/detail/deadline.hpp>
 
 namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 
@@ -69,7 +66,7 @@ private:
             if (descriptor.is_open()) descriptor.release(); // not ours to close
         }
 
-        using Clock = Deadline<OnUse>::Clock;
+        using Clock = Deadline::Clock;
         Executor executor;
         net::posix::basic_stream_descriptor<Executor> descriptor;
         net::basic_waitable_timer<Clock, net::wait_traits<Clock>, Executor> timer;
@@ -165,7 +162,7 @@ class [[nodiscard]] AsioReadable {
     using Watch = AsioWatch<Executor>;
 
 public:
-    AsioReadable(std::shared_ptr<Watch> watch, Deadline<OnUse>::Clock::time_point deadline,
+    AsioReadable(std::shared_ptr<Watch> watch, Deadline::Clock::time_point deadline,
                  std::stop_token stop) noexcept
         : watch_(std::move(watch)), deadline_(deadline), stop_(std::move(stop)) {}
     AsioReadable(const AsioReadable&) = delete;
@@ -193,13 +190,11 @@ private:
         void operator()() const noexcept { watch.stop(); }
     };
 
-    bool takes_one_turn() const noexcept { return deadline_ == Deadline<OnUse>::next_turn; }
-    bool is_timed() const noexcept {
-        return !takes_one_turn() && deadline_ != Deadline<OnUse>::never;
-    }
+    bool takes_one_turn() const noexcept { return deadline_ == Deadline::next_iteration; }
+    bool is_timed() const noexcept { return !takes_one_turn() && deadline_ != Deadline::never; }
 
     std::shared_ptr<Watch> watch_;
-    Deadline<OnUse>::Clock::time_point deadline_;
+    Deadline::Clock::time_point deadline_;
     std::stop_token stop_;
     std::coroutine_handle<> coroutine_;
     std::error_code result_;

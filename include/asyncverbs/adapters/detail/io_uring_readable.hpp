@@ -16,9 +16,8 @@
 #include <utility>
 
 #include <asyncverbs/adapters/detail/io_uring_loop.hpp>
-#include <asyncverbs/core/detail/deadline.hpp>
-#include <asyncverbs/core/detail/ready_node.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/coro/detail/deadline.hpp>
+#include <asyncverbs/executor/detail/run_queue.hpp>
 
 namespace asyncverbs::detail {
 
@@ -48,7 +47,7 @@ public:
     bool take_missed() noexcept { return std::exchange(missed_, false); }
 
 private:
-    static ReadyNode<OnUse>* on_event_of(IoUringEntry& entry, int error);
+    static WorkItem* on_event_of(IoUringEntry& entry, int error);
 
     std::shared_ptr<IoUringLoop> loop_;
     const int fd_;
@@ -61,8 +60,7 @@ private:
 class IoUringReadableOperation {
 public:
     IoUringReadableOperation(IoUringRegistration& registration,
-                             Deadline<OnUse>::Clock::time_point deadline,
-                             std::stop_token stop) noexcept
+                             Deadline::Clock::time_point deadline, std::stop_token stop) noexcept
         : registration_(&registration), deadline_(deadline), stop_(std::move(stop)) {}
 
     IoUringReadableAwaiter operator co_await() && noexcept;
@@ -71,7 +69,7 @@ private:
     friend IoUringReadableAwaiter;
 
     IoUringRegistration* registration_;
-    Deadline<OnUse>::Clock::time_point deadline_;
+    Deadline::Clock::time_point deadline_;
     std::stop_token stop_;
 };
 
@@ -97,7 +95,7 @@ public:
         coroutine_ = coroutine;
         if (!registration.take_missed()) {
             loop().start_timer(*this, operation_.deadline_);
-        } else if (operation_.deadline_ == Deadline<OnUse>::next_turn) {
+        } else if (operation_.deadline_ == Deadline::next_iteration) {
             loop().decide(*this, 0);
         } else {
             leave();
@@ -118,9 +116,9 @@ private:
     friend IoUringRegistration;
 
     // Posted from any thread, at most once.
-    struct StopNode : ReadyNode<OnUse> {
+    struct StopNode : WorkItem {
         explicit StopNode(IoUringReadableAwaiter& owner) noexcept
-            : ReadyNode<OnUse>(&on_stopped), awaiter(owner) {}
+            : WorkItem(&on_stopped), awaiter(owner) {}
         ~StopNode() {
             if (posted.load(std::memory_order_relaxed) && !linked())
                 awaiter.loop().collect_posted();
@@ -144,12 +142,12 @@ private:
 
     IoUringLoop& loop() const noexcept { return operation_.registration_->loop(); }
 
-    static void on_decided(ReadyNode<OnUse>& node) {
+    static void on_decided(WorkItem& node) {
         auto& self = static_cast<IoUringReadableAwaiter&>(node);
         if (self.error == ETIMEDOUT && self.is_readable()) self.error = 0;
         self.resume();
     }
-    static void on_stopped(ReadyNode<OnUse>& node) {
+    static void on_stopped(WorkItem& node) {
         auto& stop = static_cast<StopNode&>(node);
         stop.posted.store(false, std::memory_order_relaxed);
         IoUringReadableAwaiter& self = stop.awaiter;
@@ -203,7 +201,7 @@ inline void IoUringRegistration::detach() noexcept {
     waiter_ = nullptr;
 }
 
-inline ReadyNode<OnUse>* IoUringRegistration::on_event_of(IoUringEntry& entry, int error) {
+inline WorkItem* IoUringRegistration::on_event_of(IoUringEntry& entry, int error) {
     auto& self = static_cast<IoUringRegistration&>(entry);
     if (self.waiter_ == nullptr) {
         // A poll that has ended needs no memory: the next one finds what is readable then.

@@ -6,13 +6,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
-#include <asyncverbs/cm/detail/cm_id.hpp>
-#include <asyncverbs/verbs/context.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
+#include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs::detail {

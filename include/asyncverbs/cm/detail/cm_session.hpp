@@ -1,39 +1,190 @@
 // SPDX-License-Identifier: MIT
-// What happens on one identifier of the connection manager. One coroutine reads its events, whether
-// or not anybody waits, and keeps what they say; those who wait, any number, are rung by it. So a
-// peer that leaves is answered at once, and no coroutine of a user's runs while events are read.
+// An event loop, as far as the connection manager needs one: it waits for file descriptors. Its
+// type is left behind here, for connections that differ in nothing else are of one type.
 #pragma once
 
 #include <infiniband/verbs.h>
 #include <rdma/rdma_cma.h>
 
 #include <cerrno>
+#include <chrono>
+#include <concepts>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/cm/connection_rejected.hpp>
-#include <asyncverbs/cm/detail/alarm.hpp>
-#include <asyncverbs/cm/detail/cm_id.hpp>
-#include <asyncverbs/cm/detail/cm_loop.hpp>
-#include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/scope.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/verbs/detail/chrono.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
+#include <asyncverbs/cm/connection_options.hpp>
+#include <asyncverbs/coro/detail/deadline.hpp>
+#include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
+#include <asyncverbs/executor/detail/timers.hpp>
+#include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
-template <class Use>
+template <class Loop>
+concept gives_notifiers = requires(Loop& loop, int fd) {
+    { loop.notifier(fd) } -> CqNotifier;
+};
+
+class CmLoop {
+public:
+    template <class Loop>
+        requires(!std::same_as<Loop, CmLoop>)
+    explicit CmLoop(Loop& loop) noexcept
+        : loop_(&loop), readable_(&readable_on<Loop>), watch_(&watch_on<Loop>) {
+        static_assert(gives_notifiers<Loop>,
+                      "the loop has no member notifier(int) that gives a CqNotifier");
+    }
+
+    /// What CqNotifier::readable() gives.
+    Task<std::error_code> readable(int fd, std::stop_token stop) const {
+        return readable_(loop_, fd, std::move(stop));
+    }
+
+    /// Calls `read` with `object` at once, and again whenever `fd` is readable, until it returns
+    /// false. Allocates nothing once it has begun.
+    Task<> watch(int fd, bool (*read)(void* object), void* object) const {
+        return watch_(loop_, fd, read, object);
+    }
+
+private:
+    template <class Loop>
+    static Task<std::error_code> readable_on(void* loop, int fd, std::stop_token stop) {
+        auto notifier = static_cast<Loop*>(loop)->notifier(fd);
+        co_return co_await notifier.readable(stop);
+    }
+
+    template <class Loop>
+    static Task<> watch_on(void* loop, int fd, bool (*read)(void*), void* object) {
+        auto notifier = static_cast<Loop*>(loop)->notifier(fd);
+        while (read(object)) {
+            const std::error_code error = co_await notifier.readable({});
+            if (error) throw std::system_error(error, "CqNotifier::readable");
+        }
+    }
+
+    void* loop_;
+    Task<std::error_code> (*readable_)(void*, int, std::stop_token);
+    Task<> (*watch_)(void*, int, bool (*)(void*), void*);
+};
+
+// A file descriptor that is readable from a point in time on, or earlier if somebody rings. So a
+// wait that has a bound and can be ended by another coroutine needs no more of an event loop than
+// that it waits for file descriptors.
+
+class Alarm : public ListNode {
+public:
+    explicit Alarm(typename Deadline::Clock::time_point deadline) : deadline_(deadline) { reset(); }
+
+    int fd() const noexcept { return timer_.get(); }
+    bool expired() const noexcept { return Deadline::Clock::now() >= deadline_; }
+
+    void ring() noexcept { timer_.set(Deadline::next_iteration); }
+    void reset() noexcept { timer_.set(deadline_); } // after it was readable
+
+private:
+    TimerFd timer_;
+    typename Deadline::Clock::time_point deadline_;
+};
+
+// An identifier of the connection manager (rdma_cm_id) with an event channel of its own, which
+// makes every event on the channel one of this identifier, or of a request that it got.
+
+// Calls a function of librdmacm; if it fails, throws std::system_error, which says `what`.
+template <class... Parameters, class... Arguments>
+void call_cm(const std::string& what, int (*function)(Parameters...), Arguments... arguments) {
+    errno = 0;
+    if (const int result = function(arguments...)) {
+        throw_verb_error(what.c_str(), verb_errno(result));
+    }
+}
+
+struct DestroyCmId {
+    void operator()(rdma_cm_id* id) const noexcept { rdma_destroy_id(id); }
+};
+using UniqueCmId = std::unique_ptr<rdma_cm_id, DestroyCmId>;
+
+// A copy of an event, which is acknowledged already: rdma_destroy_id waits for all that were read.
+struct CmEvent {
+    rdma_cm_event_type type;
+    int status;
+    PrivateData private_data;
+    UniqueCmId request; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier to answer with
+};
+
+class CmId {
+public:
+    CmId() : channel_(open_channel()) {
+        rdma_cm_id* id = nullptr;
+        call_cm("rdma_create_id", rdma_create_id, channel_.get(), &id, nullptr, RDMA_PS_TCP);
+        id_.reset(id);
+    }
+
+    /// Takes a request from the channel of the listener that got it.
+    explicit CmId(UniqueCmId request) : channel_(open_channel()), id_(std::move(request)) {
+        // Waits for events of the request that were read from the old channel; there are none.
+        call_cm("rdma_migrate_id", rdma_migrate_id, get(), channel_.get());
+    }
+
+    rdma_cm_id* get() const noexcept { return id_.get(); }
+    int fd() const noexcept { return channel_->fd; }
+
+    /// The next event, if there is one.
+    std::optional<CmEvent> next_event() {
+        rdma_cm_event* event = nullptr;
+        for (;;) {
+            errno = 0;
+            const int result = rdma_get_cm_event(channel_.get(), &event);
+            if (result == 0) break;
+            const int error = verb_errno(result);
+            if (error == EAGAIN) return std::nullopt;
+            if (error != EINTR) throw_verb_error("rdma_get_cm_event", error);
+        }
+        CmEvent copy{event->event,
+                     event->status,
+                     {event->param.conn.private_data, event->param.conn.private_data_len},
+                     {}};
+        if (copy.type == RDMA_CM_EVENT_CONNECT_REQUEST) copy.request.reset(event->id);
+        rdma_ack_cm_event(event);
+        return copy;
+    }
+
+private:
+    struct DestroyChannel {
+        void operator()(rdma_event_channel* channel) const noexcept {
+            rdma_destroy_event_channel(channel);
+        }
+    };
+    using UniqueChannel = std::unique_ptr<rdma_event_channel, DestroyChannel>;
+
+    static UniqueChannel open_channel() {
+        errno = 0;
+        UniqueChannel channel(rdma_create_event_channel());
+        if (!channel) throw_verb_error("rdma_create_event_channel", verb_errno());
+        set_non_blocking(channel->fd);
+        return channel;
+    }
+
+    UniqueChannel channel_;
+    UniqueCmId id_; // destroyed first
+};
+
+// What happens on one identifier of the connection manager. One coroutine reads its events, whether
+// or not anybody waits, and keeps what they say; those who wait, any number, are rung by it. So a
+// peer that leaves is answered at once, and no coroutine of a user's runs while events are read.
+
 class CmSession {
 public:
-    CmSession(CmLoop loop, CmId<Use> id) : loop_(loop) {
+    CmSession(CmLoop loop, CmId id) : loop_(loop) {
         id_.emplace(std::move(id));
         start_reading();
         if (failure_) std::rethrow_exception(failure_);
@@ -66,7 +217,7 @@ public:
     }
 
     /// How the connection ended, once it has.
-    Used<std::optional<rdma_cm_event_type>, Use> end() const noexcept { return end_; }
+    std::optional<rdma_cm_event_type> end() const noexcept { return end_; }
 
     // --- awaited; `self` keeps the session while one of them waits ---
 
@@ -74,7 +225,7 @@ public:
     static Task<PrivateData> answer(std::shared_ptr<CmSession> self, rdma_cm_event_type expected,
                                     std::string step, std::chrono::milliseconds bound,
                                     std::stop_token stop) {
-        Waiter waiter(*self, Deadline<Use>::after(bound));
+        Waiter waiter(*self, Deadline::after(bound));
         while (!self->answer_ || self->answer_->type != expected) {
             self->throw_if_failed(step);
             co_await self->ring(waiter, step, stop);
@@ -84,7 +235,7 @@ public:
 
     /// The end of the connection.
     static Task<rdma_cm_event_type> ended(std::shared_ptr<CmSession> self, std::string step,
-                                          typename Deadline<Use>::Clock::time_point deadline,
+                                          typename Deadline::Clock::time_point deadline,
                                           std::stop_token stop) {
         Waiter waiter(*self, deadline);
         while (!self->end_) co_await self->ring(waiter, step, stop);
@@ -92,9 +243,9 @@ public:
     }
 
     /// A request for a connection; first come, first served.
-    static Task<CmEvent<Use>> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
+    static Task<CmEvent> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
         const std::string step = "Listener::accept";
-        Waiter waiter(*self, Deadline<Use>::never);
+        Waiter waiter(*self, Deadline::never);
         for (;;) {
             // Who is cancelled leaves it to the next one.
             if (stop.stop_requested()) throw_error(std::errc::operation_canceled, step);
@@ -103,16 +254,16 @@ public:
             if (!self->request_) self->throw_if_failed(step);
             co_await self->ring(waiter, step, stop);
         }
-        CmEvent<Use> request = std::move(*self->request_);
+        CmEvent request = std::move(*self->request_);
         self->request_.reset();
         co_return request;
     }
 
 private:
     // In the line of those who wait. What is left to do when it leaves is for the next one.
-    struct Waiter : Alarm<Use> {
-        Waiter(CmSession& owner, typename Deadline<Use>::Clock::time_point deadline)
-            : Alarm<Use>(deadline), session(owner) {
+    struct Waiter : Alarm {
+        Waiter(CmSession& owner, typename Deadline::Clock::time_point deadline)
+            : Alarm(deadline), session(owner) {
             session.waiters_.push_back(*this);
         }
         ~Waiter() {
@@ -144,14 +295,14 @@ private:
 
     static bool read(void* session) {
         auto& self = *static_cast<CmSession*>(session);
-        while (std::optional<CmEvent<Use>> event = self.id_->next_event()) {
+        while (std::optional<CmEvent> event = self.id_->next_event()) {
             self.take(std::move(*event));
             if (self.request_) return false;
         }
         return true;
     }
 
-    void take(CmEvent<Use> event) {
+    void take(CmEvent event) {
         switch (event.type) {
         case RDMA_CM_EVENT_CONNECT_REQUEST:
             request_ = std::move(event);
@@ -214,7 +365,7 @@ private:
                type == RDMA_CM_EVENT_REJECTED;
     }
 
-    [[noreturn]] static void throw_failure(const std::string& step, const CmEvent<Use>& event) {
+    [[noreturn]] static void throw_failure(const std::string& step, const CmEvent& event) {
         if (event.type == RDMA_CM_EVENT_REJECTED) {
             throw ConnectionRejected(step, event.status, event.private_data);
         }
@@ -239,24 +390,23 @@ private:
     }
 
     CmLoop loop_;
-    Maybe<CmId<Use>> id_; // none: closed
+    std::optional<CmId> id_; // none: closed
     bool established_ = false;
     std::weak_ptr<ibv_qp> qp_;
-    std::optional<CmEvent<Use>> answer_;
-    Used<std::optional<rdma_cm_event_type>, Use> end_;
+    std::optional<CmEvent> answer_;
+    std::optional<rdma_cm_event_type> end_;
     std::exception_ptr failure_; // nobody reads events any more
-    std::optional<CmEvent<Use>> request_;
+    std::optional<CmEvent> request_;
     IntrusiveList<Waiter> waiters_;
     bool reading_ = false;
-    Maybe<BasicScope<Use>> reader_; // the coroutine that reads; last, so destroyed first
+    std::optional<Scope> reader_; // the coroutine that reads; last, so destroyed first
 };
 
 /// Closes the session when it goes.
-template <class Use>
 class CmSessionOwner {
 public:
-    CmSessionOwner(CmLoop loop, CmId<Use> id)
-        : session_(std::make_shared<CmSession<Use>>(loop, std::move(id))) {}
+    CmSessionOwner(CmLoop loop, CmId id)
+        : session_(std::make_shared<CmSession>(loop, std::move(id))) {}
     CmSessionOwner(CmSessionOwner&&) noexcept = default;
     CmSessionOwner& operator=(CmSessionOwner&& other) noexcept {
         CmSessionOwner(std::move(other)).session_.swap(session_);
@@ -267,11 +417,11 @@ public:
     }
 
     explicit operator bool() const noexcept { return session_ != nullptr; }
-    CmSession<Use>* operator->() const { return shared().get(); }
-    const std::shared_ptr<CmSession<Use>>& shared() const { return alive(session_, "connection"); }
+    CmSession* operator->() const { return shared().get(); }
+    const std::shared_ptr<CmSession>& shared() const { return alive(session_, "connection"); }
 
 private:
-    std::shared_ptr<CmSession<Use>> session_;
+    std::shared_ptr<CmSession> session_;
 };
 
 } // namespace asyncverbs::detail

@@ -1,37 +1,54 @@
 // SPDX-License-Identifier: MIT
-// A queue pair and what is posted to it. Its address is what slots and routes refer to.
+// A shared receive queue and what is posted to it. Its queue pairs keep it: as long as one exists,
+// the device may write to the buffers.
 #pragma once
 
 #include <coroutine>
+#include <memory>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/core/task.hpp>
+#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
-#include <asyncverbs/rdma/detail/shared_receive_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
+#include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs::detail {
 
-template <class Use>
+struct SharedReceiveState {
+    SharedReceiveState(std::shared_ptr<RouterState> owner, const ProtectionDomain& domain,
+                       const SharedReceiveQueueOptions& options)
+        : router(std::move(owner)), queue(domain, options),
+          receives(*router, queue.native_handle(), options.max_wr, options.max_sge) {}
+    SharedReceiveState(const SharedReceiveState&) = delete;
+    SharedReceiveState& operator=(const SharedReceiveState&) = delete;
+
+    // The device lets go of the buffers before the slots do.
+    ~SharedReceiveState() { const SharedReceiveQueue gone(std::move(queue)); }
+
+    const std::shared_ptr<RouterState> router;
+    SharedReceiveQueue queue;
+    WorkQueue receives;
+};
+
+// A queue pair and what is posted to it. Its address is what slots and routes refer to.
+
 struct QueuePairState {
     // `shared` may be null.
-    QueuePairState(std::shared_ptr<RouterState<Use>> owner,
-                   std::shared_ptr<SharedReceiveState<Use>> shared, const ProtectionDomain& domain,
-                   const QueuePairOptions& options)
+    QueuePairState(std::shared_ptr<RouterState> owner, std::shared_ptr<SharedReceiveState> shared,
+                   const ProtectionDomain& domain, const QueuePairOptions& options)
         : router(std::move(owner)), shared_receives(std::move(shared)),
           queue_pair(make(domain, options)),
-          sends(*router,
-                typename WorkQueue<Use>::SendQueue{queue_pair.native_handle(),
-                                                   options.type == IBV_QPT_UD},
-                options.max_send_wr, options.max_send_sge, cause),
-          receives(*router, typename WorkQueue<Use>::ReceiveQueue{queue_pair.native_handle()},
+          sends(
+              *router,
+              typename WorkQueue::SendQueue{queue_pair.native_handle(), options.type == IBV_QPT_UD},
+              options.max_send_wr, options.max_send_sge, cause),
+          receives(*router, typename WorkQueue::ReceiveQueue{queue_pair.native_handle()},
                    shared_receives ? 0 : options.max_recv_wr, options.max_recv_sge, cause) {}
     QueuePairState(const QueuePairState&) = delete;
     QueuePairState& operator=(const QueuePairState&) = delete;
@@ -41,7 +58,7 @@ struct QueuePairState {
 
     // Awaited: until all that was posted to a queue has completed. Throws what comes in between.
     struct Idle : IdleWaiter {
-        explicit Idle(WorkQueue<Use>& q) noexcept : IdleWaiter(q.router().failure()), queue(q) {}
+        explicit Idle(WorkQueue& q) noexcept : IdleWaiter(q.router().failure()), queue(q) {}
         bool await_ready() const noexcept { return failure || queue.idle(); }
         void await_suspend(std::coroutine_handle<> handle) noexcept {
             coroutine = handle;
@@ -51,7 +68,7 @@ struct QueuePairState {
             if (failure) throw std::system_error(*failure);
         }
 
-        WorkQueue<Use>& queue;
+        WorkQueue& queue;
     };
 
     // The queue pair may be destroyed wherever this waits: it throws then.
@@ -67,12 +84,12 @@ struct QueuePairState {
         co_await Idle(self.receives);
     }
 
-    const std::shared_ptr<RouterState<Use>> router;
-    const std::shared_ptr<SharedReceiveState<Use>> shared_receives;
+    const std::shared_ptr<RouterState> router;
+    const std::shared_ptr<SharedReceiveState> shared_receives;
     FlushCause cause;
     QueuePair queue_pair;
-    WorkQueue<Use> sends;
-    WorkQueue<Use> receives;
+    WorkQueue sends;
+    WorkQueue receives;
 
 private:
     QueuePair make(const ProtectionDomain& domain, QueuePairOptions options) const {

@@ -1,34 +1,38 @@
 // SPDX-License-Identifier: MIT
+// A suspended coroutine that the router is to resume: a node that lives in its awaiter.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <atomic>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/cq/detail/cq_state.hpp>
+
+namespace asyncverbs::detail {
+
+struct Resumable : ListNode {
+    std::coroutine_handle<> coroutine;
+};
+
 // What a router and its work queues share. It lives as long as any of them.
 //
 //     poll: a batch of completions ──► wr_id ──► route ──► work queue ──► slot ──► operation
 //     then: those who wait for the operations of the batch are resumed, in order
 //
 // Operations are settled before anybody is resumed: who is resumed may destroy what he likes.
-#pragma once
 
-#include <infiniband/verbs.h>
-
-#include <atomic>
-#include <cstddef>
-#include <cstdint>
-#include <span>
-#include <system_error>
-#include <utility>
-#include <vector>
-
-#include <asyncverbs/core/async_cq.hpp>
-#include <asyncverbs/core/detail/cq_reaper.hpp>
-#include <asyncverbs/core/detail/cq_sink.hpp>
-#include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/rdma/detail/resumable.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-
-namespace asyncverbs::detail {
-
-template <class Use>
 class WorkQueue;
 
 // How a wr_id leads to a slot: 20 bits say which slot, 20 which route, that is which work queue of
@@ -68,12 +72,11 @@ struct Stoppable : ListNode {
     std::atomic<bool> requested{false};
 };
 
-template <class Use>
-class RouterState final : public CqSink<Use>,
-                          public std::enable_shared_from_this<RouterState<Use>> {
+class RouterState final : public CompletionHandler,
+                          public std::enable_shared_from_this<RouterState> {
 public:
-    explicit RouterState(BasicAsyncCq<Use> cq)
-        : reaper_(cq.reaper_),
+    explicit RouterState(AsyncCq cq)
+        : cq_state_(AsyncCqAccess::state(cq)),
           closed_failure_(std::make_shared<std::system_error>(
               std::make_error_code(std::errc::operation_canceled), "the Router was destroyed")),
           queue_failure_(std::make_shared<std::system_error>(
@@ -82,7 +85,7 @@ public:
     }
 
     /// Takes the completions from now on.
-    void start() { reaper_->attach(this->shared_from_this()); }
+    void start() { cq_state_->attach(this->shared_from_this()); }
 
     /// The last call. Whoever still waits is never resumed.
     void close() noexcept {
@@ -92,15 +95,15 @@ public:
         cq_.reset();
     }
 
-    const Maybe<BasicAsyncCq<Use>>& cq() const noexcept { return cq_; }
+    const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
 
     // --- routes ---
 
     /// Returns the wr_id of the queue's slot 0. Throws std::system_error (not_enough_memory) when
     /// there are too many.
-    std::uint64_t add(WorkQueue<Use>& queue);
+    std::uint64_t add(WorkQueue& queue);
     void remove(std::uint64_t wr_id) noexcept;
-    WorkQueue<Use>* find(std::uint64_t wr_id) const noexcept {
+    WorkQueue* find(std::uint64_t wr_id) const noexcept {
         const std::uint32_t index = WrId::route(wr_id);
         if (index >= routes_.size()) return nullptr;
         const Route& route = routes_[index];
@@ -121,7 +124,7 @@ public:
     void add_stoppable(Stoppable& stoppable) noexcept { stoppable_.push_back(stoppable); }
 
     /// Makes the router look who is to be stopped or resumed. From any thread.
-    void interrupt() noexcept { reaper_->interrupt(); }
+    void interrupt() noexcept { cq_state_->interrupt(); }
 
     /// Null, or why no completion will come any more.
     const Failure& failure() const noexcept { return failure_; }
@@ -130,13 +133,13 @@ public:
 
     // --- what the completion queue brings ---
 
-    void deliver(std::size_t count) override;
-    void interrupted() override;
-    void fail(const std::system_error& cause) override;
+    void on_completions(std::size_t count) override;
+    void on_wake() override;
+    void on_error(const std::system_error& cause) override;
 
 private:
     struct Route {
-        WorkQueue<Use>* queue = nullptr;
+        WorkQueue* queue = nullptr;
         std::uint32_t generation = 0;
     };
 
@@ -145,8 +148,8 @@ private:
     void dismiss_stopped() noexcept;
     void resume_ready();
 
-    Maybe<BasicAsyncCq<Use>> cq_;
-    const std::shared_ptr<CqReaper<Use>> reaper_;
+    std::optional<AsyncCq> cq_;
+    const std::shared_ptr<CqState> cq_state_;
     bool closed_ = false;
     bool resuming_ = false;
     std::shared_ptr<RouterState> alive_; // until whoever closed it, and was resumed, returns
@@ -155,13 +158,12 @@ private:
     const Failure queue_failure_;
 
     std::vector<Route> routes_;
-    Used<std::vector<std::uint32_t>, Use> free_routes_;
+    std::vector<std::uint32_t> free_routes_;
     IntrusiveList<Resumable> ready_;
     IntrusiveList<Stoppable> stoppable_;
 };
 
-template <class Use>
-inline std::uint64_t RouterState<Use>::add(WorkQueue<Use>& queue) {
+inline std::uint64_t RouterState::add(WorkQueue& queue) {
     if (free_routes_.empty()) {
         if (routes_.size() > WrId::route_mask) {
             throw_error(std::errc::not_enough_memory, "a Router has at most 1,048,576 work queues");
@@ -176,12 +178,42 @@ inline std::uint64_t RouterState<Use>::add(WorkQueue<Use>& queue) {
     return WrId::make(index, routes_[index].generation);
 }
 
-template <class Use>
-inline void RouterState<Use>::remove(std::uint64_t wr_id) noexcept {
+inline void RouterState::remove(std::uint64_t wr_id) noexcept {
     Route& route = routes_[WrId::route(wr_id)];
     route.queue = nullptr;
     route.generation = (route.generation + 1) & WrId::generation_mask;
     free_routes_.push_back(WrId::route(wr_id));
 }
+
+// How a stop token, from any thread, ends the waiting of a coroutine that the router is to resume.
+
+class OnStop {
+public:
+    OnStop(Resumable& waiter, RouterState& router, const std::stop_token& stop)
+        : stoppable_(waiter), callback_(stop, Callback{stoppable_, router.shared_from_this()}) {
+        router.add_stoppable(stoppable_);
+    }
+
+    /// For await_suspend: false if it came just now, on this thread or another. One that comes
+    /// later wakes the router.
+    bool may_wait() noexcept {
+        if (!stoppable_.requested.load(std::memory_order_acquire)) return true;
+        stoppable_.unlink();
+        return false;
+    }
+
+private:
+    struct Callback {
+        Stoppable& stoppable;
+        std::shared_ptr<RouterState> router;
+        void operator()() const noexcept {
+            stoppable.requested.store(true, std::memory_order_release);
+            router->interrupt();
+        }
+    };
+
+    Stoppable stoppable_;
+    std::stop_callback<Callback> callback_; // destroyed first
+};
 
 } // namespace asyncverbs::detail

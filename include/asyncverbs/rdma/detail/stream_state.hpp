@@ -1,4 +1,226 @@
 // SPDX-License-Identifier: MIT
+// A place in a sequence of bytes that is one span, or several that follow one another.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <array>
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <asyncverbs/coro/detail/coroutine.hpp>
+#include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/rdma/operation.hpp>
+#include <asyncverbs/verbs/error.hpp>
+#include <asyncverbs/verbs/memory.hpp>
+
+namespace asyncverbs {
+
+/// The memory of one end, registered when it is made: twice `buffers` of `buffer_size`, and a
+/// little. The ends may differ: each is told what the other can take.
+struct StreamOptions {
+    std::size_t buffer_size = 16384; ///< bytes of the stream in one message, at most
+    std::uint32_t buffers = 16;      ///< messages on their way, or arrived and not read; each way
+};
+
+} // namespace asyncverbs
+
+namespace asyncverbs::detail {
+
+template <class Byte>
+class SpanCursor {
+public:
+    explicit SpanCursor(std::span<Byte> one) noexcept : current_(one) {}
+    explicit SpanCursor(std::span<const std::span<Byte>> several) noexcept : rest_(several) {
+        skip_empty();
+    }
+
+    bool empty() const noexcept { return current_.empty(); }
+
+    /// The next bytes, `most` of them at most; fewer where a span ends.
+    std::span<Byte> take(std::size_t most) noexcept {
+        const std::span<Byte> taken =
+            current_.first(most < current_.size() ? most : current_.size());
+        current_ = current_.subspan(taken.size());
+        skip_empty();
+        return taken;
+    }
+
+private:
+    void skip_empty() noexcept {
+        while (current_.empty() && !rest_.empty()) {
+            current_ = rest_.front();
+            rest_ = rest_.subspan(1);
+        }
+    }
+
+    std::span<Byte> current_; // empty only at the end
+    std::span<const std::span<Byte>> rest_;
+};
+
+// What the two ends of a stream say to each other. What comes from the peer is believed only once
+// it was checked here, and, where it depends on what came before, in StreamState::accept().
+//
+//     byte 0     1    2         4
+//     ┌────────┬───┬─────────┬──────────────────────────────────────────────────────┐
+//     │ kind   │ 0 │ credits │ data: bytes of the stream                            │
+//     └────────┴───┴─────────┤ hello: "avs1", buffers, bytes that each takes        │
+//                            └──────────────────────────────────────────────────────┘
+// Numbers are big-endian. In the message and not in the immediate, which iWARP does not have.
+
+enum class StreamKind : std::uint8_t {
+    hello = 1, // the first of each end
+    data,
+    credits, // nothing but credits, which any other but hello may carry, too
+    end,     // no more data will come
+    goodbye, // nor will anything be read
+};
+
+struct StreamMessage {
+    StreamKind kind;
+    std::uint32_t credits; // so many more data messages may be sent
+    std::span<const std::byte> payload;
+};
+
+// Of the end that says it.
+struct StreamHello {
+    std::uint32_t buffers;     // for data, that are posted
+    std::uint32_t buffer_size; // bytes of payload that each takes
+};
+
+constexpr std::size_t stream_header_size = 4;
+constexpr std::size_t stream_hello_size = 12; // of its payload
+constexpr std::uint32_t max_stream_buffers = 0xffff;
+constexpr std::array<char, 4> stream_magic{'a', 'v', 's', '1'};
+
+[[noreturn]] inline void throw_protocol_error(const std::string& what) {
+    throw_error(std::errc::protocol_error, "the peer of a stream sent " + what);
+}
+
+inline void put_big_endian(std::byte* to, std::size_t bytes, std::uint32_t value) noexcept {
+    for (std::size_t i = bytes; i-- > 0; value >>= 8) to[i] = static_cast<std::byte>(value);
+}
+
+inline std::uint32_t get_big_endian(const std::byte* from, std::size_t bytes) noexcept {
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < bytes; ++i) value = value << 8 | static_cast<std::uint8_t>(from[i]);
+    return value;
+}
+
+inline void write_header(std::span<std::byte> message, StreamKind kind,
+                         std::uint32_t credits) noexcept {
+    message[0] = static_cast<std::byte>(kind);
+    message[1] = std::byte{0};
+    put_big_endian(message.data() + 2, 2, credits);
+}
+
+inline void write_hello(std::span<std::byte> payload, const StreamHello& hello) noexcept {
+    std::memcpy(payload.data(), stream_magic.data(), stream_magic.size());
+    put_big_endian(payload.data() + 4, 4, hello.buffers);
+    put_big_endian(payload.data() + 8, 4, hello.buffer_size);
+}
+
+// Throws std::system_error (protocol_error) for what no end says.
+inline StreamMessage read_message(std::span<const std::byte> bytes) {
+    if (bytes.size() < stream_header_size) {
+        throw_protocol_error("a message of " + std::to_string(bytes.size()) + " bytes");
+    }
+    const auto kind = static_cast<unsigned>(bytes[0]);
+    const StreamMessage message{static_cast<StreamKind>(bytes[0]),
+                                get_big_endian(bytes.data() + 2, 2),
+                                bytes.subspan(stream_header_size)};
+    if (kind < static_cast<unsigned>(StreamKind::hello) ||
+        kind > static_cast<unsigned>(StreamKind::goodbye) || bytes[1] != std::byte{0}) {
+        throw_protocol_error("a message of unknown kind " + std::to_string(kind));
+    }
+    const bool has_payload = message.kind == StreamKind::data || message.kind == StreamKind::hello;
+    if (has_payload == message.payload.empty()) {
+        throw_protocol_error("a message of kind " + std::to_string(kind) + " with " +
+                             std::to_string(message.payload.size()) + " bytes");
+    }
+    return message;
+}
+
+// The same for the payload of a hello.
+inline StreamHello read_hello(std::span<const std::byte> payload) {
+    if (payload.size() != stream_hello_size ||
+        std::memcmp(payload.data(), stream_magic.data(), stream_magic.size()) != 0) {
+        throw_protocol_error("no hello of this version");
+    }
+    const StreamHello hello{get_big_endian(payload.data() + 4, 4),
+                            get_big_endian(payload.data() + 8, 4)};
+    if (hello.buffers == 0 || hello.buffers > max_stream_buffers || hello.buffer_size == 0) {
+        throw_protocol_error("a hello of " + std::to_string(hello.buffers) + " buffers of " +
+                             std::to_string(hello.buffer_size) + " bytes");
+    }
+    return hello;
+}
+
+// A coroutine that a stream runs for itself, as long as it lives. It starts at once, and lets no
+// exception escape.
+
+class StreamLoop {
+public:
+    struct promise_type {
+        StreamLoop get_return_object() noexcept { return StreamLoop(*this); }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_always final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
+    };
+
+    StreamLoop() noexcept = default;
+
+private:
+    explicit StreamLoop(promise_type& promise) noexcept : coroutine_(promise) {}
+
+    UniqueCoroutineHandle<promise_type> coroutine_;
+};
+
+// The reader or the writer of a stream, while it waits for what the peer has to say.
+
+// Awaited: until the router resumes what `place` points to, or `stop` is requested. A wake is a
+// hint to look again. Pinned.
+class StreamWait : Resumable {
+public:
+    StreamWait(Resumable*& place, RouterState& router, std::stop_token stop) noexcept
+        : place_(place), router_(router), stop_(std::move(stop)) {}
+    StreamWait(const StreamWait&) = delete;
+    StreamWait& operator=(const StreamWait&) = delete;
+    ~StreamWait() { place_ = nullptr; }
+
+    bool await_ready() const noexcept { return false; }
+    bool await_suspend(std::coroutine_handle<> handle) {
+        coroutine = handle;
+        place_ = this;
+        if (!stop_.stop_possible()) return true;
+        on_stop_.emplace(static_cast<Resumable&>(*this), router_, stop_);
+        return on_stop_->may_wait();
+    }
+    void await_resume() const noexcept {}
+
+private:
+    Resumable*& place_;
+    RouterState& router_;
+    std::stop_token stop_;
+    std::optional<OnStop> on_stop_; // once it waits
+};
+
 // What a stream and the coroutines that read and write it share. It lives as long as any of them.
 //
 //     write ──► sends_ ══► the peer ══► posted_ ──► arrived_ ──► read
@@ -14,58 +236,24 @@
 // end says hello once, before all else, and end and goodbye once each; and it returns no less than
 // half of the peer's credits at a time, so of three such messages the peer must have seen the
 // first.
-#pragma once
 
-#include <infiniband/verbs.h>
-
-#include <coroutine>
-#include <cstddef>
-#include <cstdint>
-#include <exception>
-#include <span>
-#include <stdexcept>
-#include <stop_token>
-#include <string>
-#include <system_error>
-#include <utility>
-#include <vector>
-
-#include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/core/detail/maybe.hpp>
-#include <asyncverbs/core/task.hpp>
-#include <asyncverbs/rdma/async_qp.hpp>
-#include <asyncverbs/rdma/detail/span_cursor.hpp>
-#include <asyncverbs/rdma/detail/stream_loop.hpp>
-#include <asyncverbs/rdma/detail/stream_message.hpp>
-#include <asyncverbs/rdma/detail/stream_wait.hpp>
-#include <asyncverbs/rdma/operation.hpp>
-#include <asyncverbs/rdma/stream_options.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/error.hpp>
-#include <asyncverbs/verbs/memory_region.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
-
-namespace asyncverbs::detail {
-
-template <class Use>
 class StreamState {
 public:
     static constexpr std::uint32_t extra_receives = 4;
 
-    StreamState(BasicAsyncQp<Use> qp, const ProtectionDomain& domain, const StreamOptions& options);
+    StreamState(AsyncQp qp, const ProtectionDomain& domain, const StreamOptions& options);
     StreamState(const StreamState&) = delete;
     StreamState& operator=(const StreamState&) = delete;
 
-    BasicAsyncQp<Use>& qp() {
+    AsyncQp& qp() {
         if (!qp_) throw_error(std::errc::invalid_argument, "a stream that was closed");
         return *qp_;
     }
 
     // `self` keeps the memory, whoever destroys the stream meanwhile.
     using Self = std::shared_ptr<StreamState>;
-    using Target = SpanCursor<Used<std::byte, Use>>;
-    using Source = SpanCursor<Used<const std::byte, Use>>;
+    using Target = SpanCursor<std::byte>;
+    using Source = SpanCursor<const std::byte>;
     static Task<std::size_t> read(Self self, Target to, std::stop_token stop);
     static Task<> write(Self self, Source from, std::stop_token stop);
     static Task<> end_data(Self self, std::stop_token stop);
@@ -76,12 +264,12 @@ public:
 
 private:
     struct Receive : ListNode {
-        BasicOperation<Use> operation;
+        Operation operation;
         Slice buffer;
         std::span<const std::byte> unread; // of a message that has arrived
     };
     struct Send {
-        BasicOperation<Use> operation;
+        Operation operation;
         Slice buffer;
         bool posted = false;
     };
@@ -142,7 +330,7 @@ private:
     // --- ends ---
 
     void fail(std::exception_ptr why) noexcept;
-    void fail_if_failed(BasicOperation<Use>& done) noexcept;
+    void fail_if_failed(Operation& done) noexcept;
     void rethrow_failure() const {
         if (failure_) std::rethrow_exception(failure_);
     }
@@ -166,8 +354,8 @@ private:
     }
 
     const StreamOptions options_;
-    const std::shared_ptr<RouterState<Use>> router_;
-    Maybe<BasicAsyncQp<Use>> qp_; // until it was closed
+    const std::shared_ptr<RouterState> router_;
+    std::optional<AsyncQp> qp_; // until it was closed
     MemoryRegion region_;
     std::exception_ptr failure_;
 
@@ -200,9 +388,8 @@ private:
     StreamLoop returner_;
 };
 
-template <class Use>
-inline StreamState<Use>::StreamState(BasicAsyncQp<Use> qp, const ProtectionDomain& domain,
-                                     const StreamOptions& options)
+inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain,
+                                const StreamOptions& options)
     : options_(options), router_(qp.state_->router), region_(allocate(domain, options)),
       receives_(options.buffers + extra_receives), sends_(options.buffers) {
     qp_.emplace(std::move(qp));
@@ -229,9 +416,8 @@ inline StreamState<Use>::StreamState(BasicAsyncQp<Use> qp, const ProtectionDomai
     returner_ = return_credits(*this);
 }
 
-template <class Use>
-inline MemoryRegion StreamState<Use>::allocate(const ProtectionDomain& domain,
-                                               const StreamOptions& options) {
+inline MemoryRegion StreamState::allocate(const ProtectionDomain& domain,
+                                          const StreamOptions& options) {
     constexpr std::size_t most = std::size_t{1} << 30;
     check_range("buffers", options.buffers, 1, max_stream_buffers, "a stream");
     check_range(
@@ -242,8 +428,7 @@ inline MemoryRegion StreamState<Use>::allocate(const ProtectionDomain& domain,
     return MemoryRegion::allocate(domain, count * stride(options));
 }
 
-template <class Use>
-inline void StreamState<Use>::fail(std::exception_ptr why) noexcept {
+inline void StreamState::fail(std::exception_ptr why) noexcept {
     if (failure_) return;
     failure_ = std::move(why);
     std::error_code ignored;
@@ -252,8 +437,7 @@ inline void StreamState<Use>::fail(std::exception_ptr why) noexcept {
     wake(writer_);
 }
 
-template <class Use>
-inline void StreamState<Use>::fail_if_failed(BasicOperation<Use>& done) noexcept {
+inline void StreamState::fail_if_failed(Operation& done) noexcept {
     try {
         (void)done.operator co_await().await_resume();
     } catch (...) {
@@ -261,8 +445,7 @@ inline void StreamState<Use>::fail_if_failed(BasicOperation<Use>& done) noexcept
     }
 }
 
-template <class Use>
-inline void StreamState<Use>::abandon() noexcept {
+inline void StreamState::abandon() noexcept {
     fail(std::make_exception_ptr(*router_->queue_failure()));
     qp_.reset();
 }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
-// A send queue, a receive queue or a shared receive queue: what is posted to it, in slots that were
-// allocated with it, and what waits for room in it.
-// A slot belongs to the device from the post to the completion, whoever lost interest meanwhile: it
-// keeps the memory regions of its request alive.
+// An operation as its work queue sees it: waiting for room in the queue, posted, or done.
+// The result is kept here and not in the queue's slot, which is free again as soon as the device
+// has finished.
 #pragma once
 
 #include <infiniband/verbs.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -17,16 +18,71 @@
 #include <utility>
 #include <vector>
 
-#include <asyncverbs/core/detail/intrusive_list.hpp>
-#include <asyncverbs/rdma/detail/operation_state.hpp>
-#include <asyncverbs/rdma/detail/resumable.hpp>
+#include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
+
+class WorkQueue;
+
+// A request that could not be posted at once, with slices of its own. Allocates nothing for one
+// slice.
+class DeferredRequest {
+public:
+    DeferredRequest(std::optional<SendRequest> send, Slices slices) : send_(std::move(send)) {
+        if (slices.size() == 1) {
+            one_ = slices.front();
+        } else {
+            many_.assign(slices.begin(), slices.end());
+        }
+    }
+
+    DeferredRequest(DeferredRequest&&) = default;
+    DeferredRequest& operator=(DeferredRequest&&) = default;
+    [[gnu::noinline]] ~DeferredRequest() = default; // few operations have one
+
+    bool is_send() const noexcept { return send_.has_value(); }
+    const SendRequest& send() const noexcept { return *send_; }
+    Slices slices() const noexcept { return many_.empty() && one_ ? Slices(*one_) : Slices(many_); }
+
+private:
+    std::optional<SendRequest> send_; // none: a receive
+    std::optional<Slice> one_;
+    std::vector<Slice> many_;
+};
+
+// The list that it is a node of is that of the operations that wait for room.
+class OperationState : public ListNode {
+public:
+    OperationState() noexcept = default;
+    OperationState(OperationState&& other) noexcept;
+    OperationState& operator=(OperationState&& other) noexcept {
+        if (this == &other) return *this;
+        this->~OperationState();
+        std::construct_at(this, std::move(other));
+        return *this;
+    }
+    ~OperationState();
+
+    bool done() const noexcept { return completion || failure; }
+
+    WorkQueue* queue = nullptr; // until it is done
+    std::uint32_t slot = no_slot;
+    Resumable* waiter = nullptr;
+    std::optional<Completion> completion;
+    std::shared_ptr<const std::system_error> failure; // why there will be no completion
+    std::optional<DeferredRequest> deferred;          // while it waits for room
+
+    static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+};
+
+// A send queue, a receive queue or a shared receive queue: what is posted to it, in slots that were
+// allocated with it, and what waits for room in it.
+// A slot belongs to the device from the post to the completion, whoever lost interest meanwhile: it
+// keeps the memory regions of its request alive.
 
 // The first failure on a queue pair, of which the flushes are the consequence.
 struct FlushCause {
@@ -40,7 +96,6 @@ struct IdleWaiter : Resumable {
     Failure failure;
 };
 
-template <class Use>
 class WorkQueue {
 public:
     struct SendQueue {
@@ -52,20 +107,19 @@ public:
     };
 
     /// The native queue has room for one more than `capacity`, for post_marker().
-    WorkQueue(RouterState<Use>& router, SendQueue queue, std::uint32_t capacity,
+    WorkQueue(RouterState& router, SendQueue queue, std::uint32_t capacity,
               std::uint32_t max_slices, FlushCause& cause)
         : router_(router), qp_(queue.qp), sends_(true), capacity_(capacity),
           max_slices_(max_slices), cause_(&cause) {
         initialize(capacity + 1, max_slices + (queue.to_many ? 1 : 0));
     }
-    WorkQueue(RouterState<Use>& router, ReceiveQueue queue, std::uint32_t capacity,
+    WorkQueue(RouterState& router, ReceiveQueue queue, std::uint32_t capacity,
               std::uint32_t max_slices, FlushCause& cause)
         : router_(router), qp_(queue.qp), capacity_(capacity), max_slices_(max_slices),
           cause_(&cause) {
         initialize(capacity, max_slices);
     }
-    WorkQueue(RouterState<Use>& router, ibv_srq* srq, std::uint32_t capacity,
-              std::uint32_t max_slices)
+    WorkQueue(RouterState& router, ibv_srq* srq, std::uint32_t capacity, std::uint32_t max_slices)
         : router_(router), srq_(srq), capacity_(capacity), max_slices_(max_slices) {
         initialize(capacity, max_slices);
     }
@@ -80,14 +134,14 @@ public:
         router_.wake();
     }
 
-    RouterState<Use>& router() const noexcept { return router_; }
+    RouterState& router() const noexcept { return router_; }
     FlushCause* cause() const noexcept { return cause_; }
 
     // --- operations ---
 
     /// Posts now, or as soon as there is room. Throws std::system_error (invalid_argument) for more
     /// slices than the queue was made for, or one too long; then nothing was posted.
-    [[gnu::always_inline]] void submit(OperationState<Use>& operation, const SendWork& work,
+    [[gnu::always_inline]] void submit(OperationState& operation, const SendWork& work,
                                        Slices slices) {
         check(slices);
         if (begin(operation)) [[likely]] {
@@ -96,7 +150,7 @@ public:
             defer(operation, SendWork(work), slices);
         }
     }
-    [[gnu::always_inline]] void submit(OperationState<Use>& operation, Slices slices) {
+    [[gnu::always_inline]] void submit(OperationState& operation, Slices slices) {
         check(slices);
         if (begin(operation)) [[likely]] {
             post_receive(operation, slices);
@@ -110,13 +164,12 @@ public:
     template <class At>
     void submit_chain(std::span<const SendRequest> requests, At operation);
 
-    void move(OperationState<Use>& from, OperationState<Use>& to) noexcept {
-        if (to.slot != OperationState<Use>::no_slot) slots_[to.slot].operation = &to;
+    void move(OperationState& from, OperationState& to) noexcept {
+        if (to.slot != OperationState::no_slot) slots_[to.slot].operation = &to;
         if (from.linked()) to.take_place_of(from);
     }
-    void forget(OperationState<Use>& operation) noexcept {
-        if (operation.slot != OperationState<Use>::no_slot)
-            slots_[operation.slot].operation = nullptr;
+    void forget(OperationState& operation) noexcept {
+        if (operation.slot != OperationState::no_slot) slots_[operation.slot].operation = nullptr;
     }
 
     // --- completions ---
@@ -137,8 +190,8 @@ public:
 
 private:
     struct Slot {
-        OperationState<Use>* operation = nullptr; // null: nobody is interested, or it is free
-        std::shared_ptr<ibv_mr> region;           // of its first slice
+        OperationState* operation = nullptr; // null: nobody is interested, or it is free
+        std::shared_ptr<ibv_mr> region;      // of its first slice
         ibv_wc_opcode opcode = IBV_WC_RECV;
         bool in_flight = false;
         bool signaled = true;
@@ -152,37 +205,36 @@ private:
     bool has_room() const noexcept { return in_flight_ < capacity_; }
     void check(Slices slices) const;
     [[noreturn]] void complain_of(Slices slices) const;
-    bool begin(OperationState<Use>& operation) noexcept;
-    void defer(OperationState<Use>& operation, SendWork work, Slices slices);
-    void defer(OperationState<Use>& operation, Slices slices);
-    void defer_as(OperationState<Use>& operation, Used<std::optional<SendRequest>, Use> request,
-                  Slices slices);
-    void post(OperationState<Use>& operation, const SendWork& work, Slices slices);
-    void post_receive(OperationState<Use>& operation, Slices slices);
+    bool begin(OperationState& operation) noexcept;
+    void defer(OperationState& operation, SendWork work, Slices slices);
+    void defer(OperationState& operation, Slices slices);
+    void defer_as(OperationState& operation, std::optional<SendRequest> request, Slices slices);
+    void post(OperationState& operation, const SendWork& work, Slices slices);
+    void post_receive(OperationState& operation, Slices slices);
     void post_deferred();
 
-    std::uint32_t take_to_send(OperationState<Use>* operation, const SendWork& work, Slices slices);
-    std::uint32_t take_to_receive(OperationState<Use>& operation, Slices slices);
-    void occupy(std::uint32_t index, OperationState<Use>* operation, ibv_wc_opcode opcode,
-                Slices slices, const std::shared_ptr<ibv_ah>* peer = nullptr);
+    std::uint32_t take_to_send(OperationState* operation, const SendWork& work, Slices slices);
+    std::uint32_t take_to_receive(OperationState& operation, Slices slices);
+    void occupy(std::uint32_t index, OperationState* operation, ibv_wc_opcode opcode, Slices slices,
+                const std::shared_ptr<ibv_ah>* peer = nullptr);
     void give_back(std::uint32_t index) noexcept;
     bool must_signal(const SendWork& work) noexcept;
     void write(ibv_send_wr& wr, const SendWork& work, ibv_sge* sges, Slices slices,
                std::uint32_t index) noexcept;
     static void write(ibv_sge* sges, Slices slices) noexcept;
-    void refuse(OperationState<Use>& operation, const char* verb, int error);
-    void take_back(OperationState<Use>& operation, const char* verb, int result);
+    void refuse(OperationState& operation, const char* verb, int error);
+    void take_back(OperationState& operation, const char* verb, int result);
 
     void settle(std::uint32_t index, const ibv_wc& wc) noexcept;
     void settle_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
     Completion describe_failure(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept;
-    void finish(OperationState<Use>& operation) noexcept {
+    void finish(OperationState& operation) noexcept {
         operation.queue = nullptr;
-        operation.slot = OperationState<Use>::no_slot;
+        operation.slot = OperationState::no_slot;
         if (operation.waiter != nullptr) router_.make_ready(*operation.waiter);
     }
 
-    RouterState<Use>& router_;
+    RouterState& router_;
     ibv_qp* const qp_ = nullptr;
     ibv_srq* const srq_ = nullptr;
     const bool sends_ = false;
@@ -192,26 +244,24 @@ private:
     std::uint64_t wr_id_ = 0; // of slot 0
 
     std::vector<Slot> slots_;
-    std::uint32_t slot_count_ = 0;                            // slots_.size() divides
-    Used<std::vector<std::shared_ptr<void>>, Use> more_kept_; // of the slots' other slices
+    std::uint32_t slot_count_ = 0;                 // slots_.size() divides
+    std::vector<std::shared_ptr<void>> more_kept_; // of the slots' other slices
     std::size_t more_per_slot_ = 0;
-    Used<std::vector<ibv_sge>, Use> sges_; // of the request that is being posted
-    Used<std::vector<std::uint32_t>, Use>
-        free_;                 // receives: slots that are free, the last one is next
-    std::uint32_t next_ = 0;   // sends: a ring, where the next one goes
-    std::uint32_t oldest_ = 0; // sends: that was posted first of those in flight
+    std::vector<ibv_sge> sges_;       // of the request that is being posted
+    std::vector<std::uint32_t> free_; // receives: slots that are free, the last one is next
+    std::uint32_t next_ = 0;          // sends: a ring, where the next one goes
+    std::uint32_t oldest_ = 0;        // sends: that was posted first of those in flight
     std::uint32_t in_flight_ = 0;
     std::uint32_t unsignaled_ = 0; // since the last that was signaled
     bool draining_ = false;
 
-    IntrusiveList<OperationState<Use>> waiting_; // for room, in order
+    IntrusiveList<OperationState> waiting_; // for room, in order
     IntrusiveList<IdleWaiter> idle_waiters_;
-    Used<std::vector<ibv_send_wr>, Use> chain_; // while one is posted
-    Used<std::vector<ibv_sge>, Use> chain_sges_;
+    std::vector<ibv_send_wr> chain_; // while one is posted
+    std::vector<ibv_sge> chain_sges_;
 };
 
-template <class Use>
-inline void WorkQueue<Use>::initialize(std::size_t slots, std::size_t kept_per_slot) {
+inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) {
     if (slots > WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
                     "a work queue of " + std::to_string(slots) + " work requests is too long: " +
@@ -233,16 +283,14 @@ inline void WorkQueue<Use>::initialize(std::size_t slots, std::size_t kept_per_s
 // What every operation does is inlined into the call that posts it, which knows what kind of
 // request it is; what few do is kept out of it. That is a third of what an operation costs.
 
-template <class Use>
-[[gnu::always_inline]] inline void WorkQueue<Use>::check(Slices slices) const {
+[[gnu::always_inline]] inline void WorkQueue::check(Slices slices) const {
     bool fits = slices.size() <= max_slices_;
     for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
     if (!fits) [[unlikely]]
         complain_of(slices);
 }
 
-template <class Use>
-[[noreturn]] inline void WorkQueue<Use>::complain_of(Slices slices) const {
+[[noreturn]] inline void WorkQueue::complain_of(Slices slices) const {
     if (capacity_ == 0) {
         throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
     }
@@ -253,27 +301,23 @@ template <class Use>
 }
 
 // True: it is to be posted now.
-template <class Use>
-[[gnu::always_inline]] inline bool WorkQueue<Use>::begin(OperationState<Use>& operation) noexcept {
+[[gnu::always_inline]] inline bool WorkQueue::begin(OperationState& operation) noexcept {
     if (router_.failure()) [[unlikely]]
         return false;
     operation.queue = this;
     return waiting_.empty() && has_room();
 }
 
-template <class Use>
-[[gnu::noinline]] inline void WorkQueue<Use>::defer(OperationState<Use>& operation, SendWork work,
-                                                    Slices slices) {
+[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, SendWork work,
+                                               Slices slices) {
     defer_as(operation, SendRequest(work, slices), slices);
 }
-template <class Use>
-[[gnu::noinline]] inline void WorkQueue<Use>::defer(OperationState<Use>& operation, Slices slices) {
+[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, Slices slices) {
     defer_as(operation, std::nullopt, slices);
 }
 
-template <class Use>
-inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
-                                     Used<std::optional<SendRequest>, Use> request, Slices slices) {
+inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendRequest> request,
+                                Slices slices) {
     try {
         if (capacity_ == 0) complain_of(slices);
         operation.failure = router_.failure();
@@ -286,28 +330,25 @@ inline void WorkQueue<Use>::defer_as(OperationState<Use>& operation,
     waiting_.push_back(operation);
 }
 
-template <class Use>
 [[gnu::always_inline]] inline std::uint32_t
-WorkQueue<Use>::take_to_send(OperationState<Use>* operation, const SendWork& work, Slices slices) {
+WorkQueue::take_to_send(OperationState* operation, const SendWork& work, Slices slices) {
     const std::uint32_t index = next_;
     next_ = after(index);
     occupy(index, operation, work.completes_as, slices, work.peer);
     return index;
 }
 
-template <class Use>
-[[gnu::always_inline]] inline std::uint32_t
-WorkQueue<Use>::take_to_receive(OperationState<Use>& operation, Slices slices) {
+[[gnu::always_inline]] inline std::uint32_t WorkQueue::take_to_receive(OperationState& operation,
+                                                                       Slices slices) {
     const std::uint32_t index = free_.back();
     free_.pop_back();
     occupy(index, &operation, IBV_WC_RECV, slices);
     return index;
 }
 
-template <class Use>
-[[gnu::always_inline]] inline void
-WorkQueue<Use>::occupy(std::uint32_t index, OperationState<Use>* operation, ibv_wc_opcode opcode,
-                       Slices slices, const std::shared_ptr<ibv_ah>* peer) {
+[[gnu::always_inline]] inline void WorkQueue::occupy(std::uint32_t index, OperationState* operation,
+                                                     ibv_wc_opcode opcode, Slices slices,
+                                                     const std::shared_ptr<ibv_ah>* peer) {
     Slot& slot = slots_[index];
     slot.operation = operation;
     slot.opcode = opcode;
@@ -323,8 +364,7 @@ WorkQueue<Use>::occupy(std::uint32_t index, OperationState<Use>* operation, ibv_
 }
 
 // Of a request that was not posted, the last one that was taken.
-template <class Use>
-[[gnu::noinline]] inline void WorkQueue<Use>::give_back(std::uint32_t index) noexcept {
+[[gnu::noinline]] inline void WorkQueue::give_back(std::uint32_t index) noexcept {
     if (sends_) {
         next_ = index;
     } else {
@@ -341,16 +381,14 @@ template <class Use>
 
 // The last free slot is not given to a request that completes only with a later one, and the queue
 // does not fill up with such.
-template <class Use>
-inline bool WorkQueue<Use>::must_signal(const SendWork& work) noexcept {
+inline bool WorkQueue::must_signal(const SendWork& work) noexcept {
     const bool signal = work.options.signaled || draining_ || in_flight_ >= capacity_ ||
                         unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
     unsignaled_ = signal ? 0 : unsignaled_ + 1;
     return signal;
 }
 
-template <class Use>
-inline void WorkQueue<Use>::write(ibv_sge* sges, Slices slices) noexcept {
+inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     for (const Slice& slice : slices) {
         sges->addr = reinterpret_cast<std::uintptr_t>(slice.address);
         sges->length = static_cast<std::uint32_t>(slice.length);
@@ -359,10 +397,9 @@ inline void WorkQueue<Use>::write(ibv_sge* sges, Slices slices) noexcept {
     }
 }
 
-template <class Use>
-[[gnu::always_inline]] inline void WorkQueue<Use>::write(ibv_send_wr& wr, const SendWork& work,
-                                                         ibv_sge* sges, Slices slices,
-                                                         std::uint32_t index) noexcept {
+[[gnu::always_inline]] inline void WorkQueue::write(ibv_send_wr& wr, const SendWork& work,
+                                                    ibv_sge* sges, Slices slices,
+                                                    std::uint32_t index) noexcept {
     write(sges, slices);
     const SendOptions& options = work.options;
     slots_[index].signaled = must_signal(work);
@@ -398,24 +435,21 @@ template <class Use>
 }
 
 // The operation has no slot, or not any more.
-template <class Use>
-inline void WorkQueue<Use>::refuse(OperationState<Use>& operation, const char* verb, int error) {
+inline void WorkQueue::refuse(OperationState& operation, const char* verb, int error) {
     operation.failure = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
                                                                   std::system_category(), verb);
     finish(operation);
 }
 
-template <class Use>
-[[gnu::noinline]] inline void WorkQueue<Use>::take_back(OperationState<Use>& operation,
-                                                        const char* verb, int result) {
+[[gnu::noinline]] inline void WorkQueue::take_back(OperationState& operation, const char* verb,
+                                                   int result) {
     const int error = verb_errno(result);
     give_back(operation.slot);
     refuse(operation, verb, error);
 }
 
-template <class Use>
-[[gnu::always_inline]] inline void WorkQueue<Use>::post(OperationState<Use>& operation,
-                                                        const SendWork& work, Slices slices) {
+[[gnu::always_inline]] inline void WorkQueue::post(OperationState& operation, const SendWork& work,
+                                                   Slices slices) {
     const std::uint32_t index = take_to_send(&operation, work, slices);
     operation.slot = index;
     ibv_send_wr wr;
@@ -426,9 +460,8 @@ template <class Use>
         take_back(operation, "ibv_post_send", result);
 }
 
-template <class Use>
-[[gnu::always_inline]] inline void WorkQueue<Use>::post_receive(OperationState<Use>& operation,
-                                                                Slices slices) {
+[[gnu::always_inline]] inline void WorkQueue::post_receive(OperationState& operation,
+                                                           Slices slices) {
     const std::uint32_t index = take_to_receive(operation, slices);
     operation.slot = index;
     write(sges_.data(), slices);
@@ -445,9 +478,8 @@ template <class Use>
         take_back(operation, srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv", result);
 }
 
-template <class Use>
 template <class At>
-void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At operation) {
+void WorkQueue::submit_chain(std::span<const SendRequest> requests, At operation) {
     std::size_t slices = 0;
     for (const SendRequest& request : requests) {
         check(request.slices()); // what is bad is found before the first is posted
@@ -458,8 +490,7 @@ void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At oper
     ibv_sge* sges = chain_sges_.data();
     std::size_t count = 0; // those that there is room for
     for (const SendRequest& request : requests) {
-        OperationState<Use>& state =
-            operation(static_cast<std::size_t>(&request - requests.data()));
+        OperationState& state = operation(static_cast<std::size_t>(&request - requests.data()));
         if (!begin(state)) {
             defer_as(state, request, request.slices());
             continue;
@@ -482,18 +513,17 @@ void WorkQueue<Use>::submit_chain(std::span<const SendRequest> requests, At oper
     const std::size_t posted = bad == nullptr ? 0 : static_cast<std::size_t>(bad - chain_.data());
     for (std::size_t i = count; i-- > posted;) give_back(operation(i).slot);
     for (std::size_t i = posted; i < requests.size(); ++i) {
-        OperationState<Use>& state = operation(i);
+        OperationState& state = operation(i);
         state.unlink();
         state.deferred.reset();
         refuse(state, "ibv_post_send", error);
     }
 }
 
-template <class Use>
-inline void WorkQueue<Use>::post_deferred() {
+inline void WorkQueue::post_deferred() {
     while (!waiting_.empty() && has_room()) {
-        OperationState<Use>& operation = waiting_.take_front();
-        const DeferredRequest<Use> request = std::move(*operation.deferred);
+        OperationState& operation = waiting_.take_front();
+        const DeferredRequest request = std::move(*operation.deferred);
         operation.deferred.reset();
         if (request.is_send()) {
             post(operation, request.send().work(), request.slices());
@@ -503,8 +533,7 @@ inline void WorkQueue<Use>::post_deferred() {
     }
 }
 
-template <class Use>
-inline void WorkQueue<Use>::post_marker() {
+inline void WorkQueue::post_marker() {
     draining_ = true;
     const std::uint32_t newest = next_ == 0 ? slot_count_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
@@ -523,9 +552,8 @@ inline void WorkQueue<Use>::post_marker() {
 
 // --- completing ---
 
-template <class Use>
-inline Completion WorkQueue<Use>::describe_failure(const ibv_wc& wc,
-                                                   ibv_wc_opcode opcode) const noexcept {
+inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
+                                              ibv_wc_opcode opcode) const noexcept {
     ibv_wc valid{}; // I11
     valid.wr_id = wc.wr_id;
     valid.status = wc.status;
@@ -537,11 +565,10 @@ inline Completion WorkQueue<Use>::describe_failure(const ibv_wc& wc,
     return Completion(valid, cause_->status, cause_->vendor_error);
 }
 
-template <class Use>
-[[gnu::always_inline]] inline void WorkQueue<Use>::settle(std::uint32_t index,
-                                                          const ibv_wc& wc) noexcept {
+[[gnu::always_inline]] inline void WorkQueue::settle(std::uint32_t index,
+                                                     const ibv_wc& wc) noexcept {
     Slot& slot = slots_[index];
-    if (OperationState<Use>* const operation = std::exchange(slot.operation, nullptr)) {
+    if (OperationState* const operation = std::exchange(slot.operation, nullptr)) {
         if (wc.status == IBV_WC_SUCCESS) [[likely]] {
             operation->completion.emplace(wc);
         } else {
@@ -556,9 +583,8 @@ template <class Use>
 }
 
 // A send queue completes in order: what was posted before `index`, unsignaled, has succeeded.
-template <class Use>
-[[gnu::noinline]] inline void WorkQueue<Use>::settle_unsignaled(std::uint32_t index,
-                                                                std::uint32_t qp_num) noexcept {
+[[gnu::noinline]] inline void WorkQueue::settle_unsignaled(std::uint32_t index,
+                                                           std::uint32_t qp_num) noexcept {
     while (oldest_ != index) {
         ibv_wc silent{};
         silent.wr_id = wr_id_ | oldest_;
@@ -569,8 +595,7 @@ template <class Use>
     }
 }
 
-template <class Use>
-inline void WorkQueue<Use>::complete(const ibv_wc& wc) {
+inline void WorkQueue::complete(const ibv_wc& wc) {
     const std::uint32_t index = WrId::slot(wc.wr_id);
     if (index >= slot_count_ || !slots_[index].in_flight) return;
     if (sends_) {
@@ -588,9 +613,8 @@ inline void WorkQueue<Use>::complete(const ibv_wc& wc) {
     }
 }
 
-template <class Use>
-inline void WorkQueue<Use>::fail_all(const Failure& failure) noexcept {
-    const auto fail = [&](OperationState<Use>& operation) {
+inline void WorkQueue::fail_all(const Failure& failure) noexcept {
+    const auto fail = [&](OperationState& operation) {
         operation.failure = failure;
         finish(operation);
     };
@@ -598,7 +622,7 @@ inline void WorkQueue<Use>::fail_all(const Failure& failure) noexcept {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
-        OperationState<Use>& operation = waiting_.take_front();
+        OperationState& operation = waiting_.take_front();
         operation.deferred.reset();
         fail(operation);
     }
@@ -611,17 +635,81 @@ inline void WorkQueue<Use>::fail_all(const Failure& failure) noexcept {
 
 // --- operations ---
 
-template <class Use>
-inline OperationState<Use>::OperationState(OperationState<Use>&& other) noexcept
+inline OperationState::OperationState(OperationState&& other) noexcept
     : queue(std::exchange(other.queue, nullptr)), slot(std::exchange(other.slot, no_slot)),
       completion(other.completion), failure(std::move(other.failure)),
       deferred(std::move(other.deferred)) {
     if (queue != nullptr) queue->move(other, *this);
 }
 
-template <class Use>
-[[gnu::always_inline]] inline OperationState<Use>::~OperationState() {
+[[gnu::always_inline]] inline OperationState::~OperationState() {
     if (queue != nullptr) queue->forget(*this);
+}
+
+// How completions reach their work queues, and those who wait are resumed.
+
+inline void RouterState::on_completions(std::size_t count) {
+    dispatch(std::span(this->completions).first(count));
+    resume_ready();
+}
+
+inline void RouterState::on_wake() {
+    dismiss_stopped();
+    resume_ready();
+}
+
+inline void RouterState::on_error(const std::system_error& cause) {
+    if (!failure_) {
+        failure_ = std::make_shared<std::system_error>(cause);
+        for (const Route& route : routes_) {
+            if (route.queue != nullptr) route.queue->fail_all(failure_);
+        }
+    }
+    resume_ready();
+}
+
+// Settles all of a batch before anybody is resumed.
+inline void RouterState::dispatch(std::span<const ibv_wc> wcs) {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
+            note_causes(wcs);
+        if (WorkQueue* const queue = find(wc.wr_id)) queue->complete(wc);
+    }
+}
+
+// The cause of a flush may be behind it in the batch: the two queues of a pair are flushed each for
+// itself.
+inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
+        const WorkQueue* const queue = find(wc.wr_id);
+        if (queue == nullptr || queue->cause() == nullptr) continue;
+        FlushCause& cause = *queue->cause();
+        if (cause.status == IBV_WC_SUCCESS) cause = {wc.status, wc.vendor_err};
+    }
+}
+
+inline void RouterState::dismiss_stopped() noexcept {
+    IntrusiveList<Stoppable> stopped;
+    stoppable_.move_if(stopped, [](const Stoppable& stoppable) {
+        return stoppable.requested.load(std::memory_order_acquire);
+    });
+    while (!stopped.empty()) make_ready(stopped.take_front().waiter);
+}
+
+inline void RouterState::resume_ready() {
+    struct Resuming {
+        explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
+        ~Resuming() {
+            state.resuming_ = false;
+            if (state.closed_) const auto last = std::move(state.alive_);
+        }
+        RouterState& state;
+    };
+    const Resuming resuming(*this);
+    while (!ready_.empty() && !closed_) {
+        ready_.take_front().coroutine.resume(); // may destroy queue pairs, and the router
+    }
 }
 
 } // namespace asyncverbs::detail

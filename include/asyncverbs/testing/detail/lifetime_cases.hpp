@@ -10,9 +10,7 @@
 #include <string_view>
 #include <utility>
 
-#include <asyncverbs/testing/detail/conformance_bench.hpp>
-#include <asyncverbs/testing/detail/conformance_cases.hpp>
-#include <asyncverbs/testing/detail/conformance_thread.hpp>
+#include <asyncverbs/testing/detail/conformance_fixture.hpp>
 #include <asyncverbs/testing/detail/readiness_cases.hpp>
 
 namespace asyncverbs::detail::conformance {

@@ -6,16 +6,17 @@
 
 #include <atomic>
 #include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 
-#include <asyncverbs/verbs/detail/memory.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
 // The account of one completion queue. Thread-safe: queue pairs of several threads may share it.
-template <class Use>
 class CqCapacity {
 public:
     explicit CqCapacity(std::uint64_t entries) noexcept : entries_(entries) {}
@@ -50,12 +51,11 @@ private:
 };
 
 // What work requests reserve, in the accounts of their two completion queues, which may be one.
-template <class Use>
 class CqReservation {
 public:
     // Throws no_buffer_space with the numbers where the work requests do not fit.
-    CqReservation(std::shared_ptr<CqCapacity<Use>> send, std::uint64_t send_wrs,
-                  std::shared_ptr<CqCapacity<Use>> recv, std::uint64_t recv_wrs)
+    CqReservation(std::shared_ptr<CqCapacity> send, std::uint64_t send_wrs,
+                  std::shared_ptr<CqCapacity> recv, std::uint64_t recv_wrs)
         : send_(std::move(send)), recv_(std::move(recv)), send_slots_(send_wrs),
           recv_slots_(recv_wrs) {
         const std::string sends = std::to_string(send_wrs) + " send";
@@ -85,7 +85,7 @@ public:
         recv_->release(recv_slots_);
     }
 
-    bool receives_into(const CqCapacity<Use>& capacity) const noexcept {
+    bool receives_into(const CqCapacity& capacity) const noexcept {
         return recv_.get() == &capacity;
     }
 
@@ -94,7 +94,7 @@ public:
     void keep() noexcept { kept_ = true; }
 
 private:
-    static void reserve(CqCapacity<Use>& capacity, std::uint64_t slots, const std::string& what) {
+    static void reserve(CqCapacity& capacity, std::uint64_t slots, const std::string& what) {
         if (!capacity.try_reserve(slots)) {
             throw_error(std::errc::no_buffer_space,
                         what + " work requests need " + std::to_string(slots) +
@@ -105,19 +105,53 @@ private:
         }
     }
 
-    std::shared_ptr<CqCapacity<Use>> send_;
-    std::shared_ptr<CqCapacity<Use>> recv_;
+    std::shared_ptr<CqCapacity> send_;
+    std::shared_ptr<CqCapacity> recv_;
     std::uint64_t send_slots_;
     std::uint64_t recv_slots_;
     std::atomic<bool> kept_ = false;
 };
 
 // Throws as the constructor does.
-template <class Use>
-[[nodiscard]] std::shared_ptr<CqReservation<Use>>
-make_reservation(const std::shared_ptr<CqCapacity<Use>>& send, std::uint64_t send_wrs,
-                 const std::shared_ptr<CqCapacity<Use>>& recv, std::uint64_t recv_wrs) {
-    return std::make_shared<CqReservation<Use>>(send, send_wrs, recv, recv_wrs);
+[[nodiscard]] inline std::shared_ptr<CqReservation>
+make_reservation(const std::shared_ptr<CqCapacity>& send, std::uint64_t send_wrs,
+                 const std::shared_ptr<CqCapacity>& recv, std::uint64_t recv_wrs) {
+    return std::make_shared<CqReservation>(send, send_wrs, recv, recv_wrs);
 }
+
+// What the receives of a shared receive queue reserve in the completion queues that they may
+// complete into: all of them in each, since nobody knows which queue pair will take them, and once
+// in each, since every receive completes once.
+
+// Thread-safe: queue pairs of several threads may share the receives.
+class SharedReservations {
+public:
+    explicit SharedReservations(std::uint64_t receives) noexcept : receives_(receives) {}
+
+    // For one queue pair that completes into `capacity`: made for the first one, released after the
+    // last one. Throws as CqReservation does.
+    [[nodiscard]] std::shared_ptr<CqReservation>
+    reserve(const std::shared_ptr<CqCapacity>& capacity) {
+        const std::lock_guard lock(mutex_);
+        for (auto held = held_.begin(); held != held_.end();) {
+            std::shared_ptr<CqReservation> shared = held->lock();
+            if (shared == nullptr) {
+                held = held_.erase(held);
+            } else if (shared->receives_into(*capacity)) {
+                return shared;
+            } else {
+                ++held;
+            }
+        }
+        auto made = make_reservation(capacity, 0, capacity, receives_);
+        held_.push_back(made);
+        return made;
+    }
+
+private:
+    const std::uint64_t receives_;
+    std::mutex mutex_;
+    std::list<std::weak_ptr<CqReservation>> held_; // one for each account
+};
 
 } // namespace asyncverbs::detail

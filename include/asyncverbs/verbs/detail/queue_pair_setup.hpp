@@ -1,33 +1,101 @@
 // SPDX-License-Identifier: MIT
-// A queue pair's options as the verbs want them: the attributes and masks of each step, checked.
-// The masks are the required attributes of the tables in ibv_modify_qp(3); one too many or too few
-// is EINVAL.
+// The two ends of a path: the port and GID that a queue pair sends from, and the address vector
+// that leads to a peer.
+// Both are checked here, in words; the kernel would answer EINVAL, or time out a minute later.
 #pragma once
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/detail/chrono.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/memory.hpp>
-#include <asyncverbs/verbs/detail/on_use.hpp>
-#include <asyncverbs/verbs/detail/path.hpp>
-#include <asyncverbs/verbs/protection_domain.hpp>
-#include <asyncverbs/verbs/queue_pair_address.hpp>
+#include <asyncverbs/verbs/device.hpp>
+#include <asyncverbs/verbs/gid.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs::detail {
 
+// The local end.
+struct Endpoint {
+    int port = 0;
+    int gid_index = 0;
+    bool roce = false;
+    ibv_mtu active_mtu = IBV_MTU_256;
+    std::uint16_t lid = 0;
+    ibv_gid gid{}; // empty on InfiniBand, where the LID suffices, unless the caller chose one
+};
+
+// The endpoint that `options` describe. Throws network_down for a port that is not active, and as
+// Context::query_gid() and select_gid() do.
+[[nodiscard]] inline Endpoint find_endpoint(const Context& context, const InitOptions& options) {
+    if (context.native_handle()->device->transport_type == IBV_TRANSPORT_IWARP) {
+        throw_error(std::errc::operation_not_supported,
+                    context.name() + " is an iWARP device: its queue pairs are connected by "
+                                     "librdmacm only");
+    }
+    Endpoint endpoint;
+    endpoint.port = options.port == 0 ? context.active_port() : options.port;
+    const ibv_port_attr port = context.query_port(endpoint.port);
+    if (!Context::is_active(port)) {
+        throw_error(std::errc::network_down, "port " + std::to_string(endpoint.port) + " of " +
+                                                 context.name() + " is not active but in state " +
+                                                 ibv_port_state_str(port.state));
+    }
+    endpoint.roce = port.link_layer == IBV_LINK_LAYER_ETHERNET;
+    endpoint.active_mtu = port.active_mtu;
+    endpoint.lid = port.lid;
+    if (options.gid_index || endpoint.roce) {
+        endpoint.gid_index =
+            options.gid_index ? *options.gid_index : select_gid(context, endpoint.port);
+        endpoint.gid = context.query_gid(endpoint.port, endpoint.gid_index);
+        check_range("GID index", endpoint.gid_index, 0, max_gid_index, "an address vector");
+    }
+    return endpoint;
+}
+
+// The way from `local` to `remote`: a global route where the peer has a GID, else its LID.
+[[nodiscard]] inline ibv_ah_attr make_path(const Endpoint& local, const QueuePairAddress& remote,
+                                           const RtrOptions& options) {
+    const bool global = !is_empty_gid(remote.gid);
+    if (!global && local.roce) {
+        throw_error(std::errc::invalid_argument,
+                    "the peer's GID is empty, but RoCE reaches peers by GID only");
+    }
+    if (!global && remote.lid == 0) {
+        throw_error(std::errc::invalid_argument, "the peer has neither a LID nor a GID");
+    }
+    check_range("service_level", options.service_level, 0, 15, "a path");
+    check_range("flow_label", options.flow_label, 0, 0xfffff, "a path");
+    ibv_ah_attr path{};
+    path.port_num = static_cast<std::uint8_t>(local.port);
+    path.dlid = remote.lid;
+    path.sl = options.service_level;
+    if (global) {
+        path.is_global = 1;
+        path.grh.dgid = remote.gid;
+        path.grh.sgid_index = static_cast<std::uint8_t>(local.gid_index);
+        path.grh.hop_limit = options.hop_limit;
+        path.grh.traffic_class = options.traffic_class;
+        path.grh.flow_label = options.flow_label;
+    }
+    return path;
+}
+
+// A queue pair's options as the verbs want them: the attributes and masks of each step, checked.
+// The masks are the required attributes of the tables in ibv_modify_qp(3); one too many or too few
+// is EINVAL.
+
 inline constexpr std::uint32_t max_24_bits = 0xffffff; // queue pair numbers and PSNs
 
 // Options that no queue pair of the device can have; the verb would not say which of them it is.
-template <class Use>
-void check_options(const BasicContext<Use>& context, const QueuePairOptions& options) {
+inline void check_options(const Context& context, const QueuePairOptions& options) {
     if (options.type != IBV_QPT_RC && options.type != IBV_QPT_UD) {
         throw_error(std::errc::invalid_argument,
                     "queue pair type " + std::to_string(options.type) +
@@ -41,17 +109,14 @@ void check_options(const BasicContext<Use>& context, const QueuePairOptions& opt
     check_range("max_recv_sge", options.max_recv_sge, 0, limits.max_sge, device);
 }
 
-template <class Use>
-void check_same_context(const BasicContext<Use>& context, const BasicCompletionQueue<Use>& queue) {
+inline void check_same_context(const Context& context, const CompletionQueue& queue) {
     if (alive(queue.shared_handle(), "CompletionQueue")->context != context.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the completion queue belongs to another Context than the protection domain");
     }
 }
 
-template <class Use>
-void check_same_domain(const BasicProtectionDomain<Use>& domain,
-                       const BasicSharedReceiveQueue<Use>& receives) {
+inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiveQueue& receives) {
     if (alive(receives.shared_handle(), "SharedReceiveQueue")->pd != domain.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the shared receive queue belongs to another ProtectionDomain");
@@ -67,8 +132,7 @@ void check_same_domain(const BasicProtectionDomain<Use>& domain,
 
 // A PSN that differs from that of the last queue pair with the same number, whose late packets
 // would otherwise be taken for this one's.
-template <class Use = OnUse>
-[[nodiscard]] std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
+[[nodiscard]] inline std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
     const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
     auto bits = static_cast<std::uint64_t>(now) + (std::uint64_t{qp_num} << 40);
     bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u; // the mixing of splitmix64
@@ -77,7 +141,6 @@ template <class Use = OnUse>
 }
 
 // The deleter of a queue pair, as ReleaseNative is that of the others.
-template <class Use>
 struct ReleaseQueuePair {
     void operator()(ibv_qp* qp) noexcept {
         if (ibv_destroy_qp(qp) != 0) {
@@ -94,28 +157,25 @@ struct ReleaseQueuePair {
         recv_cq.reset();
     }
 
-    std::shared_ptr<CqReservation<Use>> slots;
-    std::shared_ptr<CqReservation<Use>> shared_slots;
-    Handle<void, Use> srq;
-    Handle<void, Use> domain;
-    Handle<void, Use> send_cq;
-    Handle<void, Use> recv_cq;
+    std::shared_ptr<CqReservation> slots;
+    std::shared_ptr<CqReservation> shared_slots;
+    Handle<void> srq;
+    Handle<void> domain;
+    Handle<void> send_cq;
+    Handle<void> recv_cq;
 };
 
 // Makes a queue pair whose completions fit their queues (I10), with receives of its own where
 // `receives` is null; `granted` is what the device gave.
-template <class Use>
-[[nodiscard]] Handle<ibv_qp, Use> create_queue_pair(const BasicProtectionDomain<Use>& domain,
-                                                    const BasicCompletionQueue<Use>& send_cq,
-                                                    const BasicCompletionQueue<Use>& recv_cq,
-                                                    const BasicSharedReceiveQueue<Use>* receives,
-                                                    const QueuePairOptions& options,
-                                                    ibv_qp_cap& granted) {
+[[nodiscard]] inline Handle<ibv_qp>
+create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
+                  const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
+                  const QueuePairOptions& options, ibv_qp_cap& granted) {
     check_same_context(domain.context(), send_cq);
     check_same_context(domain.context(), recv_cq);
     check_options(domain.context(), options);
-    Handle<ibv_srq, Use> srq;
-    std::shared_ptr<CqReservation<Use>> shared_slots;
+    Handle<ibv_srq> srq;
+    std::shared_ptr<CqReservation> shared_slots;
     if (receives != nullptr) {
         check_same_domain(domain, *receives);
         srq = receives->shared_handle();
@@ -143,9 +203,9 @@ template <class Use>
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    return {native, ReleaseQueuePair<Use>{std::move(slots), std::move(shared_slots), std::move(srq),
-                                          domain.shared_handle(), send_cq.shared_handle(),
-                                          recv_cq.shared_handle()}};
+    return {native, ReleaseQueuePair{std::move(slots), std::move(shared_slots), std::move(srq),
+                                     domain.shared_handle(), send_cq.shared_handle(),
+                                     recv_cq.shared_handle()}};
 }
 
 // One call of ibv_modify_qp.
@@ -165,7 +225,6 @@ struct QueuePairStep {
         return result == 0 ? 0 : verb_errno(result);
     }
 
-    template <class Use = OnUse>
     void apply(ibv_qp* qp) {
         if (const int error = try_apply(qp)) {
             throw_verb_error((std::string("ibv_modify_qp (to ") + name + ")").c_str(), error);
@@ -173,9 +232,8 @@ struct QueuePairStep {
     }
 };
 
-template <class Use>
-[[nodiscard]] QueuePairStep init_step(const Endpoint& local, ibv_qp_type type,
-                                      const BasicInitOptions<Use>& options) {
+[[nodiscard]] inline QueuePairStep init_step(const Endpoint& local, ibv_qp_type type,
+                                             const InitOptions& options) {
     QueuePairStep step(IBV_QPS_INIT, "INIT");
     step.attr.port_num = static_cast<std::uint8_t>(local.port);
     step.attr.pkey_index = options.pkey_index;
@@ -186,10 +244,9 @@ template <class Use>
     return step;
 }
 
-template <class Use>
-[[nodiscard]] QueuePairStep rtr_step(const BasicContext<Use>& context, const Endpoint& local,
-                                     const QueuePairAddress& remote,
-                                     const BasicRtrOptions<Use>& options) {
+[[nodiscard]] inline QueuePairStep rtr_step(const Context& context, const Endpoint& local,
+                                            const QueuePairAddress& remote,
+                                            const RtrOptions& options) {
     check_range("the peer's qp_num", remote.qp_num, 0, max_24_bits, "a queue pair");
     check_range("the peer's psn", remote.psn, 0, max_24_bits, "a queue pair");
     check_range("min_rnr_timer", options.min_rnr_timer, 0, 31, "a queue pair");
@@ -208,9 +265,8 @@ template <class Use>
     return step;
 }
 
-template <class Use = OnUse>
-[[nodiscard]] QueuePairStep rts_step(ibv_qp_type type, std::uint32_t psn,
-                                     const RtsOptions& options) {
+[[nodiscard]] inline QueuePairStep rts_step(ibv_qp_type type, std::uint32_t psn,
+                                            const RtsOptions& options) {
     check_range("timeout", options.timeout, 0, 31, "a queue pair");
     check_range("retry_cnt", options.retry_cnt, 0, 7, "a queue pair");
     check_range("rnr_retry", options.rnr_retry, 0, 7, "a queue pair");

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// What `co_await` accepts, as concepts: a notifier may return any awaitable, and the combinators
+// take any. An awaitable is an awaiter itself or yields one by a member or free operator co_await.
+#pragma once
+
+#include <concepts>
+#include <coroutine>
+#include <utility>
+
+namespace asyncverbs {
+namespace detail {
+
+template <class R>
+concept suspend_result = std::same_as<R, void> || std::same_as<R, bool> ||
+                         std::convertible_to<R, std::coroutine_handle<>>;
+
+template <class A>
+concept awaiter = requires(A& a, std::coroutine_handle<> coroutine) {
+    a.await_ready() ? 1 : 0;
+    { a.await_suspend(coroutine) } -> suspend_result;
+    a.await_resume();
+};
+
+template <class A>
+concept has_member_co_await = requires { std::declval<A>().operator co_await(); };
+
+template <class A>
+concept has_free_co_await = requires { operator co_await(std::declval<A>()); };
+
+// The awaiter that `co_await a` works on: a new object, or a reference to `a` itself.
+template <class A>
+decltype(auto) get_awaiter(A&& a) {
+    if constexpr (has_member_co_await<A&&>) {
+        return std::forward<A>(a).operator co_await();
+    } else if constexpr (has_free_co_await<A&&>) {
+        return operator co_await(std::forward<A>(a));
+    } else {
+        return std::forward<A>(a);
+    }
+}
+
+template <class A>
+concept has_co_await = has_member_co_await<A> || has_free_co_await<A>;
+
+// Called by its full name: the library that `A` comes from may well have a get_awaiter() of its
+// own.
+template <class A>
+using awaiter_t = decltype(detail::get_awaiter(std::declval<A>()));
+
+} // namespace detail
+
+/// `co_await std::declval<A>()` is valid in a coroutine of any type. `A` is a value type for an
+/// awaitable that is awaited as an rvalue, `A&` for one that is awaited as an lvalue.
+template <class A>
+concept awaitable = (detail::has_co_await<A&&> && detail::awaiter<detail::awaiter_t<A>>) ||
+                    (!detail::has_co_await<A&&> && detail::awaiter<A>);
+
+/// The type of `co_await std::declval<A>()`.
+template <awaitable A>
+using await_result_t = decltype(std::declval<detail::awaiter_t<A>&>().await_resume());
+
+/// An awaitable whose result converts to `T`; `void` matches `void` alone.
+template <class A, class T>
+concept awaitable_of = awaitable<A> && std::convertible_to<await_result_t<A>, T>;
+
+/// `co_await loop.schedule()` continues on the thread that runs the loop. EpollExecutor is a model.
+///
+/// Semantic requirements of the awaiter:
+///  - It always suspends, and resumes the coroutine later, never inside await_suspend().
+///  - await_suspend() may be called on any thread, and neither blocks nor throws.
+///  - Destroying it on the loop's thread cancels it: its coroutine is not resumed afterwards.
+template <class L>
+concept Scheduler = requires(L& loop, std::coroutine_handle<> coroutine) {
+    { loop.schedule() } -> awaitable_of<void>;
+    { detail::get_awaiter(loop.schedule()).await_suspend(coroutine) } -> std::same_as<void>;
+};
+
+} // namespace asyncverbs

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+// Task<T>: a coroutine that computes one T for the coroutine that awaits it. Nothing runs before it
+// is awaited, and it is destroyed, together with all that it awaits, when its owner drops it.
+#pragma once
+
+#include <concepts>
+#include <coroutine>
+#include <exception>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+#include <asyncverbs/coro/detail/coroutine.hpp>
+
+namespace asyncverbs {
+
+namespace detail {
+template <class T>
+struct TaskPromise;
+template <class T>
+class TaskAwaiter;
+} // namespace detail
+
+/// The return type of a coroutine that gives a `T`, a `T&` or nothing.
+///
+///     Task<int> answer() { co_return 42; }
+///     Task<> print() { std::cout << co_await answer() << '\n'; }
+///
+/// It starts when it is awaited, once, as an rvalue: `co_await answer()` or
+/// `co_await std::move(task)`. It can await anything and be awaited by a coroutine of any type. An
+/// exception that leaves it is rethrown by `co_await`; awaiting an empty Task throws
+/// std::logic_error. A task that completes at once costs no stack: loops may await any number of
+/// them, where the compiler turns symmetric transfer into a jump (GCC: at -O2, or with
+/// -foptimize-sibling-calls and no sanitizer).
+///
+/// Thread: no affinity; it runs where it is awaited or resumed.
+/// Lifetime: owns its frame; move-only. Destroying a suspended task destroys the tasks that it
+/// awaits, innermost first; a running one must not be destroyed.
+/// Cancellation: none of its own; what it awaits takes a std::stop_token.
+template <class T = void>
+class [[nodiscard]] Task {
+public:
+    using promise_type = detail::TaskPromise<T>; ///< What the language asks a coroutine for.
+
+    Task() noexcept = default; ///< Empty.
+
+    /// False: default-constructed, moved from or awaited.
+    explicit operator bool() const noexcept { return static_cast<bool>(coroutine_); }
+
+    /// Starts the task and awaits its result; see above.
+    detail::TaskAwaiter<T> operator co_await() && {
+        if (!coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");
+        return detail::TaskAwaiter<T>(std::move(coroutine_));
+    }
+
+private:
+    friend promise_type;
+    explicit Task(promise_type& promise) noexcept : coroutine_(promise) {}
+
+    detail::UniqueCoroutineHandle<promise_type> coroutine_;
+};
+
+namespace detail {
+
+struct TaskPromiseBase {
+    struct FinalAwaiter {
+        bool await_ready() const noexcept { return false; }
+        template <class Promise>
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> task) const noexcept {
+            return task.promise().continuation;
+        }
+        void await_resume() const noexcept {}
+    };
+
+    std::suspend_always initial_suspend() const noexcept { return {}; }
+    FinalAwaiter final_suspend() const noexcept { return {}; }
+    void unhandled_exception() noexcept { exception = std::current_exception(); }
+
+    std::coroutine_handle<> continuation;
+    std::exception_ptr exception;
+};
+
+template <class T>
+struct TaskPromise : TaskPromiseBase {
+    Task<T> get_return_object() noexcept { return Task<T>(*this); }
+
+    template <class U = T>
+        requires std::convertible_to<U, T>
+    void return_value(U&& value) {
+        result.put(std::forward<U>(value));
+    }
+
+    Slot<T> result;
+};
+
+// A template, so that it is compiled only where it is used.
+template <class T>
+    requires std::same_as<T, void>
+struct TaskPromise<T> : TaskPromiseBase {
+    Task<T> get_return_object() noexcept { return Task<T>(*this); }
+    void return_void() const noexcept {}
+};
+
+// Owns the frame, so that a task's locals end with the expression that awaits it.
+template <class T>
+class TaskAwaiter {
+public:
+    explicit TaskAwaiter(UniqueCoroutineHandle<TaskPromise<T>> coroutine) noexcept
+        : coroutine_(std::move(coroutine)) {}
+
+    bool await_ready() const noexcept { return false; }
+
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<> awaiting) const noexcept {
+        coroutine_.promise().continuation = awaiting;
+        return coroutine_.handle();
+    }
+
+    T await_resume() const {
+        TaskPromise<T>& promise = coroutine_.promise();
+        if (promise.exception) std::rethrow_exception(std::move(promise.exception));
+        if constexpr (!std::is_void_v<T>) return promise.result.take();
+    }
+
+private:
+    UniqueCoroutineHandle<TaskPromise<T>> coroutine_;
+};
+
+} // namespace detail
+} // namespace asyncverbs

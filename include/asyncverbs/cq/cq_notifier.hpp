@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// How an AsyncCq waits for its completion channel: a concept that any event loop can model, so
+// that completions are awaited in the loop that a program already has.
+#pragma once
+
+#include <chrono>
+#include <stop_token>
+#include <system_error>
+#include <utility>
+
+#include <asyncverbs/coro/awaitable.hpp>
+#include <asyncverbs/verbs/completion_queue.hpp>
+
+namespace asyncverbs {
+
+/// Tells when one file descriptor, given to its constructor, is readable.
+///
+/// `co_await n.readable(st)` gives a std::error_code: {} when the fd is readable,
+/// errc::operation_canceled when `st` was stopped first, anything else for an error after which
+/// waiting is pointless.
+///
+/// Semantic requirements, which check_notifier() of testing/notifier_conformance.hpp tests:
+///  - It is resumed by the notifier's loop, on the thread that runs that, and only there; or it
+///    completes at once, without suspending.
+///  - A wake is a hint: it may complete with {} although nothing can be read, but not every time.
+///    It must complete when something can be read, whether that came before or after the call: an
+///    edge-triggered notifier remembers an edge that nobody waited for. EPOLLERR and EPOLLHUP
+///    count as readable.
+///  - Destroying the suspended awaiter cancels it: its coroutine is not resumed afterwards, and a
+///    wake that was on the way is the next one's.
+///  - A stop may be requested from any thread, also before the call and while it suspends. It is
+///    never resumed inside request_stop(), but later, by the loop.
+///  - AsyncCq has at most one readable() outstanding. A coroutine that it resumes may wait again,
+///    or destroy the notifier, at once.
+///  - The fd stays open until the notifier is destroyed, and is not the notifier's to read or to
+///    close.
+///  - Moving a notifier is allowed while no readable() is outstanding.
+///
+/// A model, for a loop that resumes a coroutine when an fd is readable (`watch`), forgets one
+/// (`unwatch`), and resumes one that it still watches because another thread said so (`wake`):
+///
+///     class MyNotifier {
+///     public:
+///         MyNotifier(MyLoop& loop, int fd) : loop_(&loop), fd_(fd) {}
+///
+///         struct Readable {
+///             struct Wake {
+///                 Readable& self;
+///                 void operator()() const { self.loop.wake(self.waiting); }
+///             };
+///             Readable(MyLoop& l, int f, std::stop_token st) : loop(l), fd(f), stop(st) {}
+///             ~Readable() {
+///                 on_stop.reset();
+///                 if (waiting) loop.unwatch(waiting);
+///             }
+///             bool await_ready() const { return stop.stop_requested(); }
+///             void await_suspend(std::coroutine_handle<> coroutine) {
+///                 waiting = coroutine;
+///                 loop.watch(fd, waiting);
+///                 on_stop.emplace(stop, Wake{*this});
+///             }
+///             std::error_code await_resume() const {
+///                 if (!stop.stop_requested()) return {};
+///                 return std::make_error_code(std::errc::operation_canceled);
+///             }
+///             MyLoop& loop;
+///             int fd;
+///             std::stop_token stop;
+///             std::coroutine_handle<> waiting;
+///             std::optional<std::stop_callback<Wake>> on_stop;
+///         };
+///         Readable readable(std::stop_token stop) { return {*loop_, fd_, stop}; }
+///
+///     private:
+///         MyLoop* loop_;
+///         int fd_;
+///     };
+template <class N>
+concept CqNotifier = requires(N& n, std::stop_token st) {
+    { n.readable(st) } -> awaitable_of<std::error_code>;
+};
+
+/// A notifier that can also bound the wait: `co_await n.readable(st, max_wait)` gives
+/// errc::timed_out when `max_wait` has passed. Zero comes back after one turn of the loop, with {}
+/// if the fd is readable: a coroutine that never has to wait uses it to let others run.
+template <class N>
+concept TimedCqNotifier =
+    CqNotifier<N> && requires(N& n, std::stop_token st, std::chrono::nanoseconds max_wait) {
+        { n.readable(st, max_wait) } -> awaitable_of<std::error_code>;
+    };
+
+namespace detail {
+
+template <class N>
+concept has_readable = requires(N& n, std::stop_token st) { n.readable(st); };
+
+template <class N>
+concept has_awaitable_readable = requires(N& n, std::stop_token st) {
+    { n.readable(st) } -> awaitable;
+};
+
+// One error that names the cause, where an unsatisfied constraint gives a page that does not.
+template <class N>
+consteval void check_cq_notifier() {
+    if constexpr (!has_readable<N>) {
+        static_assert(has_readable<N>,
+                      "AsyncCq: the notifier has no member readable(std::stop_token)");
+    } else if constexpr (!has_awaitable_readable<N>) {
+        static_assert(has_awaitable_readable<N>,
+                      "AsyncCq: the notifier's readable(std::stop_token) is not awaitable");
+    } else {
+        static_assert(CqNotifier<N>,
+                      "AsyncCq: co_await readable(std::stop_token) of the notifier does not give a "
+                      "std::error_code");
+    }
+}
+
+} // namespace detail
+} // namespace asyncverbs
+
+namespace asyncverbs::detail {
+
+// How AsyncCq and SharedChannel get a notifier from an event loop: for a completion channel, if the
+// loop knows what that is, else for its file descriptor.
+
+// A SharedChannel, whose notifiers are for the completion queues on it.
+template <class Loop>
+concept has_channel = requires(Loop& loop) { loop.channel(); };
+
+template <class Loop>
+auto loop_notifier(Loop& loop, const CompletionChannel& channel) {
+    if constexpr (requires { loop.notifier(channel); }) {
+        return loop.notifier(channel);
+    } else {
+        return loop.notifier(channel.fd());
+    }
+}
+
+template <class Loop>
+using loop_notifier_t =
+    decltype(loop_notifier(std::declval<Loop&>(), std::declval<const CompletionChannel&>()));
+
+} // namespace asyncverbs::detail

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT
+// The RDMA devices of this machine, as a range.
+// A snapshot: devices that come or go later do not change it.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/error.hpp>
+#include <asyncverbs/verbs/gid.hpp>
+
+namespace asyncverbs {
+
+/// The RDMA devices that were there when the list was made. Move-only; a moved-from list is empty.
+/// A device pointer is valid as long as the list, or a Context opened on that device, exists.
+/// See ibv_get_device_list(3).
+class DeviceList {
+public:
+    /// Lists the devices. A machine without RDMA support in its kernel has an empty list.
+    /// Throws std::system_error naming ibv_get_device_list.
+    DeviceList() {
+        errno = 0;
+        int count = 0;
+        devices_ = ibv_get_device_list(&count);
+        if (devices_ != nullptr) {
+            size_ = static_cast<std::size_t>(count);
+        } else if (detail::verb_errno() != ENOSYS) {
+            throw_verb_error("ibv_get_device_list", detail::verb_errno());
+        }
+    }
+
+    /// Leaves `other` empty.
+    DeviceList(DeviceList&& other) noexcept
+        : devices_(std::exchange(other.devices_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    /// Frees the list that was here before.
+    DeviceList& operator=(DeviceList&& other) noexcept {
+        DeviceList old(std::move(other));
+        std::swap(old.devices_, devices_);
+        std::swap(old.size_, size_);
+        return *this;
+    }
+    ~DeviceList() {
+        if (devices_ != nullptr) ibv_free_device_list(devices_);
+    }
+
+    /// The first device; the elements are pointers. As of a range of the standard library.
+    [[nodiscard]] ibv_device* const* begin() const noexcept { return devices_; }
+    /// Behind the last one.
+    [[nodiscard]] ibv_device* const* end() const noexcept { return devices_ + size_; }
+    /// How many devices there are.
+    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+    /// Whether there is none.
+    [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+
+    /// The device at `index`, which must be less than size().
+    [[nodiscard]] ibv_device* operator[](std::size_t index) const noexcept {
+        return devices_[index];
+    }
+
+    /// The device called `name`. Throws std::system_error (no_such_device) that names the devices
+    /// there are, or says that there is none.
+    [[nodiscard]] ibv_device* find(std::string_view name) const {
+        std::string names;
+        for (ibv_device* device : *this) {
+            if (name == ibv_get_device_name(device)) {
+                return device;
+            }
+            names += (names.empty() ? "" : ", ") + std::string(ibv_get_device_name(device));
+        }
+        require_any();
+        detail::throw_error(std::errc::no_such_device, "no RDMA device is named \"" +
+                                                           std::string(name) +
+                                                           "\"; there are: " + names);
+    }
+
+    /// Throws std::system_error (no_such_device) where the list is empty, saying what may help.
+    void require_any() const {
+        if (empty()) {
+            detail::throw_error(std::errc::no_such_device,
+                                "no RDMA device found; without RDMA hardware a soft-RoCE device "
+                                "will do (rdma link add rxe0 type rxe netdev INTERFACE)");
+        }
+    }
+
+    /// The array that ibv_get_device_list(3) gave; nullptr where there is no RDMA support in the
+    /// kernel, and in a moved-from list.
+    [[nodiscard]] ibv_device** native_handle() const noexcept { return devices_; }
+
+private:
+    ibv_device** devices_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+/// Owns an open device (ibv_context); the root of all other objects, which keep it open.
+/// Move-only. A moved-from Context owns nothing: native_handle() is nullptr, using it in any other
+/// way throws invalid_argument. Queries may be called from any thread.
+/// See ibv_open_device(3).
+class Context {
+public:
+    /// Opens `device`, an element of a DeviceList. Throws std::system_error naming ibv_open_device;
+    /// invalid_argument where `device` is nullptr.
+    explicit Context(ibv_device* device) {
+        if (device == nullptr) {
+            detail::throw_error(std::errc::invalid_argument, "cannot open a null ibv_device");
+        }
+        errno = 0;
+        ibv_context* native = ibv_open_device(device);
+        if (native == nullptr) {
+            throw_verb_error("ibv_open_device", detail::verb_errno());
+        }
+        context_ = detail::own<ibv_close_device>(native);
+    }
+
+    /// Shares a context that is already open, another owner's shared_handle() or, with a deleter
+    /// that does nothing, one that belongs to other code (librdmacm's `id->verbs`), which must then
+    /// stay open as long as this owner and its children exist.
+    explicit Context(const std::shared_ptr<ibv_context>& handle) : context_(handle) {
+        static_cast<void>(get()); // throws where there is none
+    }
+
+    Context(Context&&) noexcept = default;
+    Context& operator=(Context&&) noexcept = default;
+
+    /// Opens the device called `name`, whatever the state of its ports; without a name the first
+    /// device that has an active port. Throws std::system_error (no_such_device) that says which
+    /// devices there are and, where a port was looked for, the state of their ports.
+    [[nodiscard]] static Context open(std::string_view name = {}) {
+        const DeviceList devices;
+        if (!name.empty()) {
+            return Context(devices.find(name));
+        }
+        devices.require_any();
+        std::string seen;
+        for (ibv_device* device : devices) {
+            seen += (seen.empty() ? "" : "; ") + std::string(ibv_get_device_name(device));
+            try {
+                Context context(device);
+                std::string states;
+                if (context.find_active_port(states) != 0) {
+                    return context;
+                }
+                seen += " (" + states + ")";
+            } catch (const std::system_error& error) {
+                // One device that cannot be opened must not hide the next one.
+                seen += " (" + std::string(error.what()) + ")";
+            }
+        }
+        detail::throw_error(std::errc::no_such_device,
+                            "no RDMA device with an active port; there are: " + seen);
+    }
+
+    /// The device's name, such as "mlx5_0".
+    [[nodiscard]] std::string name() const { return ibv_get_device_name(get()->device); }
+
+    /// How many completion vectors there are: each is an interrupt, and so a CPU that hears of
+    /// completions first, as /proc/irq/*/smp_affinity_list says. At least 1, for vector 0 is valid
+    /// on every device. See CompletionQueue.
+    [[nodiscard]] int num_comp_vectors() const {
+        const int count = get()->num_comp_vectors;
+        return count < 1 ? 1 : count;
+    }
+
+    /// The device's limits. Throws std::system_error naming ibv_query_device.
+    /// See ibv_query_device(3).
+    [[nodiscard]] ibv_device_attr query_device() const {
+        ibv_device_attr attr{};
+        errno = 0;
+        if (const int result = ibv_query_device(get(), &attr)) {
+            throw_verb_error("ibv_query_device", detail::verb_errno(result));
+        }
+        return attr;
+    }
+
+    /// The attributes of `port`, counted from 1. Throws invalid_argument that says which ports the
+    /// device has, else std::system_error naming ibv_query_port. See ibv_query_port(3).
+    [[nodiscard]] ibv_port_attr query_port(int port = 1) const {
+        detail::check_range("port number", port, 1, query_device().phys_port_cnt, name());
+        ibv_port_attr attr{};
+        errno = 0;
+        if (const int result = ibv_query_port(get(), static_cast<std::uint8_t>(port), &attr)) {
+            throw_verb_error("ibv_query_port", detail::verb_errno(result));
+        }
+        return attr;
+    }
+
+    /// Whether a port with these attributes carries traffic.
+    [[nodiscard]] static bool is_active(const ibv_port_attr& port) noexcept {
+        return port.state == IBV_PORT_ACTIVE || port.state == IBV_PORT_ACTIVE_DEFER;
+    }
+
+    /// The first port that is active. Throws std::system_error (network_down) that says the state
+    /// of each port.
+    [[nodiscard]] int active_port() const {
+        std::string states;
+        const int port = find_active_port(states);
+        if (port == 0) {
+            detail::throw_error(std::errc::network_down,
+                                "no port of " + name() + " is active: " + states);
+        }
+        return port;
+    }
+
+    /// The entry at `index`, counted from 0, of the GID table of `port`: the GID and its type.
+    /// Throws invalid_argument for an index outside the table (saying its range) and for an empty
+    /// entry (saying which are in use). See ibv_query_gid_ex(3).
+    [[nodiscard]] ibv_gid_entry query_gid_entry(int port, int index) const {
+        const int length = query_port(port).gid_tbl_len;
+        const std::string where = "port " + std::to_string(port) + " of " + name();
+        detail::check_range("GID index", index, 0, length - 1, where);
+        ibv_gid_entry entry{};
+        const int error = try_query_gid(port, index, entry);
+        if (error == ENODATA) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "GID index " + std::to_string(index) + " of " + where +
+                                    " is empty; in use are: " + used_gids(port, length));
+        }
+        if (error != 0) {
+            throw_verb_error("ibv_query_gid_ex", error);
+        }
+        return entry;
+    }
+
+    /// The GID at `index` of the GID table of `port`; as query_gid_entry().
+    [[nodiscard]] ibv_gid query_gid(int port, int index) const {
+        return query_gid_entry(port, index).gid;
+    }
+
+    /// Reads one entry of the GID table without judging it: 0, or ENODATA where the entry is empty,
+    /// or another errno. For code that walks the table.
+    [[nodiscard]] int try_query_gid(int port, int index, ibv_gid_entry& entry) const {
+        errno = 0;
+        const int result = ibv_query_gid_ex(get(), static_cast<std::uint32_t>(port),
+                                            static_cast<std::uint32_t>(index), &entry, 0);
+        if (result != 0) {
+            return detail::verb_errno(result);
+        }
+        return is_empty_gid(entry.gid) ? ENODATA : 0;
+    }
+
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
+    [[nodiscard]] ibv_context* native_handle() const noexcept { return context_.get(); }
+
+    /// Shares ownership: the device stays open as long as the pointer, or a copy, exists.
+    [[nodiscard]] const std::shared_ptr<ibv_context>& shared_handle() const noexcept {
+        return context_;
+    }
+
+private:
+    [[nodiscard]] ibv_context* get() const { return detail::alive(context_, "Context").get(); }
+
+    // The first active port, or 0 with the states of all ports in `states`.
+    [[nodiscard]] int find_active_port(std::string& states) const {
+        const int count = query_device().phys_port_cnt;
+        for (int port = 1; port <= count; ++port) {
+            const ibv_port_attr attr = query_port(port);
+            if (is_active(attr)) {
+                return port;
+            }
+            states += (states.empty() ? "port " : ", port ") + std::to_string(port) + " " +
+                      ibv_port_state_str(attr.state);
+        }
+        if (states.empty()) {
+            states = "it has no ports";
+        }
+        return 0;
+    }
+
+    [[nodiscard]] std::string used_gids(int port, int length) const {
+        constexpr int most = 8;
+        std::string text;
+        int found = 0;
+        for (int index = 0; index < length; ++index) {
+            ibv_gid_entry entry{};
+            if (try_query_gid(port, index, entry) != 0) {
+                continue;
+            }
+            if (++found > most) {
+                return text + ", and more";
+            }
+            text += (text.empty() ? "" : ", ") + std::to_string(index) + " (" +
+                    gid_text(entry.gid) + ")";
+        }
+        return text.empty() ? "none" : text;
+    }
+
+    detail::Handle<ibv_context> context_;
+};
+
+namespace detail {
+// The field of an address vector that takes the index has 8 bits; tables may be longer.
+inline constexpr int max_gid_index = 255;
+} // namespace detail
+
+/// The index of the GID to use on `port`: a RoCE v2 entry with an IPv4-mapped address, else a RoCE
+/// v2 entry, else one of RoCE v1 or InfiniBand; the lowest index where several are equally good.
+/// Throws std::system_error (address_not_available) where the table has no GID at all, and as
+/// Context::query_port() does.
+[[nodiscard]] inline int select_gid(const Context& context, int port) {
+    const int length = context.query_port(port).gid_tbl_len;
+    int best_index = -1;
+    int best_rank = 0;
+    int failure = 0;
+    for (int index = 0; index < length && index <= detail::max_gid_index && best_rank < 3;
+         ++index) {
+        ibv_gid_entry entry{};
+        if (const int error = context.try_query_gid(port, index, entry)) {
+            failure = error == ENODATA ? failure : error;
+            continue;
+        }
+        const bool v2 = entry.gid_type == IBV_GID_TYPE_ROCE_V2;
+        const int rank = !v2 ? 1 : is_ipv4_mapped_gid(entry.gid) ? 3 : 2;
+        if (rank > best_rank) {
+            best_rank = rank;
+            best_index = index;
+        }
+    }
+    if (best_index < 0 && failure != 0) {
+        throw_verb_error("ibv_query_gid_ex", failure);
+    }
+    if (best_index < 0) {
+        detail::throw_error(std::errc::address_not_available,
+                            "port " + std::to_string(port) + " of " + context.name() +
+                                " has no GID among its " + std::to_string(length) +
+                                " entries; its network interface may have no address yet");
+    }
+    return best_index;
+}
+
+} // namespace asyncverbs

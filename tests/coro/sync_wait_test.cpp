@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+// sync_wait: results, exceptions, completion on another thread.
+#include <asyncverbs/coro/sync_wait.hpp>
+
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+
+#include "support/catch.hpp"
+
+using namespace asyncverbs;
+
+namespace {
+
+Task<int> number(int n) { co_return n; }
+Task<std::unique_ptr<int>> owned() { co_return std::make_unique<int>(9); }
+Task<int&> same(int& n) { co_return n; }
+Task<> fails() {
+    throw std::runtime_error("failed");
+    co_return;
+}
+
+struct Immovable {
+    Immovable() = default;
+    Immovable(const Immovable&) = delete;
+    bool await_ready() const noexcept { return true; }
+    void await_suspend(std::coroutine_handle<>) const noexcept {}
+    std::string&& await_resume() noexcept { return std::move(text); }
+    std::string text = "text";
+};
+
+} // namespace
+
+TEST_CASE("sync_wait: gives what the awaitable gives", "[sync_wait]") {
+    CHECK(sync_wait(number(1)) == 1);
+    CHECK(*sync_wait(owned()) == 9);
+    int n = 0;
+    int& reference = sync_wait(same(n));
+    CHECK(&reference == &n);
+    sync_wait(std::suspend_never());
+    Task<int> task = number(3);
+    CHECK(sync_wait(std::move(task)) == 3);
+
+    static_assert(std::is_same_v<decltype(sync_wait(Immovable())), std::string>);
+    CHECK(sync_wait(Immovable()) == "text");
+    Immovable lvalue;
+    CHECK(sync_wait(lvalue) == "text");
+    CHECK_THROWS_WITH(sync_wait(fails()), "failed");
+}
+
+TEST_CASE("sync_wait: blocks until another thread completes it", "[sync_wait]") {
+    EpollExecutor executor;
+    std::thread thread([&] { executor.run(); });
+    for (int i = 0; i < 1000; ++i) {
+        const auto there = [&](int n) -> Task<int> {
+            co_await executor.schedule();
+            if (n % 10 == 9) throw std::runtime_error("failed there");
+            co_return n;
+        };
+        if (i % 10 == 9) {
+            CHECK_THROWS_WITH(sync_wait(there(i)), "failed there");
+        } else {
+            CHECK(sync_wait(there(i)) == i);
+        }
+    }
+    executor.stop();
+    thread.join();
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+// Task: results, exceptions, laziness, lifetime, depth.
+#include <asyncverbs/coro/task.hpp>
+
+#include <coroutine>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <asyncverbs/coro/awaitable.hpp>
+
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/gate.hpp"
+
+using namespace asyncverbs;
+using asyncverbs::support::Coroutine;
+using asyncverbs::support::Gate;
+
+static_assert(std::movable<Task<int>> && !std::copyable<Task<int>>);
+static_assert(std::is_nothrow_move_constructible_v<Task<>>);
+
+namespace {
+
+// Records when it dies.
+struct Traced {
+    Traced(std::vector<std::string>& l, std::string n) : log(l), name(std::move(n)) {}
+    Traced(const Traced&) = delete;
+    ~Traced() { log.push_back(name); }
+    std::vector<std::string>& log;
+    std::string name;
+};
+
+Task<int> number(int n) { co_return n; }
+Task<> nothing() { co_return; }
+Task<std::unique_ptr<int>> owned(int n) { co_return std::make_unique<int>(n); }
+Task<int&> same(int& n) { co_return n; }
+Task<const std::string&> same(const std::string& s) { co_return s; }
+Task<std::pair<int, std::string>> braced() { co_return {1, "one"}; }
+Task<std::string> converted() { co_return "text"; }
+Task<int> fails() {
+    co_await nothing();
+    throw std::runtime_error("failed");
+}
+
+template <class T>
+Coroutine store(Task<T> task, T& result) {
+    result = co_await std::move(task);
+}
+Coroutine drive(Task<> task) { co_await std::move(task); }
+
+template <class T>
+T result_of(Task<T> task) {
+    T result{};
+    const Coroutine coroutine = store(std::move(task), result);
+    REQUIRE(coroutine.done());
+    coroutine.get();
+    return result;
+}
+
+struct ThrowsOnMove {
+    ThrowsOnMove() = default;
+    ThrowsOnMove(ThrowsOnMove&&) { throw std::runtime_error("moved"); }
+    ThrowsOnMove& operator=(ThrowsOnMove&&) = default;
+};
+Task<ThrowsOnMove> throws_on_return() { co_return ThrowsOnMove(); }
+
+struct NoDefault {
+    explicit NoDefault(int n) : value(n) {}
+    int value;
+};
+Task<NoDefault> no_default() { co_return NoDefault(5); }
+
+} // namespace
+
+TEST_CASE("Task: gives values, references and nothing", "[task]") {
+    CHECK(result_of(number(42)) == 42);
+    CHECK(*result_of(owned(7)) == 7);
+    CHECK(result_of(braced()) == std::pair<int, std::string>(1, "one"));
+    CHECK(result_of(converted()) == "text");
+
+    int target = 1;
+    const std::string text = "abc";
+    const auto body = [&]() -> Task<> {
+        int& reference = co_await same(target);
+        reference = 2;
+        const std::string& same_text = co_await same(text);
+        CHECK(&same_text == &text);
+        const NoDefault value = co_await no_default();
+        CHECK(value.value == 5);
+        co_await nothing();
+    };
+    const Coroutine coroutine = drive(body());
+    REQUIRE(coroutine.done());
+    coroutine.get();
+    CHECK(target == 2);
+}
+
+TEST_CASE("Task: rethrows, through several levels", "[task]") {
+    const auto outer = []() -> Task<int> {
+        const int n = co_await fails();
+        co_return n + 1;
+    };
+    CHECK_THROWS_WITH(result_of(outer()), "failed");
+    const auto handled = []() -> Task<int> {
+        try {
+            co_await fails();
+        } catch (const std::runtime_error&) {
+        }
+        co_return 3;
+    };
+    CHECK(result_of(handled()) == 3);
+    const auto moves = []() -> Task<> { co_await throws_on_return(); };
+    CHECK_THROWS_WITH(drive(moves()).get(), "moved");
+}
+
+TEST_CASE("Task: runs when it is awaited and not before", "[task]") {
+    bool ran = false;
+    const auto body = [&]() -> Task<> {
+        ran = true;
+        co_return;
+    };
+    Task<> task = body();
+    CHECK(!ran);
+    CHECK(task);
+    SECTION("awaited") {
+        const Coroutine coroutine = drive(std::move(task));
+        CHECK(ran);
+    }
+    SECTION("dropped") {
+        task = Task<>();
+        CHECK(!task);
+        CHECK(!ran);
+    }
+}
+
+TEST_CASE("Task: an empty one cannot be awaited", "[task]") {
+    CHECK_THROWS_AS(drive(Task<>()).get(), std::logic_error);
+    Task<> task = nothing();
+    const auto twice = [&]() -> Task<> {
+        co_await std::move(task);
+        co_await std::move(task);
+    };
+    CHECK_THROWS_AS(drive(twice()).get(), std::logic_error);
+}
+
+TEST_CASE("Task: its locals end with the expression that awaits it", "[task]") {
+    std::vector<std::string> log;
+    const auto inner = [&]() -> Task<> {
+        const Traced local(log, "inner");
+        co_return;
+    };
+    const auto with_argument = [&](std::unique_ptr<Traced>) -> Task<> { co_return; };
+    const auto outer = [&]() -> Task<> {
+        const Traced local(log, "outer");
+        Task<> task = inner();
+        co_await std::move(task);
+        log.push_back("after inner");
+        Task<> other = with_argument(std::make_unique<Traced>(log, "argument"));
+        co_await std::move(other);
+        log.push_back("after argument");
+    };
+    drive(outer()).get();
+    CHECK(log ==
+          std::vector<std::string>{"inner", "after inner", "argument", "after argument", "outer"});
+}
+
+TEST_CASE("Task: destroying a suspended one destroys what it awaits, innermost first", "[task]") {
+    std::vector<std::string> log;
+    Gate gate;
+    // A parameter: GCC 12 would copy an awaiter that is captured.
+    const auto inner = [&log](Gate& g) -> Task<> {
+        const Traced local(log, "inner");
+        co_await g;
+        log.push_back("resumed");
+    };
+    const auto middle = [&]() -> Task<> {
+        const Traced local(log, "middle");
+        co_await inner(gate);
+    };
+    const auto outer = [&]() -> Task<> {
+        const Traced local(log, "outer");
+        co_await middle();
+    };
+    Coroutine coroutine = drive(outer());
+    REQUIRE(gate.waiting);
+    SECTION("destroyed") {
+        coroutine.destroy();
+        CHECK(log == std::vector<std::string>{"inner", "middle", "outer"});
+    }
+    SECTION("resumed") {
+        gate.open();
+        CHECK(coroutine.done());
+        CHECK(log == std::vector<std::string>{"resumed", "inner", "middle", "outer"});
+    }
+}
+
+TEST_CASE("Task: assignment destroys what was there", "[task]") {
+    std::vector<std::string> log;
+    const auto body = [](std::unique_ptr<Traced>) -> Task<> { co_return; };
+    Task<> task = body(std::make_unique<Traced>(log, "first"));
+    task = body(std::make_unique<Traced>(log, "second"));
+    CHECK(log == std::vector<std::string>{"first"});
+    Task<>& same = task;
+    task = std::move(same);
+    CHECK(task);
+}
+
+TEST_CASE("Task: awaiting ready tasks in a loop does not use up the stack", "[task]") {
+    // Without tail calls, as under the sanitizers, each await costs some stack until the next
+    // suspension.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    constexpr int count = 5'000;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+    constexpr int count = 5'000;
+#else
+    constexpr int count = 1'000'000;
+#endif
+#else
+    constexpr int count = 1'000'000;
+#endif
+    const auto sum = []() -> Task<long> {
+        long total = 0;
+        for (int i = 0; i < count; ++i) total += co_await number(1);
+        co_return total;
+    };
+    CHECK(result_of(sum()) == count);
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: MIT
+// An operation of this library is a sender by being awaitable. What std::execution asks of such a
+// sender, and how it connects one to a receiver, is written down here in small.
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/testing/manual_notifier.hpp>
+
+#include <array>
+#include <concepts>
+#include <coroutine>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "rdma/fixture.hpp"
+#include "support/catch.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using asyncverbs::support::contains;
+
+namespace {
+
+// --- what is asked of a sender: [exec.awaitable], [exec.snd.concepts] ---
+
+template <class R>
+constexpr bool is_coroutine_handle = false;
+template <class Promise>
+constexpr bool is_coroutine_handle<std::coroutine_handle<Promise>> = true;
+
+template <class R>
+concept suspend_result = std::same_as<R, void> || std::same_as<R, bool> || is_coroutine_handle<R>;
+
+template <class A, class Promise>
+concept is_awaiter = requires(A& awaiter, std::coroutine_handle<Promise> coroutine) {
+    awaiter.await_ready() ? 1 : 0;
+    { awaiter.await_suspend(coroutine) } -> suspend_result;
+    awaiter.await_resume();
+};
+
+// The promise of the standard's adaptation: it looks for as_awaitable first, and else passes on.
+template <class Derived>
+struct WithAwaitTransform {
+    template <class T>
+    T&& await_transform(T&& value) noexcept {
+        return std::forward<T>(value);
+    }
+    template <class T>
+        requires requires(T&& value, Derived& promise) {
+            std::forward<T>(value).as_awaitable(promise);
+        }
+    decltype(auto) await_transform(T&& value) {
+        return std::forward<T>(value).as_awaitable(static_cast<Derived&>(*this));
+    }
+};
+struct EnvPromise : WithAwaitTransform<EnvPromise> {};
+
+template <class A, class Promise>
+using awaiter_of =
+    decltype(std::declval<Promise&>().await_transform(std::declval<A>()).operator co_await());
+
+template <class A, class Promise>
+concept is_awaitable =
+    requires { typename awaiter_of<A, Promise>; } && is_awaiter<awaiter_of<A, Promise>, Promise>;
+
+template <class S>
+concept is_sender = is_awaitable<S, EnvPromise> && std::destructible<std::remove_cvref_t<S>> &&
+                    std::move_constructible<std::remove_cvref_t<S>> &&
+                    std::constructible_from<std::remove_cvref_t<S>, S>;
+
+// set_value_t(V), beside set_error_t(exception_ptr) and set_stopped_t().
+template <class S>
+using value_of = decltype(std::declval<awaiter_of<S, EnvPromise>&>().await_resume());
+
+static_assert(is_sender<PollOperation> && std::same_as<value_of<PollOperation>, std::span<ibv_wc>>);
+static_assert(is_sender<PollWrIdOperation> && std::same_as<value_of<PollWrIdOperation>, ibv_wc>);
+static_assert(is_sender<Operation> && std::same_as<value_of<Operation>, Completion>);
+static_assert(is_sender<Operation::Wait> && std::same_as<value_of<Operation::Wait>, Completion>);
+
+// Awaited once, so as rvalues alone; the operation of a queue pair any number of times.
+static_assert(!is_awaitable<PollOperation&, EnvPromise>);
+static_assert(!is_awaitable<const PollOperation, EnvPromise>);
+static_assert(!is_awaitable<PollWrIdOperation&, EnvPromise>);
+static_assert(!is_awaitable<Operation::Wait&, EnvPromise>);
+static_assert(is_awaitable<Operation&, EnvPromise>);
+
+template <class S>
+constexpr bool is_nothrow_sender =
+    std::is_nothrow_move_constructible_v<S> && std::is_nothrow_destructible_v<S> &&
+    noexcept(std::declval<S>().operator co_await());
+static_assert(is_nothrow_sender<PollOperation> && is_nothrow_sender<PollWrIdOperation>);
+static_assert(is_nothrow_sender<Operation> && is_nothrow_sender<Operation::Wait>);
+static_assert(!std::copy_constructible<PollOperation>);
+static_assert(!std::move_constructible<awaiter_of<PollOperation, EnvPromise>>, "it is pinned");
+
+// --- connect and start: [exec.connect], connect-awaitable ---
+
+class OperationState {
+public:
+    struct promise_base {
+        std::suspend_always initial_suspend() const noexcept { return {}; }
+        [[noreturn]] std::suspend_always final_suspend() const noexcept { std::terminate(); }
+        [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
+        [[noreturn]] void return_void() const noexcept { std::terminate(); }
+    };
+    template <class Receiver>
+    struct Promise : promise_base, WithAwaitTransform<Promise<Receiver>> {
+        Promise(auto&, Receiver& r) noexcept : receiver(r) {}
+        OperationState get_return_object() noexcept {
+            return OperationState(std::coroutine_handle<Promise>::from_promise(*this));
+        }
+        // What an awaitable may call instead of resuming: none here does.
+        std::coroutine_handle<> unhandled_stopped() noexcept {
+            std::move(receiver).set_stopped();
+            return std::noop_coroutine();
+        }
+        Receiver& receiver;
+    };
+
+    OperationState(const OperationState&) = delete;
+    OperationState& operator=(const OperationState&) = delete;
+    ~OperationState() { coroutine_.destroy(); }
+
+    void start() & noexcept { coroutine_.resume(); }
+
+private:
+    explicit OperationState(std::coroutine_handle<> coroutine) noexcept : coroutine_(coroutine) {}
+    std::coroutine_handle<> coroutine_;
+};
+
+// Completes when the coroutine is suspended, for which the receiver may destroy it.
+template <class Function>
+struct SuspendComplete {
+    explicit SuspendComplete(Function f) noexcept : function(std::move(f)) {}
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<>) noexcept { function(); }
+    [[noreturn]] void await_resume() const noexcept { std::terminate(); }
+    Function function;
+};
+
+template <class Sender, class Receiver>
+OperationState connect_awaitable(Sender sender, Receiver receiver);
+
+} // namespace
+
+template <class Sender, class Receiver>
+struct std::coroutine_traits<OperationState, Sender, Receiver> {
+    using promise_type = OperationState::Promise<Receiver>;
+};
+
+namespace {
+
+template <class Sender, class Receiver>
+OperationState connect_awaitable(Sender sender, Receiver receiver) {
+    std::exception_ptr error;
+    try {
+        auto value = co_await std::move(sender);
+        auto complete = [&] { std::move(receiver).set_value(std::move(value)); };
+        SuspendComplete<decltype(complete)> completion(complete);
+        co_await std::move(completion);
+    } catch (...) {
+        error = std::current_exception();
+    }
+    auto complete = [&] { std::move(receiver).set_error(std::move(error)); };
+    SuspendComplete<decltype(complete)> completion(complete);
+    co_await std::move(completion);
+}
+
+template <class Sender, class Receiver>
+OperationState connect(Sender&& sender, Receiver receiver) {
+    return connect_awaitable<std::remove_cvref_t<Sender>, Receiver>(std::forward<Sender>(sender),
+                                                                    std::move(receiver));
+}
+
+// Keeps what it is completed with, and goes on with `then`.
+template <class T>
+struct Outcome {
+    bool done() const noexcept { return value || error || stopped; }
+    std::error_code code() const {
+        try {
+            if (error) std::rethrow_exception(error);
+        } catch (const std::system_error& e) {
+            return e.code();
+        }
+        return {};
+    }
+
+    std::optional<T> value;
+    std::exception_ptr error;
+    bool stopped = false;
+    std::function<void()> then;
+};
+
+template <class T>
+struct Receiver {
+    explicit Receiver(Outcome<T>& o) noexcept : outcome(&o) {}
+    void set_value(T value) && noexcept {
+        outcome->value.emplace(std::move(value));
+        if (outcome->then) outcome->then();
+    }
+    void set_error(std::exception_ptr error) && noexcept { outcome->error = std::move(error); }
+    void set_stopped() && noexcept { outcome->stopped = true; }
+    Outcome<T>* outcome;
+};
+
+using Polled = std::span<ibv_wc>;
+
+struct Rig {
+    void complete(std::uint64_t wr_id) { sim.complete(native, wr_id); }
+    void run() {
+        notifier.notify();
+        notifier.run();
+    }
+
+    simulated::SimulatedVerbs sim;
+    ManualNotifier notifier;
+    Context context = Context::open();
+    AsyncCq cq{CompletionQueue(context, 64), notifier};
+    ibv_cq* native = cq.native_handle();
+    std::array<ibv_wc, 4> wcs{};
+    Outcome<Polled> outcome;
+};
+
+} // namespace
+
+TEST_CASE("Senders: poll() completes with a value", "[senders]") {
+    Rig rig;
+    OperationState operation = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+    SECTION("when it is started") {
+        rig.complete(1);
+        CHECK(!rig.outcome.done());
+        operation.start();
+    }
+    SECTION("later, by the loop") {
+        operation.start();
+        CHECK(!rig.outcome.done());
+        rig.complete(1);
+        CHECK(!rig.outcome.done());
+        rig.run();
+    }
+    REQUIRE(rig.outcome.value);
+    REQUIRE(rig.outcome.value->size() == 1);
+    CHECK(rig.outcome.value->front().wr_id == 1);
+    CHECK(!rig.outcome.error);
+}
+
+TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]") {
+    Rig rig;
+    std::stop_source stop;
+    OperationState operation =
+        connect(rig.cq.poll(rig.wcs, stop.get_token()), Receiver<Polled>(rig.outcome));
+    SECTION("of a verb") {
+        rig.sim.fail("ibv_poll_cq", {.error = EIO});
+        operation.start();
+        REQUIRE(rig.outcome.error);
+        CHECK_THROWS_WITH(std::rethrow_exception(rig.outcome.error), contains("ibv_poll_cq"));
+    }
+    SECTION("stopped before it is started") {
+        stop.request_stop();
+        operation.start();
+        CHECK(rig.outcome.code() == std::errc::operation_canceled);
+    }
+    SECTION("stopped while it runs") {
+        operation.start();
+        stop.request_stop();
+        CHECK(!rig.outcome.done());
+        rig.run();
+        CHECK(rig.outcome.code() == std::errc::operation_canceled);
+    }
+    CHECK(!rig.outcome.value);
+    CHECK(!rig.outcome.stopped);
+}
+
+TEST_CASE("Senders: a sender is moved as often as one likes before it is connected", "[senders]") {
+    Rig rig;
+    std::vector<PollOperation> senders;
+    for (int i = 0; i < 10; ++i) senders.push_back(rig.cq.poll(rig.wcs)); // moves them around
+    PollOperation sender = std::move(senders.back());
+    OperationState operation = connect(std::move(sender), Receiver<Polled>(rig.outcome));
+    senders.clear();
+    operation.start();
+    rig.complete(3);
+    rig.run();
+    REQUIRE(rig.outcome.value);
+    CHECK(rig.outcome.value->front().wr_id == 3);
+}
+
+TEST_CASE("Senders: what is not started has no effect", "[senders]") {
+    Rig rig;
+    Outcome<Polled> never;
+    {
+        const PollOperation dropped = rig.cq.poll(rig.wcs);
+    }
+    {
+        const OperationState dropped = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(never));
+    }
+    const OperationState waits = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(never));
+    CHECK(rig.sim.calls("ibv_poll_cq") == 0);
+    CHECK(!rig.notifier.waiting());
+
+    OperationState operation = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+    operation.start();
+    rig.complete(4);
+    rig.run();
+    REQUIRE(rig.outcome.value);
+    CHECK(!never.done());
+}
+
+TEST_CASE("Senders: a receiver starts the next operation, 10,000 times", "[senders]") {
+    Rig rig;
+    int rounds = 0;
+    std::optional<OperationState> operations[2];
+    const auto start = [&] {
+        std::optional<OperationState>& next = operations[rounds % 2];
+        next.reset(); // has completed a round ago
+        struct Connect {
+            Rig& rig;
+            operator OperationState() const {
+                return connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+            }
+        };
+        next.emplace(Connect{rig});
+        next->start();
+    };
+    rig.outcome.then = [&] {
+        if (++rounds < 10'000) start();
+    };
+    start();
+    for (std::uint64_t id = 0; rounds < 10'000 && id < 10'000; ++id) {
+        rig.complete(id);
+        rig.run();
+        REQUIRE(rig.outcome.value->front().wr_id == id);
+    }
+    CHECK(rounds == 10'000);
+}
+
+TEST_CASE("Senders: poll_wr_id()", "[senders]") {
+    Rig rig;
+    Outcome<ibv_wc> outcome;
+    OperationState operation = connect(rig.cq.poll_wr_id(2), Receiver<ibv_wc>(outcome));
+    operation.start();
+    rig.complete(1);
+    rig.run();
+    CHECK(!outcome.done());
+    rig.complete(2);
+    rig.run();
+    REQUIRE(outcome.value);
+    CHECK(outcome.value->wr_id == 2);
+}
+
+TEST_CASE("Senders: operations of a queue pair", "[senders]") {
+    support::RouterFixture f;
+    Outcome<Completion> received;
+    Outcome<Completion> sent;
+    SECTION("values") {
+        Operation post = f.b->post_recv(f.slice(100, 64));
+        Operation moved = std::move(post);
+        OperationState receive = connect(std::move(moved), Receiver<Completion>(received));
+        OperationState send = connect(f.a->send(f.slice(0, 5)), Receiver<Completion>(sent));
+        receive.start();
+        send.start();
+        f.run();
+        REQUIRE(received.value);
+        REQUIRE(sent.value);
+        CHECK(received.value->bytes() == 5);
+    }
+    SECTION("an error") {
+        f.sim.fail("ibv_post_send");
+        OperationState send = connect(f.a->send(f.slice(0, 5)), Receiver<Completion>(sent));
+        send.start();
+        REQUIRE(sent.error);
+        CHECK_THROWS_WITH(std::rethrow_exception(sent.error), contains("ibv_post_send"));
+    }
+    SECTION("a stop") {
+        std::stop_source stop;
+        Operation post = f.b->post_recv(f.slice(100, 64));
+        OperationState receive =
+            connect(post.wait(stop.get_token()), Receiver<Completion>(received));
+        receive.start();
+        stop.request_stop();
+        f.run();
+        CHECK(received.code() == std::errc::operation_canceled);
+    }
+}
+
+TEST_CASE("Senders: on an EpollExecutor", "[senders]") {
+    simulated::SimulatedVerbs sim;
+    const Context context = Context::open();
+    EpollExecutor executor;
+    AsyncCq cq = AsyncCq::create(context, 64, executor);
+    std::array<ibv_wc, 4> wcs;
+    Outcome<Polled> outcome;
+    outcome.then = [&] { executor.stop(); };
+    OperationState operation = connect(cq.poll(wcs), Receiver<Polled>(outcome));
+    operation.start();
+    executor.post([&] { sim.complete(cq.native_handle(), 9); });
+    executor.run();
+    REQUIRE(outcome.value);
+    CHECK(outcome.value->front().wr_id == 9);
+}

@@ -1,0 +1,660 @@
+// SPDX-License-Identifier: MIT
+// Several AsyncCqs on one channel: on simulated verbs, with a notifier that the test drives by hand
+// and under real epoll.
+#include <asyncverbs/cq/shared_channel.hpp>
+
+#include <asyncverbs/coro/scope.hpp>
+#include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/testing/manual_notifier.hpp>
+#include <asyncverbs/verbs/device.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <random>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/coroutine.hpp"
+#include "support/escaping.hpp"
+#include "support/simulated_verbs.hpp"
+
+using namespace asyncverbs;
+using namespace asyncverbs::simulated;
+using namespace std::chrono_literals;
+using asyncverbs::support::contains;
+using asyncverbs::support::Coroutine;
+using asyncverbs::support::Escaping;
+using WrIds = std::vector<std::uint64_t>;
+
+static_assert(CqNotifier<detail::ChannelNotifier<false>>);
+static_assert(!TimedCqNotifier<detail::ChannelNotifier<false>>);
+static_assert(TimedCqNotifier<detail::ChannelNotifier<true>>);
+static_assert(std::movable<SharedChannel<ManualNotifier>>);
+
+namespace {
+
+struct Fixture {
+    explicit Fixture(std::size_t count = 2, const ProviderModel& provider = rxe)
+        : sim(provider), context(Context::open()),
+          channel(std::in_place, CompletionChannel(context), notifier) {
+        for (std::size_t i = 0; i < count; ++i) add();
+    }
+
+    std::optional<AsyncCq>& add(const AsyncCqOptions& options = {}) {
+        return cqs.emplace_back(AsyncCq::create(context, 16, *channel, options));
+    }
+    void complete(std::size_t cq, std::uint64_t wr_id) {
+        sim.complete(cqs[cq]->native_handle(), wr_id);
+    }
+    CqCounters counters(std::size_t cq) const { return sim.counters(cqs[cq]->native_handle()); }
+    bool armed(std::size_t cq) const { return sim.armed(cqs[cq]->native_handle()); }
+    // What a loop does when the channel is readable.
+    bool wake() {
+        notifier.notify();
+        return notifier.run();
+    }
+
+    SimulatedVerbs sim;
+    ManualNotifier notifier;
+    Context context;
+    std::optional<SharedChannel<ManualNotifier>> channel;
+    std::deque<std::optional<AsyncCq>> cqs;
+};
+
+Coroutine poll_once(AsyncCq& cq, WrIds& got, std::stop_token stop = {}) {
+    std::array<ibv_wc, 4> wcs{};
+    for (const ibv_wc& wc : co_await cq.poll(wcs, stop)) got.push_back(wc.wr_id);
+}
+
+Coroutine poll_on(AsyncCq& cq, WrIds& got) {
+    std::array<ibv_wc, 4> wcs{};
+    for (;;) {
+        for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
+    }
+}
+
+Coroutine poll_error(AsyncCq& cq, std::error_code& error, std::stop_token stop = {}) {
+    std::array<ibv_wc, 1> wcs{};
+    co_await cq.poll(wcs, error, stop);
+}
+
+} // namespace
+
+// --- events ---
+
+TEST_CASE("SharedChannel: an event wakes the CQ that it names, and no other", "[field-18][I4]") {
+    Fixture f;
+    WrIds first, second;
+    const Coroutine on_first = poll_once(*f.cqs[0], first);
+    const Coroutine on_second = poll_once(*f.cqs[1], second);
+    f.complete(1, 7);
+    CHECK(f.wake());
+    CHECK(second == WrIds{7});
+    CHECK_FALSE(on_first.done());
+    CHECK(f.armed(0));
+    CHECK(f.counters(0).polls == 2); // before and after its arm
+    CHECK(f.cqs[1]->statistics().events == 1);
+    CHECK(f.cqs[0]->statistics().events == 0);
+    f.complete(0, 8);
+    CHECK(f.wake());
+    CHECK(first == WrIds{8});
+}
+
+TEST_CASE("SharedChannel: the events of several CQs on one edge are all read", "[field-3][I3]") {
+    Fixture f(3);
+    std::array<WrIds, 3> got;
+    std::array<Coroutine, 3> consumers;
+    for (std::size_t i = 0; i < 3; ++i) consumers[i] = poll_on(*f.cqs[i], got[i]);
+    for (std::size_t i = 0; i < 3; ++i) f.complete(i, i);
+    CHECK(f.wake());
+    for (std::size_t i = 0; i < 3; ++i) {
+        CHECK(got[i] == WrIds{i});
+        CHECK(f.armed(i));
+    }
+    CHECK(f.sim.queued_events(f.channel->channel().native_handle()) == 0);
+}
+
+TEST_CASE("SharedChannel: one wait for all, and none while nobody waits") {
+    Fixture f;
+    CHECK_FALSE(f.notifier.waiting());
+    WrIds first, second;
+    const Coroutine on_first = poll_once(*f.cqs[0], first);
+    CHECK(f.notifier.waiting());
+    const Coroutine on_second = poll_once(*f.cqs[1], second);
+    f.complete(0, 1);
+    f.complete(1, 2);
+    CHECK(f.wake());
+    CHECK_FALSE(f.notifier.waiting());
+    CHECK(on_first.done());
+    CHECK(on_second.done());
+}
+
+TEST_CASE("SharedChannel: a wake without an event, and an event without a completion",
+          "[field-14][I2]") {
+    Fixture f;
+    WrIds got;
+    const Coroutine consumer = poll_once(*f.cqs[0], got);
+    CHECK(f.wake());
+    CHECK(f.notifier.waiting());
+    CHECK(f.counters(0).arms == 1);
+    f.sim.push_events(f.cqs[0]->native_handle(), 3);
+    CHECK(f.wake());
+    CHECK_FALSE(consumer.done());
+    CHECK(f.cqs[0]->statistics().events == 3);
+    CHECK(f.armed(0)); // again
+    f.complete(0, 1);
+    CHECK(f.wake());
+    CHECK(got == WrIds{1});
+}
+
+TEST_CASE("SharedChannel: an event that is read while its CQ has no waiter is not lost",
+          "[field-3][I1][I3]") {
+    Fixture f;
+    std::stop_source stop;
+    std::error_code error;
+    const Coroutine stopped = poll_error(*f.cqs[1], error, stop.get_token());
+    stop.request_stop();
+    f.notifier.run();
+    REQUIRE(stopped.done()); // and its CQ is still armed
+    WrIds first, second;
+    const Coroutine on_first = poll_once(*f.cqs[0], first);
+    f.complete(1, 5);
+    CHECK(f.wake());
+    CHECK_FALSE(on_first.done());
+    const Coroutine on_second = poll_on(*f.cqs[1], second);
+    CHECK(second == WrIds{5});
+    CHECK(f.armed(1)); // which it would not be if the event had been forgotten
+    f.complete(1, 6);
+    CHECK(f.wake());
+    CHECK(second == WrIds{5, 6});
+}
+
+TEST_CASE("SharedChannel: events are acked in batches, each to its CQ", "[field-27][I4]") {
+    Fixture f(0);
+    f.add({.ack_batch = 2});
+    f.add({.ack_batch = 16});
+    std::array<WrIds, 2> got;
+    const Coroutine first = poll_on(*f.cqs[0], got[0]);
+    const Coroutine second = poll_on(*f.cqs[1], got[1]);
+    for (std::uint64_t i = 0; i < 5; ++i) {
+        f.complete(0, i);
+        f.complete(1, i);
+        f.wake();
+    }
+    CHECK(f.counters(0).events_acked == 4);
+    CHECK(f.counters(1).events_acked == 0);
+} // the audit: all acked before the CQs were destroyed
+
+// --- come and go ---
+
+TEST_CASE("SharedChannel: CQs come while others wait") {
+    Fixture f(1);
+    std::array<WrIds, 3> got;
+    const Coroutine first = poll_on(*f.cqs[0], got[0]);
+    f.add();
+    CHECK(f.notifier.waiting());
+    const Coroutine second = poll_on(*f.cqs[1], got[1]);
+    f.complete(1, 1);
+    CHECK(f.wake());
+    f.add();
+    const Coroutine third = poll_on(*f.cqs[2], got[2]);
+    for (std::size_t i = 0; i < 3; ++i) f.complete(i, 10 + i);
+    CHECK(f.wake());
+    CHECK(got[0] == WrIds{10});
+    CHECK(got[1] == WrIds{1, 11});
+    CHECK(got[2] == WrIds{12});
+}
+
+TEST_CASE("SharedChannel: a CQ goes while others wait", "[field-41][I8][I12]") {
+    const bool completes = GENERATE(false, true); // its event is in the channel, unread
+    Fixture f;
+    WrIds first, second;
+    std::optional<Coroutine> leaving(poll_on(*f.cqs[0], first));
+    const Coroutine staying = poll_on(*f.cqs[1], second);
+    if (completes) f.complete(0, 1);
+    f.cqs[0].reset();
+    leaving.reset();
+    f.complete(1, 2);
+    CHECK(f.wake());
+    CHECK(first.empty());
+    CHECK(second == WrIds{2});
+}
+
+TEST_CASE("SharedChannel: a CQ goes with an event that was read and that nobody took",
+          "[field-25][I4]") {
+    Fixture f;
+    WrIds first, second;
+    std::optional<Coroutine> leaving(poll_once(*f.cqs[0], first));
+    leaving.reset(); // its CQ is armed
+    const Coroutine staying = poll_on(*f.cqs[1], second);
+    f.complete(0, 1);
+    f.wake(); // reads the event of the first, for which nobody waits
+    ibv_cq* const native = f.cqs[0]->native_handle();
+    f.cqs[0].reset();
+    CHECK(f.sim.counters(native).events_reported == 1);
+    CHECK(f.sim.counters(native).events_acked == 1);
+    CHECK(f.notifier.waiting());
+}
+
+TEST_CASE("SharedChannel: an event for a queue that no AsyncCq has any more is acked", "[I4]") {
+    Fixture f;
+    const std::shared_ptr<ibv_cq> kept = f.cqs[0]->completion_queue().shared_handle();
+    WrIds first, second;
+    {
+        const Coroutine leaving = poll_once(*f.cqs[0], first);
+    }
+    f.cqs[0].reset();
+    const Coroutine staying = poll_on(*f.cqs[1], second);
+    f.sim.complete(kept.get(), 1);
+    CHECK(f.wake());
+    CHECK(f.sim.counters(kept.get()).events_acked == 1);
+}
+
+TEST_CASE("SharedChannel: a resumed coroutine destroys a CQ whose event was read with its own",
+          "[I8]") {
+    Fixture f(3);
+    WrIds second, third;
+    struct Local {
+        static Coroutine destroy_other(Fixture& fixture) {
+            std::array<ibv_wc, 1> wcs{};
+            co_await fixture.cqs[0]->poll(wcs);
+            fixture.cqs[1].reset();
+        }
+    };
+    const Coroutine killer = Local::destroy_other(f);
+    const Coroutine victim = poll_on(*f.cqs[1], second);
+    const Coroutine other = poll_on(*f.cqs[2], third);
+    for (std::size_t i = 0; i < 3; ++i) f.complete(i, i);
+    CHECK(f.wake());
+    CHECK(killer.done());
+    CHECK(second.empty());
+    CHECK(third == WrIds{2});
+}
+
+TEST_CASE("SharedChannel: a resumed coroutine destroys everything", "[I8][I12]") {
+    Fixture f;
+    struct Local {
+        static Coroutine destroy_all(Fixture& fixture) {
+            std::array<ibv_wc, 1> wcs{};
+            co_await fixture.cqs[0]->poll(wcs);
+            fixture.channel.reset();
+            fixture.cqs.clear();
+        }
+    };
+    const Coroutine killer = Local::destroy_all(f);
+    WrIds second;
+    const Coroutine victim = poll_on(*f.cqs[1], second);
+    f.complete(0, 1);
+    f.complete(1, 2);
+    CHECK(f.wake());
+    CHECK(killer.done());
+    CHECK(second.empty());
+    CHECK(f.sim.calls("ibv_destroy_comp_channel") == 1);
+}
+
+TEST_CASE("SharedChannel: its CQs may outlive it") {
+    Fixture f;
+    WrIds got;
+    const Coroutine consumer = poll_on(*f.cqs[0], got);
+    f.channel.reset();
+    f.complete(0, 1);
+    CHECK(f.wake());
+    CHECK(got == WrIds{1});
+    CHECK(f.sim.calls("ibv_destroy_comp_channel") == 0);
+    f.cqs.clear();
+    CHECK(f.sim.calls("ibv_destroy_comp_channel") == 1);
+}
+
+// --- stops ---
+
+TEST_CASE("SharedChannel: a stop ends the wait for one CQ", "[field-37][I7]") {
+    Fixture f;
+    std::stop_source stop;
+    std::error_code error;
+    WrIds got;
+    const Coroutine stopped = poll_error(*f.cqs[0], error, stop.get_token());
+    const Coroutine other = poll_on(*f.cqs[1], got);
+    const bool from_another_thread = GENERATE(false, true);
+    if (from_another_thread) {
+        std::jthread([&] { stop.request_stop(); }).join();
+    } else {
+        stop.request_stop();
+    }
+    CHECK_FALSE(stopped.done()); // not inside request_stop()
+    CHECK(f.notifier.run());
+    CHECK(stopped.done());
+    CHECK(error == std::errc::operation_canceled);
+    f.complete(1, 1);
+    CHECK(f.wake());
+    CHECK(got == WrIds{1});
+}
+
+TEST_CASE("SharedChannel: stops again and again, with one CQ that stays", "[I7]") {
+    Fixture f;
+    WrIds got;
+    const Coroutine other = poll_on(*f.cqs[1], got);
+    for (std::uint64_t i = 0; i < 5; ++i) {
+        std::stop_source stop;
+        std::error_code error;
+        const Coroutine stopped = poll_error(*f.cqs[0], error, stop.get_token());
+        stop.request_stop();
+        CHECK(f.notifier.run());
+        CHECK(error == std::errc::operation_canceled);
+        f.complete(1, i);
+        f.wake();
+    }
+    CHECK(got == WrIds{0, 1, 2, 3, 4});
+}
+
+// --- errors ---
+
+TEST_CASE("SharedChannel: a channel that fails, fails all its CQs, now and later",
+          "[field-44][I5]") {
+    Fixture f;
+    std::error_code first, second, later;
+    const Coroutine on_first = poll_error(*f.cqs[0], first);
+    const Coroutine on_second = poll_error(*f.cqs[1], second);
+    const bool by_notifier = GENERATE(false, true);
+    if (by_notifier) {
+        f.notifier.notify(std::make_error_code(std::errc::bad_file_descriptor));
+    } else {
+        f.sim.disassociate(f.context.native_handle());
+        f.notifier.notify();
+    }
+    CHECK(f.notifier.run());
+    const auto expected = by_notifier ? std::errc::bad_file_descriptor : std::errc::io_error;
+    CHECK(first == expected);
+    CHECK(second == expected);
+    CHECK_FALSE(f.notifier.waiting());
+    if (by_notifier) {
+        f.add();
+        const Coroutine newcomer = poll_error(*f.cqs[2], later);
+        CHECK(later == expected);
+        WrIds none;
+        const Coroutine thrown = poll_once(*f.cqs[2], none);
+        CHECK_THROWS_WITH(thrown.get(), contains("CqNotifier::readable"));
+    } else {
+        WrIds none;
+        const Coroutine thrown = poll_once(*f.cqs[0], none);
+        CHECK_THROWS_WITH(thrown.get(), contains("ibv_get_cq_event"));
+    }
+}
+
+TEST_CASE("SharedChannel: an exception that escapes a coroutine concerns its CQ alone",
+          "[I5][I8]") {
+    Fixture f(3);
+    const bool destroys = GENERATE(false, true);
+    WrIds got;
+    const Coroutine before = poll_on(*f.cqs[1], got);
+    const Escaping escaping = Escaping::run(f.cqs[0], destroys);
+    WrIds last;
+    const Coroutine after = poll_on(*f.cqs[2], last);
+    for (std::size_t i = 0; i < 3; ++i) f.complete(i, i);
+    f.notifier.notify();
+    CHECK_THROWS_WITH(f.notifier.run(), "escaped");
+    escaping.handle.destroy();
+    CHECK(got == WrIds{1});
+    CHECK(last == WrIds{2});
+    f.complete(1, 11);
+    f.complete(2, 12);
+    CHECK(f.wake());
+    CHECK(got == WrIds{1, 11});
+    CHECK(last == WrIds{2, 12});
+}
+
+TEST_CASE("SharedChannel: an exception escapes from the last that used it", "[I8][I12]") {
+    Fixture f(1);
+    f.channel.reset();
+    const Escaping escaping = Escaping::run(f.cqs[0], true);
+    f.complete(0, 1);
+    f.notifier.notify();
+    CHECK_THROWS_WITH(f.notifier.run(), "escaped");
+    escaping.handle.destroy();
+    CHECK(f.sim.calls("ibv_destroy_comp_channel") == 1);
+}
+
+TEST_CASE("SharedChannel: bad input") {
+    Fixture f;
+    CompletionQueue elsewhere(f.context, 8);
+    CHECK_THROWS_WITH(f.channel->notifier(elsewhere), contains("not on this SharedChannel"));
+    CHECK_THROWS_WITH(f.channel->notifier(f.cqs[0]->completion_queue()),
+                      contains("has a notifier already"));
+    CompletionQueue moved_to(std::move(elsewhere));
+    CHECK_THROWS_WITH(f.channel->notifier(elsewhere), contains("moved from"));
+    CHECK_THROWS_WITH(f.add({.max_wait = 1ms}), contains("TimedCqNotifier"));
+    const CompletionQueue first(f.context, 8, f.channel->channel());
+    CompletionQueue second(f.context, 8, f.channel->channel());
+    CHECK_THROWS_WITH(AsyncCq(std::move(second), f.channel->notifier(first)),
+                      contains("of another completion queue"));
+}
+
+TEST_CASE("SharedChannel: whoever waits for a CQ by its notifier can be destroyed", "[field-41]") {
+    Fixture f(0);
+    const CompletionQueue queue(f.context, 8, f.channel->channel());
+    auto notifier = f.channel->notifier(queue);
+    struct Local {
+        static Coroutine wait(detail::ChannelNotifier<false>& events, std::error_code& error) {
+            error = co_await events.readable({});
+        }
+    };
+    std::error_code error = std::make_error_code(std::errc::interrupted);
+    std::optional<Coroutine> waiting(Local::wait(notifier, error));
+    waiting.reset();
+    f.sim.push_events(queue.native_handle());
+    CHECK(f.wake());
+    CHECK(error == std::errc::interrupted);
+    CHECK(notifier.take_events() == 1);
+    ibv_ack_cq_events(queue.native_handle(), 1);
+    const Coroutine again = Local::wait(notifier, error);
+    f.sim.push_events(queue.native_handle());
+    CHECK(f.wake());
+    CHECK_FALSE(error);
+}
+
+// --- under epoll ---
+
+TEST_CASE("SharedChannel: on an EpollExecutor, random bursts over many CQs", "[I3][I6]") {
+    constexpr std::size_t queues = 20;
+    constexpr std::uint64_t total = 5000;
+    const ProviderModel provider = GENERATE(rxe, siw, mlx5);
+    SimulatedVerbs sim(provider);
+    EpollExecutor loop;
+    const Context context = Context::open();
+    SharedChannel channel(context, loop);
+    std::vector<std::unique_ptr<AsyncCq>> cqs;
+    for (std::size_t i = 0; i < queues; ++i) {
+        cqs.push_back(std::make_unique<AsyncCq>(AsyncCq::create(context, 256, channel)));
+    }
+    std::uint64_t got = 0;
+    std::array<std::uint64_t, queues> next{};
+    struct Local {
+        static Task<> consume(AsyncCq& cq, std::uint64_t& expected, std::uint64_t& all,
+                              EpollExecutor& executor) {
+            std::array<ibv_wc, 3> wcs{};
+            for (;;) {
+                for (const ibv_wc& wc : co_await cq.poll(wcs)) {
+                    if (wc.wr_id != expected++) throw std::logic_error("not in order");
+                    if (++all == total) executor.stop();
+                }
+            }
+        }
+    };
+    Scope scope;
+    for (std::size_t i = 0; i < queues; ++i) {
+        scope.spawn(Local::consume(*cqs[i], next[i], got, loop));
+    }
+    std::jthread device([&] {
+        std::minstd_rand random(1);
+        std::array<std::uint64_t, queues> sent{};
+        for (std::uint64_t i = 0; i < total; ++i) {
+            const std::size_t cq = random() % queues;
+            while (sim.queued_completions(cqs[cq]->native_handle()) >= 200) {
+                std::this_thread::yield();
+            }
+            sim.complete(cqs[cq]->native_handle(), sent[cq]++);
+            if (random() % 64 == 0) std::this_thread::yield();
+        }
+    });
+    loop.run();
+    device.join();
+    CHECK(got == total);
+}
+
+TEST_CASE("SharedChannel: max_wait finds what a dropped event would have told", "[I3]") {
+    SimulatedVerbs sim;
+    EpollExecutor loop;
+    const Context context = Context::open();
+    SharedChannel channel(context, loop);
+    AsyncCq bounded = AsyncCq::create(context, 16, channel, {.max_wait = 1ms});
+    AsyncCq unbounded = AsyncCq::create(context, 16, channel);
+    struct Local {
+        static Task<std::uint64_t> next(AsyncCq& cq) {
+            std::array<ibv_wc, 1> wcs{};
+            const std::span<ibv_wc> done = co_await cq.poll(wcs);
+            co_return done[0].wr_id;
+        }
+    };
+    WrIds got;
+    const Coroutine parked = poll_on(unbounded, got); // the hub waits without a bound already
+    sim.drop_events(bounded.native_handle());
+    loop.post([&] { sim.complete(bounded.native_handle(), 3); });
+    CHECK(loop.run(Local::next(bounded)) == 3);
+    CHECK(sim.counters(bounded.native_handle()).events_dropped == 1);
+}
+
+TEST_CASE("SharedChannel: a CQ that is always ready starves neither its channel nor its loop",
+          "[field-47][I9]") {
+    SimulatedVerbs sim;
+    EpollExecutor loop;
+    const Context context = Context::open();
+    SharedChannel channel(context, loop);
+    AsyncCq busy = AsyncCq::create(context, 16, channel);
+    AsyncCq quiet = AsyncCq::create(context, 16, channel);
+    struct Local {
+        static Task<> spin(SimulatedVerbs& verbs, AsyncCq& cq, const bool& done) {
+            std::array<ibv_wc, 1> wcs{};
+            for (int i = 0; !done && i < 1'000'000; ++i) {
+                verbs.complete(cq.native_handle(), 1);
+                co_await cq.poll(wcs);
+            }
+        }
+        static Task<> wait(AsyncCq& cq, bool& done) {
+            std::array<ibv_wc, 1> wcs{};
+            co_await cq.poll(wcs);
+            done = true;
+        }
+    };
+    bool done = false;
+    Scope scope;
+    scope.spawn(Local::wait(quiet, done));
+    sim.complete(quiet.native_handle(), 2);
+    loop.run(Local::spin(sim, busy, done));
+    CHECK(done);
+    CHECK(busy.statistics().polls < 10'000);
+}
+
+// --- every order of what may happen to three CQs ---
+
+namespace {
+
+// What is wrong with this schedule; "" if nothing is.
+std::string play(const ProviderModel& provider, const std::vector<int>& schedule) {
+    constexpr int queues = 3;
+    Fixture f(queues, provider);
+    std::array<WrIds, queues> got;
+    std::array<std::stop_source, queues> stops;
+    std::array<std::error_code, queues> errors;
+    std::array<std::uint64_t, queues> sent{};
+    std::array<Coroutine, queues> consumers;
+    struct Local {
+        static Coroutine consume(AsyncCq& cq, WrIds& all, std::error_code& error,
+                                 std::stop_token stop) {
+            std::array<ibv_wc, 2> wcs{};
+            while (!error) {
+                for (const ibv_wc& wc : co_await cq.poll(wcs, error, stop)) {
+                    all.push_back(wc.wr_id);
+                }
+            }
+        }
+    };
+    const auto start = [&](std::size_t i) {
+        consumers[i] = Local::consume(*f.cqs[i], got[i], errors[i], stops[i].get_token());
+    };
+    const auto run = [&] { // as a level-triggered loop would
+        for (int turns = 0; turns < 20; ++turns) {
+            const bool readable = f.sim.queued_events(f.channel->channel().native_handle()) > 0;
+            if (readable) f.notifier.notify();
+            if (!f.notifier.run()) return;
+        }
+    };
+    start(0);
+    start(1);
+    for (const int step : schedule) {
+        const auto i = static_cast<std::size_t>(step % queues);
+        switch (step / queues) {
+        case 0:
+            if (f.cqs[i]) f.complete(i, sent[i]++);
+            break;
+        case 1:
+            stops[i].request_stop();
+            break;
+        case 2:
+            if (i == 2 && f.cqs[2]) start(2); // the one that comes late, or once more
+            if (i != 2) f.cqs[i].reset();
+            break;
+        case 3:
+            run();
+        }
+    }
+    run();
+    for (std::size_t i = 0; i < queues; ++i) {
+        if (!f.cqs[i]) continue;
+        if (stops[i].stop_requested() && i < 2 && errors[i] != std::errc::operation_canceled) {
+            return "not stopped";
+        }
+        std::array<ibv_wc, 16> wcs{}; // what a stop left in the queue
+        for (const ibv_wc& wc : f.cqs[i]->try_poll(wcs)) {
+            if (!stops[i].stop_requested() && i < 2) return "left behind";
+            got[i].push_back(wc.wr_id);
+        }
+        WrIds all(sent[i]);
+        for (std::uint64_t id = 0; id < sent[i]; ++id) all[id] = id;
+        if (got[i] != all) return "lost, twice or out of order";
+    }
+    f.cqs.clear();
+    f.channel.reset();
+    f.sim.audit();
+    for (const std::string& problem : f.sim.take_problems()) {
+        if (problem.find("context") == std::string::npos) return problem;
+    }
+    return "";
+}
+
+} // namespace
+
+TEST_CASE("SharedChannel: every interleaving of four steps", "[I1][I3][I4][I7][I12]") {
+    constexpr int kinds = 10; // complete, stop, come or go, of each of three; run
+    const ProviderModel provider = GENERATE(rxe, mlx5);
+    int schedules = 0;
+    for (int code = 0; code < kinds * kinds * kinds * kinds; ++code, ++schedules) {
+        std::vector<int> schedule;
+        for (int rest = code, i = 0; i < 4; ++i, rest /= kinds) schedule.push_back(rest % kinds);
+        const std::string problem = play(provider, schedule);
+        if (problem.empty()) continue;
+        std::string steps;
+        for (const int step : schedule) steps += std::to_string(step) + " ";
+        FAIL("schedule " << steps << ": " << problem);
+    }
+    CHECK(schedules == 10'000);
+}

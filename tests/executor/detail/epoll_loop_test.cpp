@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+// EpollLoop: what cannot be brought about through the executor, but for luck.
+#include <asyncverbs/executor/detail/epoll_loop.hpp>
+
+#include "support/catch.hpp"
+using asyncverbs::detail::EpollLoop;
+
+TEST_CASE("EpollLoop: a run that has ended does not block", "[epoll_loop]") {
+    EpollLoop loop;
+    const EpollLoop::Run run(loop);
+    CHECK(!loop.turn(false));
+    // As when another thread ends the run between two turns: it finds the loop awake, does not wake
+    // it, and leaves it to the loop to notice.
+    loop.end_run(EpollLoop::stopped);
+    CHECK(!loop.turn(true));
+}
+
+TEST_CASE("EpollLoop: a stop does not hide that the task has ended", "[epoll_loop]") {
+    EpollLoop loop;
+    {
+        const EpollLoop::Run run(loop);
+        loop.end_run(EpollLoop::task_done);
+        loop.end_run(EpollLoop::stopped);
+        CHECK((loop.ends() & EpollLoop::task_done) != 0);
+    }
+    CHECK(loop.ends() == 0);
+}
