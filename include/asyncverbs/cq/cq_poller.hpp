@@ -194,7 +194,7 @@ private:
 };
 
 inline CqPoller::CqPoller(CompletionQueue cq, const AsyncCqOptions& options)
-    : cq_(std::move(cq)), native_(detail::alive(cq_.shared_handle(), "CompletionQueue").get()),
+    : cq_(std::move(cq)), native_(detail::checked(cq_.shared_handle(), "CompletionQueue").get()),
       extended_(cq_.extended_handle()), channel_(native_->channel), ack_batch_(options.ack_batch),
       solicited_only_(options.solicited_only), busy_poll_(options.busy_poll) {
     if (options.ack_batch == 0) {

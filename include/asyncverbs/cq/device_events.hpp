@@ -42,7 +42,7 @@ public:
     /// `notifier` waits for the Context's `async_fd`, on which O_NONBLOCK is set. Throws
     /// std::system_error naming fcntl.
     DeviceEvents(const Context& context, N notifier)
-        : context_(detail::alive(context.shared_handle(), "Context")),
+        : context_(detail::checked(context.shared_handle(), "Context")),
           notifier_(std::move(notifier)) {
         detail::set_non_blocking(context_->async_fd);
     }

@@ -53,7 +53,7 @@ public:
     /// Throws std::system_error: invalid_argument if `cq` is on another channel,
     /// device_or_resource_busy if it has a notifier already.
     detail::ChannelNotifier<TimedCqNotifier<N>> notifier(const CompletionQueue& cq) {
-        const auto& native = detail::alive(cq.shared_handle(), "CompletionQueue");
+        const auto& native = detail::checked(cq.shared_handle(), "CompletionQueue");
         if (native->channel != channel_.native_handle()) {
             detail::throw_error(std::errc::invalid_argument,
                                 "the completion queue is not on this SharedChannel");

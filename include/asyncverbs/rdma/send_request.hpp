@@ -88,7 +88,7 @@ struct SendWork {
     static SendWork send_to(const AddressHandle& peer, std::uint32_t qp_num, std::uint32_t qkey,
                             SendOptions options) {
         SendWork work(IBV_WR_SEND, IBV_WC_SEND, options);
-        work.peer = &alive(peer.shared_handle(), "AddressHandle");
+        work.peer = &checked(peer.shared_handle(), "AddressHandle");
         work.peer_qp_num = qp_num;
         work.peer_qkey = qkey;
         return work;

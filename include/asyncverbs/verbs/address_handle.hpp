@@ -24,7 +24,7 @@ public:
     /// GID on RoCE); else naming ibv_create_ah.
     AddressHandle(const ProtectionDomain& domain, const QueuePair& local,
                   const QueuePairAddress& remote, const RtrOptions& path = {}) {
-        const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
+        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
         ibv_ah_attr attr = local.path_to(remote, path);
         if (local.native_handle()->pd != pd.get()) {
             detail::throw_error(std::errc::invalid_argument,

@@ -29,7 +29,7 @@ class CompletionChannel {
 public:
     /// Throws std::system_error naming ibv_create_comp_channel or fcntl.
     explicit CompletionChannel(const Context& context) {
-        const auto& device = detail::alive(context.shared_handle(), "Context");
+        const auto& device = detail::checked(context.shared_handle(), "Context");
         errno = 0;
         ibv_comp_channel* native = ibv_create_comp_channel(device.get());
         if (native == nullptr) {
@@ -189,7 +189,7 @@ public:
         attributes.moderate.cq_count = max_count;
         attributes.moderate.cq_period = static_cast<std::uint16_t>(max_period.count());
         errno = 0;
-        const auto& native = detail::alive(cq_, "CompletionQueue");
+        const auto& native = detail::checked(cq_, "CompletionQueue");
         if (const int result = ibv_modify_cq(native.get(), &attributes)) {
             throw_verb_error("ibv_modify_cq", detail::verb_errno(result));
         }
@@ -238,8 +238,8 @@ private:
 inline CompletionQueue::CompletionQueue(const Context& context, int depth,
                                         const CompletionChannel& channel, int comp_vector,
                                         std::optional<std::uint64_t> wc_flags)
-    : context_(detail::alive(context.shared_handle(), "Context")),
-      channel_(detail::alive(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
+    : context_(detail::checked(context.shared_handle(), "Context")),
+      channel_(detail::checked(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
     if (channel_.native_handle()->context != context_.native_handle()) {
         detail::throw_error(std::errc::invalid_argument,
                             "the completion channel belongs to another Context");

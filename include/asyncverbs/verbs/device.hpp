@@ -252,7 +252,7 @@ public:
     }
 
 private:
-    [[nodiscard]] ibv_context* get() const { return detail::alive(context_, "Context").get(); }
+    [[nodiscard]] ibv_context* get() const { return detail::checked(context_, "Context").get(); }
 
     // The first active port, or 0 with the states of all ports in `states`.
     [[nodiscard]] int find_active_port(std::string& states) const {

@@ -27,7 +27,7 @@ class ProtectionDomain {
 public:
     /// Throws std::system_error naming ibv_alloc_pd.
     explicit ProtectionDomain(const Context& context)
-        : context_(detail::alive(context.shared_handle(), "Context")) {
+        : context_(detail::checked(context.shared_handle(), "Context")) {
         errno = 0;
         ibv_pd* native = ibv_alloc_pd(context_.native_handle());
         if (native == nullptr) {
@@ -192,7 +192,7 @@ public:
 private:
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes, int access,
                  detail::Handle<void> memory) {
-        const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
+        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
         if (bytes.empty()) {
             detail::throw_error(std::errc::invalid_argument,
                                 "cannot register an empty span as a memory region");
@@ -206,7 +206,7 @@ private:
         mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
     }
 
-    [[nodiscard]] ibv_mr* get() const { return detail::alive(mr_, "MemoryRegion").get(); }
+    [[nodiscard]] ibv_mr* get() const { return detail::checked(mr_, "MemoryRegion").get(); }
 
     detail::Handle<ibv_mr> mr_;
 };

@@ -197,13 +197,13 @@ private:
     QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
               const QueuePairOptions& options)
-        : context_(detail::alive(domain.context().shared_handle(), "ProtectionDomain")),
+        : context_(detail::checked(domain.context().shared_handle(), "ProtectionDomain")),
           options_(options) {
         qp_ = detail::create_queue_pair(domain, send_cq, recv_cq, receives, options, granted_);
         psn_ = detail::arbitrary_psn(qp_->qp_num);
     }
 
-    [[nodiscard]] ibv_qp* get() const { return detail::alive(qp_, "QueuePair").get(); }
+    [[nodiscard]] ibv_qp* get() const { return detail::checked(qp_, "QueuePair").get(); }
 
     [[nodiscard]] const detail::Endpoint& endpoint() const {
         if (get() != nullptr && !endpoint_) {

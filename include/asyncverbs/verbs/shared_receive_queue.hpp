@@ -45,7 +45,7 @@ public:
     explicit SharedReceiveQueue(const ProtectionDomain& domain,
                                 const SharedReceiveQueueOptions& options = {})
         : options_(options) {
-        const auto& pd = detail::alive(domain.shared_handle(), "ProtectionDomain");
+        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
         const std::string device = domain.context().name();
         const ibv_device_attr limits = domain.context().query_device();
         detail::check_range("max_wr", options.max_wr, 1, limits.max_srq_wr, device);
@@ -99,7 +99,7 @@ public:
     [[nodiscard]] std::shared_ptr<detail::CqReservation>
     reserve(const CompletionQueue& recv_cq) const {
         static_cast<void>(get());
-        static_cast<void>(detail::alive(recv_cq.capacity(), "CompletionQueue"));
+        static_cast<void>(detail::checked(recv_cq.capacity(), "CompletionQueue"));
         return reservations_->reserve(recv_cq.capacity());
     }
 
@@ -110,7 +110,7 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_srq>& shared_handle() const noexcept { return srq_; }
 
 private:
-    [[nodiscard]] ibv_srq* get() const { return detail::alive(srq_, "SharedReceiveQueue").get(); }
+    [[nodiscard]] ibv_srq* get() const { return detail::checked(srq_, "SharedReceiveQueue").get(); }
 
     SharedReceiveQueueOptions options_;
     std::unique_ptr<detail::SharedReservations> reservations_;

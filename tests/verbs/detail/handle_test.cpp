@@ -49,8 +49,8 @@ TEST_CASE("a weak pointer to a child does not keep its parents", "[verbs][handle
 
 TEST_CASE("an owner that was moved from is reported by name", "[verbs][handle]") {
     const auto handle = std::make_shared<int>(1);
-    CHECK(detail::alive(handle, "Context") == handle);
+    CHECK(detail::checked(handle, "Context") == handle);
     CHECK_THAT(failure_text(std::errc::invalid_argument,
-                            [] { (void)detail::alive(std::shared_ptr<int>(), "Context"); }),
+                            [] { (void)detail::checked(std::shared_ptr<int>(), "Context"); }),
                contains("this Context was moved from"));
 }

@@ -46,7 +46,7 @@ struct ReadDepths {
 
 // To INIT, from where receives can be posted. May be repeated there.
 inline void prepare(rdma_cm_id* id, const QueuePair& qp) {
-    ibv_qp* const native = alive(qp.shared_handle(), "QueuePair").get();
+    ibv_qp* const native = checked(qp.shared_handle(), "QueuePair").get();
     // A queue pair of another ibv_context is as good, but not of another device.
     const std::string device = ibv_get_device_name(native->context->device);
     const std::string wanted = ibv_get_device_name(id->verbs->device);

@@ -418,7 +418,7 @@ public:
 
     explicit operator bool() const noexcept { return session_ != nullptr; }
     CmSession* operator->() const { return shared().get(); }
-    const std::shared_ptr<CmSession>& shared() const { return alive(session_, "connection"); }
+    const std::shared_ptr<CmSession>& shared() const { return checked(session_, "connection"); }
 
 private:
     std::shared_ptr<CmSession> session_;

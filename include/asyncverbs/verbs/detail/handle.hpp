@@ -56,8 +56,8 @@ template <auto destroy, class Native>
 // The handle of an owner that is about to be used. Fails cleanly where the owner was moved from,
 // which would otherwise be a null pointer in libibverbs.
 template <class Native>
-[[nodiscard]] const std::shared_ptr<Native>& alive(const std::shared_ptr<Native>& handle,
-                                                   const char* owner) {
+[[nodiscard]] const std::shared_ptr<Native>& checked(const std::shared_ptr<Native>& handle,
+                                                     const char* owner) {
     if (!handle) {
         throw_error(std::errc::invalid_argument,
                     std::string("this ") + owner + " was moved from and owns nothing");

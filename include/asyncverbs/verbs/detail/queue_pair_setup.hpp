@@ -110,14 +110,14 @@ inline void check_options(const Context& context, const QueuePairOptions& option
 }
 
 inline void check_same_context(const Context& context, const CompletionQueue& queue) {
-    if (alive(queue.shared_handle(), "CompletionQueue")->context != context.native_handle()) {
+    if (checked(queue.shared_handle(), "CompletionQueue")->context != context.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the completion queue belongs to another Context than the protection domain");
     }
 }
 
 inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiveQueue& receives) {
-    if (alive(receives.shared_handle(), "SharedReceiveQueue")->pd != domain.native_handle()) {
+    if (checked(receives.shared_handle(), "SharedReceiveQueue")->pd != domain.native_handle()) {
         throw_error(std::errc::invalid_argument,
                     "the shared receive queue belongs to another ProtectionDomain");
     }
