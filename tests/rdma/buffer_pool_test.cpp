@@ -25,6 +25,7 @@
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
+#include "proof/interleavings.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
@@ -504,8 +505,8 @@ public:
     explicit Interleavings(std::size_t steps) : steps_(steps) {}
 
     std::size_t run() {
-        extend();
-        return schedules_;
+        return proof::for_each_schedule<int>(
+            steps_, [this](const std::vector<int>& schedule) { return play(schedule); });
     }
 
 private:
@@ -587,39 +588,28 @@ private:
         bool in_order = true;
     };
 
-    // Runs the schedule, then every one that begins with it.
-    void extend() {
+    // Returns the steps that may come next.
+    std::vector<int> play(const std::vector<int>& schedule) {
+        const auto check = [&](bool good) {
+            const auto name = [](int step) { return std::to_string(step); };
+            if (!good) FAIL("after the steps " << proof::to_text(schedule, name));
+        };
         std::vector<int> possible;
         {
             World world(fixture_);
-            for (const int step : schedule_) world.take(step);
+            for (const int step : schedule) world.take(step);
             for (int step = 0; step < step_kinds; ++step) {
                 if (world.possible(step)) possible.push_back(step);
             }
-            ++schedules_;
             check(world.settles());
         }
         fixture_.turn();
         check(fixture_.pool->available() == 1);
-        if (schedule_.size() == steps_) return;
-        for (const int step : possible) {
-            schedule_.push_back(step);
-            extend();
-            schedule_.pop_back();
-        }
-    }
-
-    void check(bool good) const {
-        if (good) return;
-        std::string text;
-        for (const int step : schedule_) text += std::to_string(step) + ' ';
-        FAIL("after the steps " << text);
+        return possible;
     }
 
     const std::size_t steps_;
     Fixture fixture_{1};
-    std::vector<int> schedule_;
-    std::size_t schedules_ = 0;
 };
 
 } // namespace
