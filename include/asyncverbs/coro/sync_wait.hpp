@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// sync_wait: blocks a thread until an awaitable is complete, for the border between code that
-// awaits and code that cannot.
 #pragma once
 
 #include <atomic>
@@ -14,13 +12,25 @@
 #include <asyncverbs/coro/detail/coroutine.hpp>
 
 namespace asyncverbs {
+
+/// Awaits `awaitable` and blocks the calling thread until it is complete: for the border between
+/// code that awaits and code that cannot. Returns its result (an rvalue reference as a value) or
+/// rethrows its exception.
+///
+/// Thread: the awaitable starts on the calling thread and may complete on any other. It must not
+/// need the calling thread to complete. In particular, an EpollExecutor must be run by another
+/// thread; otherwise use EpollExecutor::run.
+template <awaitable A>
+auto sync_wait(A&& awaitable) -> typename detail::ResultStorage<await_result_t<A>>::Result;
+
 namespace detail {
 
 class SyncWaiter {
 public:
-    void branch_failed(std::exception_ptr exception) noexcept { exception_ = std::move(exception); }
-    std::coroutine_handle<> branch_done() noexcept {
-        // Under the mutex: the waiting thread destroys this object as soon as it may.
+    void task_failed(std::exception_ptr exception) noexcept { exception_ = std::move(exception); }
+    std::coroutine_handle<> task_done() noexcept {
+        // Under the mutex: wait() must not return, and its caller destroy this object, before
+        // notify_one() has returned.
         const std::lock_guard lock(mutex_);
         done_.store(true);
         done_.notify_one();
@@ -41,19 +51,12 @@ private:
 
 } // namespace detail
 
-/// Awaits `awaitable` and blocks the calling thread until it is complete. Returns its result, an
-/// rvalue reference as a value, or rethrows its exception.
-///
-/// Thread: the awaitable starts on the calling thread and may complete on any other. It must not
-/// need the calling thread to complete: an EpollExecutor that nobody runs never will; see
-/// EpollExecutor::run for that.
 template <awaitable A>
-auto sync_wait(A&& awaitable) -> typename detail::SlotFor<await_result_t<A>>::Result {
-    using Waiter = detail::SyncWaiter;
-    Waiter waiter;
-    detail::SlotFor<await_result_t<A>> result;
-    auto branch = detail::branch<Waiter, A>(std::forward<A>(awaitable), result);
-    branch.start(waiter);
+auto sync_wait(A&& awaitable) -> typename detail::ResultStorage<await_result_t<A>>::Result {
+    detail::SyncWaiter waiter;
+    detail::ResultStorage<await_result_t<A>> result;
+    auto task = detail::joined_task<detail::SyncWaiter, A>(std::forward<A>(awaitable), result);
+    task.start(waiter);
     waiter.wait();
     if constexpr (!std::is_void_v<await_result_t<A>>) return result.take();
 }

@@ -62,18 +62,8 @@ private:
 
 namespace detail {
 
-struct TaskPromiseBase {
-    struct FinalAwaiter {
-        bool await_ready() const noexcept { return false; }
-        template <class Promise>
-        std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> task) const noexcept {
-            return task.promise().continuation;
-        }
-        void await_resume() const noexcept {}
-    };
-
-    std::suspend_always initial_suspend() const noexcept { return {}; }
-    FinalAwaiter final_suspend() const noexcept { return {}; }
+struct TaskPromiseBase : LazyPromise {
+    std::coroutine_handle<> on_final_suspend() const noexcept { return continuation; }
     void unhandled_exception() noexcept { exception = std::current_exception(); }
 
     std::coroutine_handle<> continuation;
@@ -84,20 +74,17 @@ template <class T>
 struct TaskPromise : TaskPromiseBase {
     Task<T> get_return_object() noexcept { return Task<T>(*this); }
 
-    template <class U = T>
-        requires std::convertible_to<U, T>
+    template <std::convertible_to<T> U = T>
     void return_value(U&& value) {
         result.put(std::forward<U>(value));
     }
 
-    Slot<T> result;
+    ResultStorage<T> result;
 };
 
-// A template, so that it is compiled only where it is used.
-template <class T>
-    requires std::same_as<T, void>
-struct TaskPromise<T> : TaskPromiseBase {
-    Task<T> get_return_object() noexcept { return Task<T>(*this); }
+template <>
+struct TaskPromise<void> : TaskPromiseBase {
+    Task<void> get_return_object() noexcept { return Task<void>(*this); }
     void return_void() const noexcept {}
 };
 

@@ -180,8 +180,8 @@ template <class T>
 inline T EpollExecutor::run(Task<T> task) {
     struct Root {
         explicit Root(std::shared_ptr<detail::EpollLoop> l) noexcept : loop(std::move(l)) {}
-        void branch_failed(std::exception_ptr error) noexcept { exception = std::move(error); }
-        std::coroutine_handle<> branch_done() noexcept {
+        void task_failed(std::exception_ptr error) noexcept { exception = std::move(error); }
+        std::coroutine_handle<> task_done() noexcept {
             // The task may end on another thread, and then this object with the run.
             const std::shared_ptr<detail::EpollLoop> alive = loop;
             alive->end_run(detail::EpollLoop::task_done);
@@ -193,9 +193,9 @@ inline T EpollExecutor::run(Task<T> task) {
 
     const typename detail::EpollLoop::Run run(*loop_);
     Root root(loop_);
-    detail::SlotFor<T> result;
-    auto branch = detail::branch<Root>(std::move(task), result);
-    if (loop_->ends() == 0) branch.start(root);
+    detail::ResultStorage<T> result;
+    auto joined = detail::joined_task<Root>(std::move(task), result);
+    if (loop_->ends() == 0) joined.start(root);
     run_turns();
     if ((loop_->ends() & detail::EpollLoop::task_done) == 0) {
         throw std::system_error(std::make_error_code(std::errc::operation_canceled),

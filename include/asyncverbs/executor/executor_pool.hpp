@@ -156,29 +156,29 @@ public:
     PoolRun(const PoolRun&) = delete;
     PoolRun& operator=(const PoolRun&) = delete;
     ~PoolRun() {
-        branches_.clear(); // may use the executors, which nobody runs by now
+        tasks_.clear(); // may use the executors, which nobody runs by now
         pool_->finish();
     }
 
     template <class F>
     void start(F& function) {
-        branches_.reserve(pool_->size());
+        tasks_.reserve(pool_->size());
         for (std::size_t i = 0; i < pool_->size(); ++i) {
-            branches_.push_back(work(i, function));
-            branches_.back().start(*this);
+            tasks_.push_back(work(i, function));
+            tasks_.back().start(*this);
         }
     }
 
     /// Blocks until no thread is left; then throws what EpollExecutor::run would.
     void wait();
 
-    // --- for the branches, on any thread ---
+    // --- for the joined tasks, on any thread ---
 
-    void branch_failed(std::exception_ptr exception) noexcept {
+    void task_failed(std::exception_ptr exception) noexcept {
         const std::lock_guard lock(mutex_);
         if (!exception_) exception_ = std::move(exception);
     }
-    std::coroutine_handle<> branch_done() noexcept {
+    std::coroutine_handle<> task_done() noexcept {
         // The run may be over, and this object gone, as soon as the threads know of the end.
         const std::shared_ptr<PoolState> alive = pool_;
         if (failed()) alive->end();
@@ -202,7 +202,7 @@ private:
     };
 
     template <class F>
-    Branch<PoolRun> work(std::size_t index, F& function);
+    JoinedTask<PoolRun> work(std::size_t index, F& function);
     std::coroutine_handle<> arrive(Core& core, std::coroutine_handle<> self) noexcept;
     void serve(std::size_t index) noexcept;
     bool failed() noexcept {
@@ -212,14 +212,14 @@ private:
 
     const std::shared_ptr<PoolState> pool_;
     std::vector<Core> cores_;
-    std::vector<Branch<PoolRun>> branches_;
+    std::vector<JoinedTask<PoolRun>> tasks_;
     std::atomic<std::size_t> unended_;
     std::mutex mutex_;
     std::exception_ptr exception_; // the first
 };
 
 template <class F>
-Branch<PoolRun> PoolRun::work(std::size_t index, F& function) {
+JoinedTask<PoolRun> PoolRun::work(std::size_t index, F& function) {
     EpollExecutor& executor = pool_->executors()[index];
     co_await executor.schedule();
     co_await function(executor, index);
@@ -244,7 +244,7 @@ inline void PoolRun::serve(std::size_t index) noexcept {
         pool_->pin(index);
         while (!cores_[index].left && !pool_->ending()) pool_->executors()[index].run();
     } catch (...) {
-        branch_failed(std::current_exception());
+        task_failed(std::current_exception());
         pool_->end();
     }
 }
@@ -258,11 +258,11 @@ inline void PoolRun::wait() {
                 threads.emplace_back([this, i] { serve(i); });
             }
         } catch (...) {
-            branch_failed(std::current_exception());
+            task_failed(std::current_exception());
             pool_->end();
         }
     }
-    branches_.clear();
+    tasks_.clear();
     if (exception_) std::rethrow_exception(exception_);
     if (unended_ > 0) PoolState::throw_stopped();
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Owns a coroutine frame that is suspended whenever its owner may be destroyed.
-// The one place where the library destroys frames.
+// Building blocks for coroutine types: owning handle, promise bases, result storage, and the
+// coroutines that the library runs for itself.
 #pragma once
 
 #include <coroutine>
@@ -15,6 +15,7 @@
 
 namespace asyncverbs::detail {
 
+// Owns a coroutine frame. The coroutine must be suspended whenever its owner may be destroyed.
 template <class Promise>
 class UniqueCoroutineHandle {
 public:
@@ -24,7 +25,7 @@ public:
     UniqueCoroutineHandle(UniqueCoroutineHandle&& other) noexcept
         : handle_(std::exchange(other.handle_, {})) {}
     UniqueCoroutineHandle& operator=(UniqueCoroutineHandle&& other) noexcept {
-        // Through a temporary: the frame that is destroyed may own this object.
+        // Through a temporary: the destroyed frame may own this object.
         UniqueCoroutineHandle(std::move(other)).swap(*this);
         return *this;
     }
@@ -42,11 +43,49 @@ private:
     std::coroutine_handle<Promise> handle_;
 };
 
-// Room for the result of a co_await, of whatever type: a value, a reference or nothing.
-// Tasks and combinators keep results in it until somebody takes them.
+// Base of a promise whose coroutine starts when it is resumed for the first time. At its end the
+// coroutine is suspended, then Promise::on_final_suspend() is called, and the handle that it
+// returns is resumed. on_final_suspend() must be noexcept and must not destroy the coroutine.
+struct LazyPromise {
+    struct FinalAwaiter {
+        bool await_ready() const noexcept { return false; }
+        template <class Promise>
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> self) const noexcept {
+            return self.promise().on_final_suspend();
+        }
+        void await_resume() const noexcept {}
+    };
 
+    std::suspend_always initial_suspend() const noexcept { return {}; }
+    FinalAwaiter final_suspend() const noexcept { return {}; }
+};
+
+// A coroutine that its owner runs in the background: it starts at once and must not throw. The
+// owner may destroy it whenever it is suspended, and must destroy it after its end.
+class BackgroundCoroutine {
+public:
+    struct promise_type {
+        BackgroundCoroutine get_return_object() noexcept { return BackgroundCoroutine(*this); }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_always final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
+    };
+
+    BackgroundCoroutine() noexcept = default; ///< Empty.
+
+    std::coroutine_handle<> handle() const noexcept { return coroutine_.handle(); }
+
+private:
+    explicit BackgroundCoroutine(promise_type& promise) noexcept : coroutine_(promise) {}
+
+    UniqueCoroutineHandle<promise_type> coroutine_;
+};
+
+// Storage for the result of a co_await of any type: a value, a reference or nothing. An rvalue
+// reference is stored as a value.
 template <class T>
-class Slot {
+class ResultStorage {
 public:
     using Result = T;  // of a function that returns the result
     using Element = T; // of a tuple or a vector of results
@@ -62,7 +101,7 @@ private:
 };
 
 template <class T>
-class Slot<T&> {
+class ResultStorage<T&> {
 public:
     using Result = T&;
     using Element = T&;
@@ -74,8 +113,11 @@ private:
     T* value_ = nullptr;
 };
 
+template <class T>
+class ResultStorage<T&&> : public ResultStorage<std::remove_cv_t<T>> {};
+
 template <>
-class Slot<void> {
+class ResultStorage<void> {
 public:
     using Result = void;
     using Element = std::monostate;
@@ -83,34 +125,21 @@ public:
     std::monostate take() const noexcept { return {}; }
 };
 
-// An awaitable may give an rvalue reference; it is kept by value.
-template <class T>
-using SlotFor = Slot<std::conditional_t<std::is_rvalue_reference_v<T>, std::remove_cvref_t<T>, T>>;
-
-// A coroutine that awaits one awaitable on behalf of an owner and tells it of the end. It starts
-// what no co_await in the user's own code starts: when_all, sync_wait, EpollExecutor::run.
-
-// Owner: void branch_failed(std::exception_ptr) noexcept, and after that in any case
-// std::coroutine_handle<> branch_done() noexcept, which returns what to run next. When branch_done
-// is called the branch is suspended for good and may be destroyed.
+// A coroutine that awaits one awaitable for an owner and reports its end. It starts what is not
+// awaited by a coroutine of the user: in when_all, sync_wait and EpollExecutor::run.
+//
+// Owner has two members that are noexcept, and may be called on the thread that ends the task:
+//  - void task_failed(std::exception_ptr), only if the task failed;
+//  - std::coroutine_handle<> task_done(), always and last; returns the coroutine to resume next.
+// When task_done() is called, the coroutine is suspended at its end and may be destroyed.
 template <class Owner>
-class Branch {
+class JoinedTask {
 public:
-    struct promise_type {
-        struct FinalAwaiter {
-            bool await_ready() const noexcept { return false; }
-            std::coroutine_handle<>
-            await_suspend(std::coroutine_handle<promise_type> branch) const noexcept {
-                return branch.promise().owner->branch_done();
-            }
-            void await_resume() const noexcept {}
-        };
-
-        Branch get_return_object() noexcept { return Branch(*this); }
-        std::suspend_always initial_suspend() const noexcept { return {}; }
-        FinalAwaiter final_suspend() const noexcept { return {}; }
+    struct promise_type : LazyPromise {
+        JoinedTask get_return_object() noexcept { return JoinedTask(*this); }
         void return_void() const noexcept {}
-        void unhandled_exception() noexcept { owner->branch_failed(std::current_exception()); }
+        void unhandled_exception() noexcept { owner->task_failed(std::current_exception()); }
+        std::coroutine_handle<> on_final_suspend() noexcept { return owner->task_done(); }
 
         Owner* owner = nullptr;
     };
@@ -121,12 +150,12 @@ public:
     }
 
 private:
-    explicit Branch(promise_type& promise) noexcept : coroutine_(promise) {}
+    explicit JoinedTask(promise_type& promise) noexcept : coroutine_(promise) {}
 
     UniqueCoroutineHandle<promise_type> coroutine_;
 };
 
-// Stands for an awaiter that lives elsewhere. GCC 12 copies an awaiter that a function returns by
+// Refers to an awaiter that lives elsewhere. GCC 12 copies an awaiter that a function returns by
 // reference, and then awaits the copy.
 template <class A>
 class AwaiterReference {
@@ -143,7 +172,7 @@ private:
     A& awaiter_;
 };
 
-// What to write after co_await for an A that lives in a variable.
+// The operand of co_await for an A that is stored in a variable.
 template <class A>
 decltype(auto) awaited(std::remove_reference_t<A>& variable) noexcept {
     if constexpr (has_co_await<A&&>) {
@@ -153,14 +182,14 @@ decltype(auto) awaited(std::remove_reference_t<A>& variable) noexcept {
     }
 }
 
-// The awaitable and the slot outlive the branch.
+// The awaitable and the result must outlive the task.
 template <class Owner, class A>
-Branch<Owner> branch(A&& awaitable, SlotFor<await_result_t<A>>& slot) {
+JoinedTask<Owner> joined_task(A&& awaitable, ResultStorage<await_result_t<A>>& result) {
     if constexpr (std::is_void_v<await_result_t<A>>) {
-        static_cast<void>(slot);
+        static_cast<void>(result);
         co_await awaited<A>(awaitable);
     } else {
-        slot.put(co_await awaited<A>(awaitable));
+        result.put(co_await awaited<A>(awaitable));
     }
 }
 
