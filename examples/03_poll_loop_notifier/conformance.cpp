@@ -8,7 +8,9 @@
 
 struct PollHarness {
     PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds most) { loop.run_once(static_cast<int>(most.count())); }
+    void run_once(std::chrono::milliseconds at_most) {
+        loop.run_once(static_cast<int>(at_most.count()));
+    }
     PollLoop loop;
 };
 

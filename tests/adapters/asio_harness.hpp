@@ -12,7 +12,7 @@ namespace asyncverbs::adapters {
 template <class MakeLoop>
 struct AsioHarness {
     auto notifier(int fd) { return loop.notifier(fd); }
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         io.restart(); // it stops whenever nobody waits
         io.run_one_for(at_most);
     }

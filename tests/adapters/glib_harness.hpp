@@ -20,7 +20,7 @@ struct GlibHarness {
 
     GlibNotifier notifier(int fd) { return {context, fd}; }
 
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         if (at_most.count() == 0) {
             g_main_context_iteration(context, FALSE);
             return;

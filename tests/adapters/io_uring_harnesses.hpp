@@ -21,7 +21,7 @@ struct LevelHarness {
     static constexpr unsigned flags = Flags;
 
     IoUringNotifier notifier(int fd) { return poller.notifier(fd); }
-    void turn(std::chrono::milliseconds at_most) { ring.turn(poller, at_most); }
+    void run_once(std::chrono::milliseconds at_most) { ring.turn(poller, at_most); }
 
     Ring ring{16, Flags};
     IoUringPoller poller{ring.get()};
@@ -34,7 +34,7 @@ struct EdgeHarness {
 
     ~EdgeHarness() { loop->requests.close(); }
     EdgeNotifier notifier(int fd) { return {loop, fd}; }
-    void turn(std::chrono::milliseconds at_most) { ring.turn(*loop, at_most); }
+    void run_once(std::chrono::milliseconds at_most) { ring.turn(*loop, at_most); }
 
     Ring ring{16, Flags};
     std::shared_ptr<detail::IoUringLoop> loop =
@@ -43,7 +43,7 @@ struct EdgeHarness {
 
 // Linux before 5.13 refuses each flag of a poll; this one a flag that it does not know.
 struct OldKernelHarness : EdgeHarness<0> {
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         const io_uring_sq& queue = ring.get().sq;
         for (unsigned i = queue.sqe_head; i != queue.sqe_tail; ++i) {
             io_uring_sqe& sqe = queue.sqes[i & queue.ring_mask];
@@ -51,7 +51,7 @@ struct OldKernelHarness : EdgeHarness<0> {
                 sqe.len |= 1U << 31;
             }
         }
-        EdgeHarness::turn(at_most);
+        EdgeHarness::run_once(at_most);
     }
 };
 

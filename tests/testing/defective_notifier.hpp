@@ -112,7 +112,7 @@ public:
 
     void wake() noexcept { ::eventfd_write(wake_, 1); }
 
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         for (const auto& [fd, entry] : entries_) {
             if (!entry->waiting) continue;
             // An edge that nobody was told of does not come again.

@@ -20,7 +20,7 @@ namespace asyncverbs::support {
 
 struct PollHarness {
     PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         loop.run_once(static_cast<int>(at_most.count()));
     }
     PollLoop loop;
@@ -35,7 +35,7 @@ inline void sleep_until_readable(int epoll_fd, std::chrono::milliseconds at_most
 struct EpollHarness {
     EpollNotifier notifier(int fd) { return executor.notifier(fd); }
     EpollNotifier notifier(const CompletionChannel& channel) { return executor.notifier(channel); }
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         sleep_until_readable(executor.native_handle(), at_most);
         executor.run_once();
     }
@@ -45,7 +45,7 @@ struct EpollHarness {
 // A turn that never sleeps. Also completion channels are waited for by level.
 struct BusyHarness {
     EpollNotifier notifier(int fd) { return executor.notifier(fd); }
-    void turn(std::chrono::milliseconds) { executor.run_once(); }
+    void run_once(std::chrono::milliseconds) { executor.run_once(); }
     EpollExecutor executor;
 };
 
@@ -76,7 +76,7 @@ struct EdgeHarness {
     ~EdgeHarness() { loop->discard_all(); }
 
     EdgeNotifier notifier(int fd) { return EdgeNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         sleep_until_readable(loop->epoll_fd(), at_most);
         const detail::EpollLoop::Running running(*loop);
         loop->turn(false);

@@ -40,7 +40,7 @@ Defect defect_to_find = Defect::none;
 struct DefectiveHarness {
     static constexpr bool edge_triggered = true;
     DefectiveNotifier notifier(int fd) { return DefectiveNotifier(loop, fd); }
-    void turn(std::chrono::milliseconds at_most) { loop.turn(at_most); }
+    void run_once(std::chrono::milliseconds at_most) { loop.run_once(at_most); }
     DefectiveLoop loop{defect_to_find};
 };
 
@@ -115,10 +115,11 @@ TEMPLATE_TEST_CASE("Conformance: an error of the channel reaches who waits", "[c
     std::error_code error;
     const auto wait = [&]() -> Coroutine { co_await cq.poll(wcs, error); };
     const Coroutine waiter = wait();
-    harness.turn(std::chrono::milliseconds(1));
+    harness.run_once(std::chrono::milliseconds(1));
     CHECK(!waiter.done());
     sim.disassociate(context.native_handle());
-    for (int i = 0; i < 100 && !waiter.done(); ++i) harness.turn(std::chrono::milliseconds(100));
+    for (int i = 0; i < 100 && !waiter.done(); ++i)
+        harness.run_once(std::chrono::milliseconds(100));
     CHECK(waiter.done());
     CHECK(error == std::errc::io_error);
     sim.take_problems();

@@ -16,35 +16,36 @@
 
 namespace asyncverbs {
 
-/// How the suite gets at a loop. Each case default-constructs a harness, makes notifiers, takes
-/// turns, and destroys the notifiers and then the harness, all on one thread.
+/// Gives the suite access to an event loop. Each case default-constructs a harness, makes
+/// notifiers, runs the loop, and destroys the notifiers and then the harness, all on one thread.
 ///
 ///     struct PollHarness {
 ///         PollNotifier notifier(int fd) { return PollNotifier(loop, fd); }
-///         void turn(std::chrono::milliseconds at_most) { loop.run_once(at_most); }
+///         void run_once(std::chrono::milliseconds at_most) { loop.run_once(at_most); }
 ///         PollLoop loop;
 ///     };
 ///     int main() { return asyncverbs::check_notifier<PollHarness>(); }
 ///
-/// notifier(fd) gives a CqNotifier; several at a time wait on one loop, each for a descriptor of
-/// its own. A movable one, for so AsyncCq takes it.
+/// notifier(fd) returns a movable CqNotifier, as AsyncCq takes it. Several notifiers wait on one
+/// loop at a time, each for its own descriptor.
 ///
-/// turn(at_most) resumes what is ready. If nothing is, it may sleep for `at_most`, not longer, and
-/// has to wake as soon as something is ready or another thread requests a stop: the suite lets a
-/// loop sleep for seconds, and notices when it does. Zero is a look without sleep. It may come
-/// back early, or having resumed only some of what was ready: the suite calls it again. A loop
-/// that can only sleep for ever needs a timer for this. A loop that never sleeps is tested as
-/// well, but for that it wakes.
+/// run_once(at_most) runs one iteration of the loop: it resumes what is ready. If nothing is ready,
+/// it may sleep for `at_most`, not longer, and must wake as soon as something is ready or another
+/// thread requests a stop: the suite lets a loop sleep for seconds, and fails if it is not woken.
+/// Zero: do not sleep. It may return early, or after it has resumed only a part of what was ready:
+/// the suite calls it again. A loop that can only sleep without a limit needs a timer for this. A
+/// loop that never sleeps can be tested as well, except that the suite cannot check that it wakes.
 ///
-/// A harness whose notifiers are edge-triggered, so that what was told of once need not wake again
-/// though it is not read, says so: `static constexpr bool edge_triggered = true;`. The case that
-/// looks for that is then left out.
+/// A harness whose notifiers are edge-triggered (an event that was reported once need not wake the
+/// next wait, although the descriptor was not read) declares
+/// `static constexpr bool edge_triggered = true;`. The case that requires a second wake is then
+/// left out.
 template <class H>
 concept NotifierHarness =
     std::default_initializable<H> && requires(H& h, int fd, std::chrono::milliseconds at_most) {
         { h.notifier(fd) } -> CqNotifier;
         requires std::move_constructible<decltype(h.notifier(fd))>;
-        h.turn(at_most);
+        h.run_once(at_most);
     };
 
 /// The cases, for a test framework:

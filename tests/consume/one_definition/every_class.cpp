@@ -22,7 +22,7 @@ struct Tracer {
 
 struct Harness {
     EpollNotifier notifier(int fd) { return executor.notifier(fd); }
-    void turn(std::chrono::milliseconds at_most) {
+    void run_once(std::chrono::milliseconds at_most) {
         if (at_most.count() == 0) {
             executor.run_once();
         } else {

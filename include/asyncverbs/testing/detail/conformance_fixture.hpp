@@ -202,11 +202,12 @@ private:
         for (unsigned seen = steps_;; seen = steps_) {
             if (changed_.wait_for(lock, limit_, [this] { return ended_; })) return;
             if (steps_ != seen) continue;
-            std::fprintf(stderr,
-                         "%.*s: it hangs. No step of the suite has ended for %lld ms: either a "
-                         "function of the notifier blocks, or turn() does not keep to its bound.\n",
-                         static_cast<int>(name_.size()), name_.data(),
-                         static_cast<long long>(limit_.count()));
+            std::fprintf(
+                stderr,
+                "%.*s: it hangs. No step of the suite has ended for %lld ms: either a "
+                "function of the notifier blocks, or run_once() does not keep to its bound.\n",
+                static_cast<int>(name_.size()), name_.data(),
+                static_cast<long long>(limit_.count()));
             std::abort();
         }
     }
@@ -305,10 +306,10 @@ public:
     Harness& harness() noexcept { return harness_; }
 
     /// One turn of the loop. Throws what was found wrong.
-    void turn(std::chrono::milliseconds at_most = std::chrono::milliseconds(0)) {
+    void run_once(std::chrono::milliseconds at_most = std::chrono::milliseconds(0)) {
         {
             const Witness::At at(witness_, Witness::Place::in_turn);
-            harness_.turn(at_most);
+            harness_.run_once(at_most);
         }
         watchdog_.progress();
         witness_.check();
@@ -316,7 +317,7 @@ public:
 
     /// Time enough for what must not happen.
     void settle() {
-        for (int i = 0; i < 5; ++i) turn(std::chrono::milliseconds(1));
+        for (int i = 0; i < 5; ++i) run_once(std::chrono::milliseconds(1));
     }
 
     /// Turns until `done`. The loop may sleep all the time: what it waits for has to wake it.
@@ -326,7 +327,7 @@ public:
         const Clock::time_point end = Clock::now() + patience_;
         while (!done()) {
             const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now());
-            if (left.count() > 0) turn(std::min(left, longest_turn));
+            if (left.count() > 0) run_once(std::min(left, longest_turn));
             // Also when it is done now: that the loop's sleep has ended is no wake.
             if (Clock::now() >= end) {
                 fail("in vain: " + std::string(what) + " has not happened within " +

@@ -106,7 +106,7 @@ struct LifetimeCases {
             s.wait.begin(s.notifier, source.get_token());
             dawdle(round / 16);
             s.wait.destroy();
-            if (round % 4 == 0) bench.turn();
+            if (round % 4 == 0) bench.run_once();
             other.wait();
         }
         bench.settle();
@@ -152,11 +152,11 @@ struct LifetimeCases {
             }
             // Readable when the notifier goes, with or without a wait.
             channel.put();
-            if (i % 4 == 0) bench.turn();
+            if (i % 4 == 0) bench.run_once();
             wait.destroy();
             std::optional<Notifier> gone(std::move(notifier));
             gone.reset();
-            if (i % 8 == 0) bench.turn();
+            if (i % 8 == 0) bench.run_once();
             expect(::fcntl(channel.reader(), F_GETFD) != -1, "the descriptor was closed");
             expect(channel.take(), "the byte has gone");
         }
@@ -172,7 +172,7 @@ struct LifetimeCases {
             if (i % 3 == 1) s->channel.put();
             if (i % 3 == 2) bench.request_stop(source);
             s.reset();
-            if (i % 2 == 0) bench.turn();
+            if (i % 2 == 0) bench.run_once();
             s.emplace(bench); // gets the lowest number that is free: the same
             s->wait.park(s->notifier, std::stop_token());
             s->channel.put();
