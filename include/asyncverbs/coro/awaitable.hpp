@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What `co_await` accepts, as concepts: a notifier may return any awaitable, and the combinators
-// take any. An awaitable is an awaiter itself or yields one by a member or free operator co_await.
+// Concepts for the operands of `co_await`. An awaitable is an awaiter, or returns one from a member
+// or free operator co_await.
 #pragma once
 
 #include <concepts>
@@ -42,15 +42,14 @@ decltype(auto) get_awaiter(A&& a) {
 template <class A>
 concept has_co_await = has_member_co_await<A> || has_free_co_await<A>;
 
-// Called by its full name: the library that `A` comes from may well have a get_awaiter() of its
-// own.
+// Qualified, because the library that defines `A` may have its own get_awaiter().
 template <class A>
 using awaiter_t = decltype(detail::get_awaiter(std::declval<A>()));
 
 } // namespace detail
 
-/// `co_await std::declval<A>()` is valid in a coroutine of any type. `A` is a value type for an
-/// awaitable that is awaited as an rvalue, `A&` for one that is awaited as an lvalue.
+/// `co_await std::declval<A>()` is valid in a coroutine of any type. Pass a value type for an
+/// awaitable that is awaited as an rvalue, and `A&` for one that is awaited as an lvalue.
 template <class A>
 concept awaitable = (detail::has_co_await<A&&> && detail::awaiter<detail::awaiter_t<A>>) ||
                     (!detail::has_co_await<A&&> && detail::awaiter<A>);
@@ -59,7 +58,7 @@ concept awaitable = (detail::has_co_await<A&&> && detail::awaiter<detail::awaite
 template <awaitable A>
 using await_result_t = decltype(std::declval<detail::awaiter_t<A>&>().await_resume());
 
-/// An awaitable whose result converts to `T`; `void` matches `void` alone.
+/// An awaitable whose result converts to `T`; `void` matches only `void`.
 template <class A, class T>
 concept awaitable_of = awaitable<A> && std::convertible_to<await_result_t<A>, T>;
 

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Task<T>: a coroutine that computes one T for the coroutine that awaits it. Nothing runs before it
-// is awaited, and it is destroyed, together with all that it awaits, when its owner drops it.
 #pragma once
 
 #include <concepts>
@@ -21,30 +19,36 @@ template <class T>
 class TaskAwaiter;
 } // namespace detail
 
-/// The return type of a coroutine that gives a `T`, a `T&` or nothing.
+/// The return type of a coroutine that returns a `T`, a `T&` or nothing to the coroutine that
+/// awaits it.
 ///
 ///     Task<int> answer() { co_return 42; }
 ///     Task<> print() { std::cout << co_await answer() << '\n'; }
 ///
-/// It starts when it is awaited, once, as an rvalue: `co_await answer()` or
-/// `co_await std::move(task)`. It can await anything and be awaited by a coroutine of any type. An
-/// exception that leaves it is rethrown by `co_await`; awaiting an empty Task throws
-/// std::logic_error. A task that completes at once costs no stack: loops may await any number of
-/// them, where the compiler turns symmetric transfer into a jump (GCC: at -O2, or with
-/// -foptimize-sibling-calls and no sanitizer).
+/// A task starts when it is awaited, which is possible once and as an rvalue: `co_await answer()`
+/// or `co_await std::move(task)`. It can await anything and be awaited by a coroutine of any type.
+/// A task that completes at once uses no stack, so a loop may await any number of them, if the
+/// compiler turns symmetric transfer into a jump (GCC: at -O2, or with -foptimize-sibling-calls and
+/// no sanitizer).
 ///
+/// Errors: `co_await` rethrows an exception that leaves the task. Awaiting an empty Task throws
+/// std::logic_error.
 /// Thread: no affinity; it runs where it is awaited or resumed.
 /// Lifetime: owns its frame; move-only. Destroying a suspended task destroys the tasks that it
-/// awaits, innermost first; a running one must not be destroyed.
-/// Cancellation: none of its own; what it awaits takes a std::stop_token.
+/// awaits, innermost first. A running task must not be destroyed.
+/// Cancellation: pass a std::stop_token to the operations that the task awaits.
+///
+/// Awaiting in a condition: name the result first, `const auto error = co_await f(); if (error)
+/// ...`, or declare it in the `if`. GCC 12.2 miscompiles a co_await in the condition of an `if` or
+/// `while` if the coroutine's body has no local variable before it: the coroutine is never resumed.
 template <class T = void>
 class [[nodiscard]] Task {
 public:
-    using promise_type = detail::TaskPromise<T>; ///< What the language asks a coroutine for.
+    using promise_type = detail::TaskPromise<T>; ///< Required by the language.
 
     Task() noexcept = default; ///< Empty.
 
-    /// False: default-constructed, moved from or awaited.
+    /// False if it was default-constructed, moved from or awaited.
     explicit operator bool() const noexcept { return static_cast<bool>(coroutine_); }
 
     /// Starts the task and awaits its result; see above.
@@ -88,7 +92,8 @@ struct TaskPromise<void> : TaskPromiseBase {
     void return_void() const noexcept {}
 };
 
-// Owns the frame, so that a task's locals end with the expression that awaits it.
+// Owns the frame, so that a task's locals are destroyed at the end of the expression that awaits
+// it.
 template <class T>
 class TaskAwaiter {
 public:

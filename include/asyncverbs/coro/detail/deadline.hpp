@@ -1,34 +1,35 @@
 // SPDX-License-Identifier: MIT
-// Until when a coroutine waits on an EpollExecutor, as a point in time with two special values.
-// A duration is added to the clock in one place, which no duration overflows.
 #pragma once
 
 #include <chrono>
 
 namespace asyncverbs::detail {
 
+// The point in time until which a coroutine waits. Two values are special: `never`, and
+// `next_iteration` for one non-blocking iteration of the loop. Conversions from a duration do not
+// overflow.
 struct Deadline {
     using Clock = std::chrono::steady_clock;
 
     static constexpr auto never = Clock::time_point::max();
     static constexpr auto next_iteration = Clock::time_point::min();
 
-    static typename Clock::time_point after(typename Clock::duration duration) {
+    static Clock::time_point after(Clock::duration duration) {
         if (duration <= Clock::duration::zero()) return next_iteration;
-        const typename Clock::time_point now = Clock::now();
+        const Clock::time_point now = Clock::now();
         return duration < never - now ? now + duration : never;
     }
     template <class Rep, class Period>
-    static typename Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
+    static Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
         if (duration <= std::chrono::duration<Rep, Period>::zero()) return next_iteration;
-        // In floating point, for the longest durations do not fit into nanoseconds.
+        // Compare in floating point: the longest durations do not fit into nanoseconds.
         using Seconds = std::chrono::duration<double>;
         constexpr Seconds longest = std::chrono::years(100);
         if (Seconds(duration) > longest) return never;
-        return after(std::chrono::ceil<typename Clock::duration>(duration));
+        return after(std::chrono::ceil<Clock::duration>(duration));
     }
 
-    static typename Clock::time_point at(typename Clock::time_point time) noexcept {
+    static Clock::time_point at(Clock::time_point time) noexcept {
         return time <= Clock::now() ? next_iteration : time;
     }
 };

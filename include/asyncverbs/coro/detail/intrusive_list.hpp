@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// A list of nodes that live in their owners: no allocation, and a node that is destroyed has
-// left its list.
 #pragma once
 
 namespace asyncverbs::detail {
 
+/// Base of the items of an IntrusiveList. A node that is destroyed leaves its list.
 class ListNode {
 public:
     ListNode() noexcept = default;
@@ -14,12 +13,12 @@ public:
 
     bool linked() const noexcept { return next_ != nullptr; }
 
-    /// Does nothing for a node that is in no list.
+    /// Does nothing if the node is in no list.
     void unlink() noexcept {
         if (linked()) leave();
     }
 
-    /// Enters the list of `other`, which is in one, where that is, and that leaves it.
+    /// Replaces `other`, which must be in a list, at its position in that list.
     void take_place_of(ListNode& other) noexcept {
         prev_ = other.prev_;
         next_ = other.next_;
@@ -41,7 +40,8 @@ private:
     ListNode* next_ = nullptr;
 };
 
-/// First in, first out. T derives from ListNode. Destroying the list detaches what is left.
+/// A first-in, first-out list of nodes that live in their owners; it allocates nothing. T derives
+/// from ListNode. Destroying the list unlinks the remaining items.
 template <class T>
 class IntrusiveList {
 public:
@@ -66,10 +66,10 @@ public:
         ring_.prev_ = &node;
     }
 
-    /// Moves the items of `other` behind those of this list, keeping their order.
+    /// Moves the items of `other` to the end of this list, in order.
     void append(IntrusiveList& other) noexcept { splice(*ring_.prev_, other); }
 
-    /// Moves the items of `other` before those of this list, keeping their order.
+    /// Moves the items of `other` to the front of this list, in order.
     void prepend(IntrusiveList& other) noexcept { splice(ring_, other); }
 
     template <class Function>
@@ -79,7 +79,7 @@ public:
         }
     }
 
-    /// The first item that `wanted` holds for, or null.
+    /// The first item for which `wanted` is true, or null.
     template <class Predicate>
     T* find_if(Predicate wanted) noexcept {
         for (ListNode* node = ring_.next_; node != &ring_; node = node->next_) {
@@ -88,7 +88,7 @@ public:
         return nullptr;
     }
 
-    /// Appends the items that `wanted` holds for to `other`, in order.
+    /// Moves the items for which `wanted` is true to the end of `other`, in order.
     template <class Predicate>
     void move_if(IntrusiveList& other, Predicate wanted) noexcept {
         for (ListNode* node = ring_.next_; node != &ring_;) {
