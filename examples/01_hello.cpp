@@ -11,14 +11,13 @@ asyncverbs::Task<> hello(asyncverbs::EpollExecutor& loop, const char* device) {
     const asyncverbs::ProtectionDomain domain(asyncverbs::Context::open(device ? device : ""));
     char text[2][16] = {"Hello, Bob!"};
     const asyncverbs::MemoryRegion memory(domain, std::as_writable_bytes(std::span(text)));
-    ibv_sge from = memory.slice(0, 16).sge(), to = memory.slice(16, 16).sge();
     auto cq = asyncverbs::AsyncCq::create(domain.context(), 64, loop);
     asyncverbs::QueuePair alice(domain, cq.completion_queue(), cq.completion_queue());
     asyncverbs::QueuePair bob(domain, cq.completion_queue(), cq.completion_queue());
     alice.connect(bob.local_address());
     bob.connect(alice.local_address());
-    bob.post_recv({1, nullptr, &to, 1});
-    alice.post_send({2, nullptr, &from, 1, IBV_WR_SEND, 0, {}, {}, {}, {}});
+    bob.post_recv(1, memory.slice(16, 16));
+    alice.post_send(2, memory.slice(0, 16), 0); // 0: unsignaled, so only the receive completes
     for (ibv_wc wcs[4]; const ibv_wc& wc : co_await cq.poll(wcs)) {
         if (wc.status != 0) throw std::system_error(asyncverbs::make_wc_error(wc.status));
         std::printf("Bob received %u bytes: %s\n", wc.byte_len, text[1]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <asyncverbs/verbs/queue_pair.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <asyncverbs/verbs/memory.hpp>
 
@@ -666,6 +668,71 @@ TEST_CASE("peers and options that cannot be are reported", "[verbs][queue_pair]"
 }
 
 // --- posting ---
+
+TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
+    SimulatedVerbs verbs;
+    const Parents parents;
+    std::array<std::byte, 8> text{};
+    for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<std::byte>(i + 1);
+    std::array<std::byte, 8> received{};
+    const MemoryRegion source(parents.domain, text);
+    const MemoryRegion target(parents.domain, received);
+    QueuePair qp = parents.queue_pair();
+    qp.connect(qp.local_address());
+    const auto poll = [&] {
+        std::array<ibv_wc, 4> wcs{};
+        const int count = ibv_poll_cq(parents.cq.native_handle(), 4, wcs.data());
+        std::vector<ibv_wc> polled(wcs.begin(), wcs.begin() + count);
+        std::sort(polled.begin(), polled.end(),
+                  [](const ibv_wc& a, const ibv_wc& b) { return a.wr_id < b.wr_id; });
+        return polled;
+    };
+
+    SECTION("signaled, unless the flags say otherwise") {
+        const bool signaled = GENERATE(true, false);
+        qp.post_recv(7, target.slice(2, 4));
+        if (signaled) {
+            qp.post_send(8, source.slice(3, 4));
+        } else {
+            qp.post_send(8, source.slice(3, 4), 0);
+        }
+        const std::vector<ibv_wc> wcs = poll();
+        REQUIRE(wcs.size() == (signaled ? 2 : 1));
+        CHECK(wcs[0].wr_id == 7);
+        CHECK(wcs[0].status == IBV_WC_SUCCESS);
+        CHECK(wcs[0].opcode == IBV_WC_RECV);
+        CHECK(wcs[0].byte_len == 4);
+        if (signaled) {
+            CHECK(wcs[1].wr_id == 8);
+            CHECK(wcs[1].status == IBV_WC_SUCCESS);
+            CHECK(wcs[1].opcode == IBV_WC_SEND);
+        }
+        const std::array<std::byte, 8> expected{{{}, {}, text[3], text[4], text[5], text[6]}};
+        CHECK(received == expected);
+    }
+    SECTION("a receive takes no more than the slice") {
+        qp.post_recv(7, target.slice(2, 4));
+        qp.post_send(8, source.slice(0, 5));
+        CHECK(poll()[0].status == IBV_WC_LOC_LEN_ERR);
+        CHECK(received == std::array<std::byte, 8>{});
+    }
+    SECTION("errors are those of the other forms") {
+        verbs.fail("ibv_post_send", {.error = ENOMEM});
+        CHECK(failure_text(std::errc::not_enough_memory, [&] {
+                  qp.post_send(8, source.slice());
+              }) == "ibv_post_send: Cannot allocate memory");
+        verbs.fail("ibv_post_recv", {.error = ENOMEM});
+        CHECK(failure_text(std::errc::not_enough_memory, [&] {
+                  qp.post_recv(7, target.slice());
+              }) == "ibv_post_recv: Cannot allocate memory");
+        const Slice endless(text.data(), std::size_t{1} << 32, source.lkey());
+        CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { qp.post_send(8, endless); }),
+                   contains("does not fit a scatter/gather element"));
+        CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { qp.post_recv(7, endless); }),
+                   contains("does not fit a scatter/gather element"));
+        CHECK(verbs.posted_receives(qp.native_handle()) == 0);
+    }
+}
 
 TEST_CASE("posting that fails names the verb, whatever the sign", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;

@@ -49,12 +49,8 @@ struct Parents {
     CompletionQueue cq;
 };
 
-ibv_recv_wr request(std::uint64_t id, ibv_sge* sge = nullptr) {
-    ibv_recv_wr wr{};
-    wr.wr_id = id;
-    wr.sg_list = sge;
-    wr.num_sge = sge == nullptr ? 0 : 1;
-    return wr;
+ibv_recv_wr request(std::uint64_t id) {
+    return {.wr_id = id, .next = nullptr, .sg_list = nullptr, .num_sge = 0};
 }
 
 ibv_send_wr send_request(ibv_sge* sge = nullptr) {
@@ -108,8 +104,7 @@ TEST_CASE("whichever queue pair a message comes to takes the next shared receive
     to_second.connect(second.local_address());
 
     for (const std::uint64_t id : {0u, 1u, 2u}) {
-        ibv_sge sge = region.slice(4 * id, 4).sge();
-        queue.post_recv(request(id, &sge));
+        queue.post_recv(id, region.slice(4 * id, 4));
     }
     ibv_sge sge = region.slice(12, 4).sge();
     memory[12] = std::byte{7};
@@ -122,8 +117,13 @@ TEST_CASE("whichever queue pair a message comes to takes the next shared receive
         CHECK(received[i].status == IBV_WC_SUCCESS);
         CHECK(received[i].wr_id == i);
         CHECK(received[i].qp_num == (i == 1 ? first : second).qp_num());
+        CHECK(received[i].byte_len == 4);
         CHECK(memory[4 * i] == std::byte{7});
     }
+
+    queue.post_recv(3, region.slice(0, 3)); // one byte too short
+    to_first.post_send(send_request(&sge));
+    CHECK(poll(parents.cq)[0].status == IBV_WC_LOC_LEN_ERR);
 }
 
 TEST_CASE("a queue pair has no receives beside the shared ones", "[verbs][shared_receive_queue]") {
@@ -303,6 +303,9 @@ TEST_CASE("verbs of a shared receive queue that fail are named, whatever the sig
           }) == "ibv_create_srq: Cannot allocate memory");
     verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
     CHECK(failure_text(std::errc::io_error, [&] { queue.post_recv(wr); }) ==
+          "ibv_post_srq_recv: Input/output error");
+    verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
+    CHECK(failure_text(std::errc::io_error, [&] { queue.post_recv(1, Slice()); }) ==
           "ibv_post_srq_recv: Input/output error");
     verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
     std::error_code error;

@@ -15,6 +15,7 @@
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 

@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: MIT
-// Where a datagram goes: what a UD send needs besides the peer's number and key.
-// Made from a queue pair, since the way to a peer begins at the port and GID that it was given.
 #pragma once
 
-#include <cerrno>
 #include <memory>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs {
 
-/// Owns an address handle (ibv_ah); keeps its protection domain alive. Goes into the `wr.ud.ah` of
-/// sends, whose completions it must outlive, of any UD queue pair of the domain that has the same
-/// port. Move-only. A moved-from AddressHandle owns nothing: native_handle() is nullptr.
+/// Owns an address handle (ibv_ah), the destination of UD sends: it is their `wr.ud.ah`, besides
+/// the peer's number and key, and must outlive their completions. Any UD queue pair of the same
+/// domain and port may use it. Keeps its protection domain alive.
+/// Move-only. A moved-from AddressHandle owns nothing: native_handle() is nullptr.
 /// See ibv_create_ah(3).
 class AddressHandle {
 public:
-    /// The way from `local`, after its init(), to `remote`. Of `path` the fields service_level,
-    /// hop_limit, traffic_class and flow_label count. Throws std::system_error: invalid_argument
-    /// before init(), where `local` is of another domain, and where `remote` cannot be reached (no
-    /// GID on RoCE); else naming ibv_create_ah.
+    /// The path to `remote` from the port and GID of `local`, after its init(). Uses service_level,
+    /// hop_limit, traffic_class and flow_label of `path`. Throws std::system_error:
+    /// invalid_argument before init(), if `local` is of another domain, and if `remote` cannot be
+    /// reached (no GID on RoCE); else naming ibv_create_ah.
     AddressHandle(const ProtectionDomain& domain, const QueuePair& local,
                   const QueuePairAddress& remote, const RtrOptions& path = {}) {
         const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
@@ -30,12 +29,8 @@ public:
             detail::throw_error(std::errc::invalid_argument,
                                 "the queue pair belongs to another ProtectionDomain");
         }
-        errno = 0;
-        ibv_ah* native = ibv_create_ah(pd.get(), &attr);
-        if (native == nullptr) {
-            throw_verb_error("ibv_create_ah", detail::verb_errno());
-        }
-        ah_ = detail::own<ibv_destroy_ah>(native, pd);
+        ah_ = detail::own<ibv_destroy_ah>(
+            detail::create("ibv_create_ah", [&] { return ibv_create_ah(pd.get(), &attr); }), pd);
     }
 
     AddressHandle(AddressHandle&&) noexcept = default;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The file descriptor through which completion queues say that they have something.
-// Non-blocking from the start, so that reading an event that is not there cannot stop a loop.
+// Completion queues, and the channels on which they report completion events.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -17,12 +16,15 @@
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
 
-/// Owns a completion event channel (ibv_comp_channel); keeps its device open.
+/// Owns a completion event channel (ibv_comp_channel): the file descriptor on which completion
+/// queues report events. It is non-blocking: reading an event that is not there must not block an
+/// event loop. Keeps its device open.
 /// Move-only. A moved-from CompletionChannel owns nothing: native_handle() is nullptr, fd() is -1.
 /// See ibv_create_comp_channel(3).
 class CompletionChannel {
@@ -30,12 +32,10 @@ public:
     /// Throws std::system_error naming ibv_create_comp_channel or fcntl.
     explicit CompletionChannel(const Context& context) {
         const auto& device = detail::checked(context.shared_handle(), "Context");
-        errno = 0;
-        ibv_comp_channel* native = ibv_create_comp_channel(device.get());
-        if (native == nullptr) {
-            throw_verb_error("ibv_create_comp_channel", detail::verb_errno());
-        }
-        channel_ = detail::own<ibv_destroy_comp_channel>(native, device);
+        channel_ = detail::own<ibv_destroy_comp_channel>(
+            detail::create("ibv_create_comp_channel",
+                           [&] { return ibv_create_comp_channel(device.get()); }),
+            device);
         detail::set_non_blocking(fd());
     }
 
@@ -43,7 +43,7 @@ public:
     CompletionChannel& operator=(CompletionChannel&&) noexcept = default;
 
     /// Readable while an event is queued; in non-blocking mode. Only ibv_get_cq_event(3) may read
-    /// from it. Closed with the channel: an event loop must have let go of it by then.
+    /// from it. It is closed with the channel: deregister it from the event loop before.
     [[nodiscard]] int fd() const noexcept { return channel_ ? channel_->fd : -1; }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
@@ -62,17 +62,120 @@ private:
     detail::Handle<ibv_comp_channel> channel_;
 };
 
-} // namespace asyncverbs
+/// Owns a completion queue (ibv_cq). Keeps its channel and device alive; its queue pairs keep it
+/// alive. Code that reads events of the queue from the channel must acknowledge each of them
+/// (ibv_ack_cq_events(3)) before the last owner is destroyed, because ibv_destroy_cq waits for the
+/// acknowledgements. AsyncCq does both.
+///
+/// Capacity (invariant I10): every queue pair on the queue reserves an entry for each work request
+/// that it may have outstanding; it cannot be created if they do not fit. See QueuePair.
+///
+/// Move-only. A moved-from CompletionQueue owns nothing: native_handle() is nullptr, depth() is 0,
+/// creating a queue pair on it throws invalid_argument. See ibv_create_cq(3).
+class CompletionQueue {
+public:
+    /// A queue of at least `depth` entries, with its own channel. `depth` is from 1 to max_cqe of
+    /// the device. `comp_vector` selects the interrupt, from 0 to num_comp_vectors - 1 of the
+    /// device. Throws std::system_error: invalid_argument, with the range, for a value out of
+    /// range; else naming the verb that failed.
+    CompletionQueue(const Context& context, int depth, int comp_vector = 0)
+        : CompletionQueue(context, depth, CompletionChannel(context), comp_vector) {}
 
-namespace asyncverbs::detail {
+    /// The same on a channel that several queues share, which must be of the same Context.
+    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
+                    int comp_vector = 0)
+        : CompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
 
-// ibv_poll_cq for a CQ that was created by ibv_create_cq_ex: what it would give, and timestamps.
-// See ibv_create_cq_ex(3).
+    /// An extended queue, whose completions carry more than ibv_wc holds. `wc_flags` is
+    /// IBV_WC_EX_WITH_COMPLETION_TIMESTAMP, ticks of the device's clock, whose frequency is
+    /// hca_core_clock of ibv_query_device_ex(3), or IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK,
+    /// nanoseconds of real time; AsyncCq::poll_timestamped() returns them. Throws as the
+    /// constructor, and also invalid_argument for other flags, and operation_not_supported naming
+    /// ibv_create_cq_ex if the device has no such queues. See ibv_create_cq_ex(3).
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    int comp_vector = 0) {
+        return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
+    }
+
+    /// The same on a channel that several queues share, which must be of the same Context.
+    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
+                                    const CompletionChannel& channel, int comp_vector = 0) {
+        return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
+    }
+
+    CompletionQueue(CompletionQueue&&) noexcept = default;
+    CompletionQueue& operator=(CompletionQueue&&) noexcept = default;
+
+    /// The number of entries, at least what was requested.
+    [[nodiscard]] int depth() const noexcept { return cq_ ? cq_->cqe : 0; }
+
+    /// The number of entries that the queue pairs on this queue have reserved; at most depth().
+    [[nodiscard]] int reserved() const noexcept {
+        return capacity_ ? static_cast<int>(capacity_->reserved()) : 0;
+    }
+
+    /// Fewer interrupts, at the cost of latency: an event is reported only after `max_count`
+    /// completions or after `max_period`, 0 to 65,535 microseconds, whichever comes first. Zeros
+    /// turn it off. Throws std::system_error: invalid_argument for a period out of range, or naming
+    /// ibv_modify_cq, with operation_not_supported if the device cannot do it. See
+    /// ibv_modify_cq(3).
+    void moderate(std::uint16_t max_count, std::chrono::microseconds max_period) const {
+        detail::check_range("moderation period in microseconds", max_period.count(), 0, 65'535,
+                            context_.name());
+        ibv_modify_cq_attr attributes{};
+        attributes.attr_mask = IBV_CQ_ATTR_MODERATE;
+        attributes.moderate.cq_count = max_count;
+        attributes.moderate.cq_period = static_cast<std::uint16_t>(max_period.count());
+        const auto& native = detail::checked(cq_, "CompletionQueue");
+        detail::call("ibv_modify_cq", [&] { return ibv_modify_cq(native.get(), &attributes); });
+    }
+
+    /// The channel on which the queue reports events.
+    [[nodiscard]] const CompletionChannel& channel() const noexcept { return channel_; }
+
+    /// The device that the queue belongs to.
+    [[nodiscard]] const Context& context() const noexcept { return context_; }
+
+    /// For constructors of queue pairs: the count of reserved entries. nullptr when moved from.
+    [[nodiscard]] const std::shared_ptr<detail::CqCapacity>& capacity() const noexcept {
+        return capacity_;
+    }
+
+    /// The native object, for verbs that this library does not cover; nullptr when moved from.
+    [[nodiscard]] ibv_cq* native_handle() const noexcept { return cq_.get(); }
+
+    /// nullptr unless the queue is an extended one.
+    [[nodiscard]] ibv_cq_ex* extended_handle() const noexcept {
+        // The reverse of ibv_cq_ex_to_cq().
+        return wc_flags_ ? reinterpret_cast<ibv_cq_ex*>(cq_.get()) : nullptr;
+    }
+
+    /// The `wc_flags` of an extended queue; else 0.
+    [[nodiscard]] std::uint64_t wc_flags() const noexcept { return wc_flags_.value_or(0); }
+
+    /// Shares ownership: the queue and its parents live as long as the pointer, or a copy, exists.
+    [[nodiscard]] const std::shared_ptr<ibv_cq>& shared_handle() const noexcept { return cq_; }
+
+private:
+    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
+                    int comp_vector, std::optional<std::uint64_t> wc_flags);
+
+    ibv_cq* create(int depth, int comp_vector) const;
+
+    Context context_;
+    CompletionChannel channel_;
+    detail::Handle<ibv_cq> cq_;
+    std::optional<std::uint64_t> wc_flags_; // of an extended queue
+    std::shared_ptr<detail::CqCapacity> capacity_;
+};
+
+namespace detail {
 
 inline constexpr std::uint64_t timestamp_flags =
     IBV_WC_EX_WITH_COMPLETION_TIMESTAMP | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK;
 
-/// The completion that the iteration is at. What an error completion does not say is zero (I11).
+// The current completion of the iteration. Fields that are not valid in an error completion are
+// zero (I11).
 inline ibv_wc read_wc(ibv_cq_ex* cq) {
     ibv_wc wc{};
     wc.wr_id = cq->wr_id;
@@ -99,7 +202,9 @@ inline std::uint64_t read_timestamp(ibv_cq_ex* cq, std::uint64_t wc_flags) {
     return ibv_wc_read_completion_wallclock_ns(cq);
 }
 
-/// Returns how many were polled. Throws std::system_error naming ibv_start_poll.
+// ibv_poll_cq for a CQ that was created by ibv_create_cq_ex(3); also reads the timestamps, if the
+// CQ has them and `timestamps` is not null. Returns the number of completions. Throws
+// std::system_error naming ibv_start_poll.
 inline std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, std::span<ibv_wc> wcs,
                                  std::uint64_t* timestamps) {
     ibv_poll_cq_attr attributes{};
@@ -115,125 +220,14 @@ inline std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, std::spa
             timestamps[count] = read_timestamp(cq, wc_flags);
         }
         wcs[count++] = read_wc(cq);
-        // An error of ibv_next_poll comes back from the next ibv_start_poll, when what left the CQ
-        // has been delivered (I7).
+        // Ignore an error of ibv_next_poll: the completions that were polled must be delivered
+        // (I7), and the next ibv_start_poll reports it again.
     } while (count < wcs.size() && ibv_next_poll(cq) == 0);
     ibv_end_poll(cq);
     return count;
 }
 
-} // namespace asyncverbs::detail
-
-namespace asyncverbs {
-
-/// Owns a completion queue (ibv_cq); keeps its channel and device alive, its queue pairs keep it.
-/// Whoever reads events of the queue from the channel acknowledges each (ibv_ack_cq_events(3))
-/// before the last owner goes, for ibv_destroy_cq waits for that. AsyncCq does so by itself.
-///
-/// Capacity (invariant I10): every queue pair made on the queue reserves an entry for each work
-/// request that it may have outstanding, and cannot be made where they do not fit. See QueuePair.
-///
-/// Move-only. A moved-from CompletionQueue owns nothing: native_handle() is nullptr, depth() is 0,
-/// making a queue pair on it throws invalid_argument. See ibv_create_cq(3).
-class CompletionQueue {
-public:
-    /// A queue of at least `depth` entries, with a channel of its own. `depth` is from 1 to the
-    /// device's max_cqe; anything else throws std::system_error (invalid_argument) that says the
-    /// range. `comp_vector` chooses the interrupt, from 0 to the device's num_comp_vectors - 1.
-    /// Otherwise throws std::system_error naming the verb that failed.
-    CompletionQueue(const Context& context, int depth, int comp_vector = 0)
-        : CompletionQueue(context, depth, CompletionChannel(context), comp_vector) {}
-
-    /// The same on a channel that several queues share. The channel must be of the same Context.
-    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
-                    int comp_vector = 0)
-        : CompletionQueue(context, depth, channel, comp_vector, std::nullopt) {}
-
-    /// An extended queue. `wc_flags` says what its completions carry besides what ibv_wc holds:
-    /// IBV_WC_EX_WITH_COMPLETION_TIMESTAMP, a count of the device's clock, whose frequency is
-    /// hca_core_clock of ibv_query_device_ex(3), or IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK,
-    /// nanoseconds of real time; get them by AsyncCq::poll_timestamped(). Throws also
-    /// invalid_argument for other flags, and operation_not_supported naming ibv_create_cq_ex where
-    /// the device has no such queues. See ibv_create_cq_ex(3).
-    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
-                                    int comp_vector = 0) {
-        return extended(context, depth, wc_flags, CompletionChannel(context), comp_vector);
-    }
-
-    /// The same on a channel that several queues share, which must be of the same Context.
-    static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
-                                    const CompletionChannel& channel, int comp_vector = 0) {
-        return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
-    }
-
-    CompletionQueue(CompletionQueue&&) noexcept = default;
-    CompletionQueue& operator=(CompletionQueue&&) noexcept = default;
-
-    /// How many entries the device gave: at least what was asked for.
-    [[nodiscard]] int depth() const noexcept { return cq_ ? cq_->cqe : 0; }
-
-    /// How many entries the queue pairs on this queue have reserved; at most depth().
-    [[nodiscard]] int reserved() const noexcept {
-        return capacity_ ? static_cast<int>(capacity_->reserved()) : 0;
-    }
-
-    /// At most one event for `max_count` completions, or for those of `max_period`, up to 65,535
-    /// microseconds, whichever comes first: fewer interrupts for more latency. Zeros turn it off.
-    /// Throws std::system_error: invalid_argument for a period out of range, or naming
-    /// ibv_modify_cq, with operation_not_supported where the device cannot. See ibv_modify_cq(3).
-    void moderate(std::uint16_t max_count, std::chrono::microseconds max_period) const {
-        detail::check_range("moderation period in microseconds", max_period.count(), 0, 65'535,
-                            context_.name());
-        ibv_modify_cq_attr attributes{};
-        attributes.attr_mask = IBV_CQ_ATTR_MODERATE;
-        attributes.moderate.cq_count = max_count;
-        attributes.moderate.cq_period = static_cast<std::uint16_t>(max_period.count());
-        errno = 0;
-        const auto& native = detail::checked(cq_, "CompletionQueue");
-        if (const int result = ibv_modify_cq(native.get(), &attributes)) {
-            throw_verb_error("ibv_modify_cq", detail::verb_errno(result));
-        }
-    }
-
-    /// The channel that announces this queue's completions.
-    [[nodiscard]] const CompletionChannel& channel() const noexcept { return channel_; }
-
-    /// The device that the queue belongs to.
-    [[nodiscard]] const Context& context() const noexcept { return context_; }
-
-    /// The account of the queue's entries, which the queue pairs on it share; nullptr when moved
-    /// from.
-    [[nodiscard]] const std::shared_ptr<detail::CqCapacity>& capacity() const noexcept {
-        return capacity_;
-    }
-
-    /// The native object, for verbs that this library does not cover; nullptr when moved from.
-    [[nodiscard]] ibv_cq* native_handle() const noexcept { return cq_.get(); }
-
-    /// nullptr unless the queue is an extended one.
-    [[nodiscard]] ibv_cq_ex* extended_handle() const noexcept {
-        // What ibv_cq_ex_to_cq() does, backwards.
-        return wc_flags_ ? reinterpret_cast<ibv_cq_ex*>(cq_.get()) : nullptr;
-    }
-
-    /// What was asked for when the extended queue was made; else 0.
-    [[nodiscard]] std::uint64_t wc_flags() const noexcept { return wc_flags_.value_or(0); }
-
-    /// Shares ownership: the queue and its parents live as long as the pointer, or a copy, exists.
-    [[nodiscard]] const std::shared_ptr<ibv_cq>& shared_handle() const noexcept { return cq_; }
-
-private:
-    CompletionQueue(const Context& context, int depth, const CompletionChannel& channel,
-                    int comp_vector, std::optional<std::uint64_t> wc_flags);
-
-    ibv_cq* create(int depth, int comp_vector) const;
-
-    Context context_;
-    CompletionChannel channel_;
-    detail::Handle<ibv_cq> cq_;
-    std::optional<std::uint64_t> wc_flags_; // of an extended queue
-    std::shared_ptr<detail::CqCapacity> capacity_;
-};
+} // namespace detail
 
 inline CompletionQueue::CompletionQueue(const Context& context, int depth,
                                         const CompletionChannel& channel, int comp_vector,
@@ -247,7 +241,7 @@ inline CompletionQueue::CompletionQueue(const Context& context, int depth,
     const std::string device = context_.name();
     detail::check_range("completion queue depth", depth, 1, context_.query_device().max_cqe,
                         device);
-    // 0 is valid everywhere, also on a device that reports no vectors at all.
+    // 0 is valid on every device, even on one that reports no vectors.
     if (comp_vector != 0) {
         detail::check_range("completion vector", comp_vector, 0,
                             context_.native_handle()->num_comp_vectors - 1, device);
@@ -263,21 +257,18 @@ inline CompletionQueue::CompletionQueue(const Context& context, int depth,
 
 inline ibv_cq* CompletionQueue::create(int depth, int comp_vector) const {
     ibv_context* const context = context_.native_handle();
-    errno = 0;
     if (!wc_flags_) {
-        ibv_cq* native =
-            ibv_create_cq(context, depth, nullptr, channel_.native_handle(), comp_vector);
-        if (native == nullptr) throw_verb_error("ibv_create_cq", detail::verb_errno());
-        return native;
+        return detail::create("ibv_create_cq", [&] {
+            return ibv_create_cq(context, depth, nullptr, channel_.native_handle(), comp_vector);
+        });
     }
     ibv_cq_init_attr_ex attributes{};
     attributes.cqe = static_cast<std::uint32_t>(depth);
     attributes.channel = channel_.native_handle();
     attributes.comp_vector = static_cast<std::uint32_t>(comp_vector);
     attributes.wc_flags = IBV_WC_STANDARD_FLAGS | *wc_flags_;
-    ibv_cq_ex* native = ibv_create_cq_ex(context, &attributes);
-    if (native == nullptr) throw_verb_error("ibv_create_cq_ex", detail::verb_errno());
-    return ibv_cq_ex_to_cq(native);
+    return ibv_cq_ex_to_cq(
+        detail::create("ibv_create_cq_ex", [&] { return ibv_create_cq_ex(context, &attributes); }));
 }
 
 } // namespace asyncverbs

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// The RDMA devices of this machine, as a range.
-// A snapshot: devices that come or go later do not change it.
 #pragma once
 
 #include <cerrno>
@@ -12,17 +10,18 @@
 #include <utility>
 
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/gid.hpp>
 
 namespace asyncverbs {
 
-/// The RDMA devices that were there when the list was made. Move-only; a moved-from list is empty.
-/// A device pointer is valid as long as the list, or a Context opened on that device, exists.
-/// See ibv_get_device_list(3).
+/// The RDMA devices of this machine, as a range. A snapshot: devices that appear or disappear later
+/// do not change it. Move-only; a moved-from list is empty. A device pointer is valid as long as
+/// the list, or a Context opened on that device, exists. See ibv_get_device_list(3).
 class DeviceList {
 public:
-    /// Lists the devices. A machine without RDMA support in its kernel has an empty list.
+    /// Lists the devices. The list is empty if the kernel has no RDMA support.
     /// Throws std::system_error naming ibv_get_device_list.
     DeviceList() {
         errno = 0;
@@ -38,24 +37,24 @@ public:
     /// Leaves `other` empty.
     DeviceList(DeviceList&& other) noexcept
         : devices_(std::exchange(other.devices_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-    /// Frees the list that was here before.
+    /// Frees the previous list; leaves `other` empty.
     DeviceList& operator=(DeviceList&& other) noexcept {
-        DeviceList old(std::move(other));
-        std::swap(old.devices_, devices_);
-        std::swap(old.size_, size_);
+        DeviceList taken(std::move(other));
+        std::swap(taken.devices_, devices_);
+        std::swap(taken.size_, size_);
         return *this;
     }
     ~DeviceList() {
         if (devices_ != nullptr) ibv_free_device_list(devices_);
     }
 
-    /// The first device; the elements are pointers. As of a range of the standard library.
+    /// The first device; the elements of the range are pointers.
     [[nodiscard]] ibv_device* const* begin() const noexcept { return devices_; }
-    /// Behind the last one.
+    /// The end of the range.
     [[nodiscard]] ibv_device* const* end() const noexcept { return devices_ + size_; }
-    /// How many devices there are.
+    /// The number of devices.
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
-    /// Whether there is none.
+    /// Whether the list has no device.
     [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
 
     /// The device at `index`, which must be less than size().
@@ -63,8 +62,8 @@ public:
         return devices_[index];
     }
 
-    /// The device called `name`. Throws std::system_error (no_such_device) that names the devices
-    /// there are, or says that there is none.
+    /// The device called `name`. Throws std::system_error (no_such_device) that names the existing
+    /// devices, or says that there are none.
     [[nodiscard]] ibv_device* find(std::string_view name) const {
         std::string names;
         for (ibv_device* device : *this) {
@@ -79,7 +78,7 @@ public:
                                                            "\"; there are: " + names);
     }
 
-    /// Throws std::system_error (no_such_device) where the list is empty, saying what may help.
+    /// Throws std::system_error (no_such_device) if the list is empty, and says what may help.
     void require_any() const {
         if (empty()) {
             detail::throw_error(std::errc::no_such_device,
@@ -88,8 +87,8 @@ public:
         }
     }
 
-    /// The array that ibv_get_device_list(3) gave; nullptr where there is no RDMA support in the
-    /// kernel, and in a moved-from list.
+    /// The array that ibv_get_device_list(3) returned; nullptr if the kernel has no RDMA support,
+    /// and in a moved-from list.
     [[nodiscard]] ibv_device** native_handle() const noexcept { return devices_; }
 
 private:
@@ -97,39 +96,36 @@ private:
     std::size_t size_ = 0;
 };
 
-/// Owns an open device (ibv_context); the root of all other objects, which keep it open.
-/// Move-only. A moved-from Context owns nothing: native_handle() is nullptr, using it in any other
-/// way throws invalid_argument. Queries may be called from any thread.
+/// Owns an open device (ibv_context), the root of all other objects; they keep it open.
+/// Move-only. A moved-from Context owns nothing: native_handle() is nullptr, any other use
+/// throws invalid_argument. Queries may be called from any thread.
 /// See ibv_open_device(3).
 class Context {
 public:
-    /// Opens `device`, an element of a DeviceList. Throws std::system_error naming ibv_open_device;
-    /// invalid_argument where `device` is nullptr.
+    /// Opens `device`, an element of a DeviceList. Throws std::system_error: invalid_argument if
+    /// `device` is nullptr, else naming ibv_open_device.
     explicit Context(ibv_device* device) {
         if (device == nullptr) {
             detail::throw_error(std::errc::invalid_argument, "cannot open a null ibv_device");
         }
-        errno = 0;
-        ibv_context* native = ibv_open_device(device);
-        if (native == nullptr) {
-            throw_verb_error("ibv_open_device", detail::verb_errno());
-        }
-        context_ = detail::own<ibv_close_device>(native);
+        context_ = detail::own<ibv_close_device>(
+            detail::create("ibv_open_device", [&] { return ibv_open_device(device); }));
     }
 
-    /// Shares a context that is already open, another owner's shared_handle() or, with a deleter
-    /// that does nothing, one that belongs to other code (librdmacm's `id->verbs`), which must then
-    /// stay open as long as this owner and its children exist.
+    /// Shares a context that is already open: the shared_handle() of another owner or, with a
+    /// deleter that does nothing, a context of other code (librdmacm's `id->verbs`), which must
+    /// then stay open as long as this owner and its children exist. Throws invalid_argument for
+    /// nullptr.
     explicit Context(const std::shared_ptr<ibv_context>& handle) : context_(handle) {
-        static_cast<void>(get()); // throws where there is none
+        static_cast<void>(get());
     }
 
     Context(Context&&) noexcept = default;
     Context& operator=(Context&&) noexcept = default;
 
-    /// Opens the device called `name`, whatever the state of its ports; without a name the first
-    /// device that has an active port. Throws std::system_error (no_such_device) that says which
-    /// devices there are and, where a port was looked for, the state of their ports.
+    /// Opens the device called `name`, in any state of its ports; without a name, the first device
+    /// that has an active port. Throws std::system_error (no_such_device) that names the existing
+    /// devices and, without a name, the state of their ports.
     [[nodiscard]] static Context open(std::string_view name = {}) {
         const DeviceList devices;
         if (!name.empty()) {
@@ -147,7 +143,7 @@ public:
                 }
                 seen += " (" + states + ")";
             } catch (const std::system_error& error) {
-                // One device that cannot be opened must not hide the next one.
+                // A device that cannot be opened must not hide the next one.
                 seen += " (" + std::string(error.what()) + ")";
             }
         }
@@ -158,9 +154,9 @@ public:
     /// The device's name, such as "mlx5_0".
     [[nodiscard]] std::string name() const { return ibv_get_device_name(get()->device); }
 
-    /// How many completion vectors there are: each is an interrupt, and so a CPU that hears of
-    /// completions first, as /proc/irq/*/smp_affinity_list says. At least 1, for vector 0 is valid
-    /// on every device. See CompletionQueue.
+    /// The number of completion vectors. Each is an interrupt, so it decides which CPU handles the
+    /// completion events first; see /proc/irq/*/smp_affinity_list. At least 1, because vector 0 is
+    /// valid on every device. See CompletionQueue.
     [[nodiscard]] int num_comp_vectors() const {
         const int count = get()->num_comp_vectors;
         return count < 1 ? 1 : count;
@@ -170,22 +166,18 @@ public:
     /// See ibv_query_device(3).
     [[nodiscard]] ibv_device_attr query_device() const {
         ibv_device_attr attr{};
-        errno = 0;
-        if (const int result = ibv_query_device(get(), &attr)) {
-            throw_verb_error("ibv_query_device", detail::verb_errno(result));
-        }
+        detail::call("ibv_query_device", [&] { return ibv_query_device(get(), &attr); });
         return attr;
     }
 
-    /// The attributes of `port`, counted from 1. Throws invalid_argument that says which ports the
-    /// device has, else std::system_error naming ibv_query_port. See ibv_query_port(3).
+    /// The attributes of `port`, counted from 1. Throws std::system_error: invalid_argument, with
+    /// the valid ports, for a port that does not exist, else naming ibv_query_port. See
+    /// ibv_query_port(3).
     [[nodiscard]] ibv_port_attr query_port(int port = 1) const {
         detail::check_range("port number", port, 1, query_device().phys_port_cnt, name());
         ibv_port_attr attr{};
-        errno = 0;
-        if (const int result = ibv_query_port(get(), static_cast<std::uint8_t>(port), &attr)) {
-            throw_verb_error("ibv_query_port", detail::verb_errno(result));
-        }
+        detail::call("ibv_query_port",
+                     [&] { return ibv_query_port(get(), static_cast<std::uint8_t>(port), &attr); });
         return attr;
     }
 
@@ -194,8 +186,8 @@ public:
         return port.state == IBV_PORT_ACTIVE || port.state == IBV_PORT_ACTIVE_DEFER;
     }
 
-    /// The first port that is active. Throws std::system_error (network_down) that says the state
-    /// of each port.
+    /// The first active port. Throws std::system_error (network_down), with the state of each port,
+    /// if no port is active.
     [[nodiscard]] int active_port() const {
         std::string states;
         const int port = find_active_port(states);
@@ -207,8 +199,9 @@ public:
     }
 
     /// The entry at `index`, counted from 0, of the GID table of `port`: the GID and its type.
-    /// Throws invalid_argument for an index outside the table (saying its range) and for an empty
-    /// entry (saying which are in use). See ibv_query_gid_ex(3).
+    /// Throws std::system_error: invalid_argument for an index outside the table (with its range)
+    /// and for an empty entry (with those in use), else naming ibv_query_gid_ex. See
+    /// ibv_query_gid_ex(3).
     [[nodiscard]] ibv_gid_entry query_gid_entry(int port, int index) const {
         const int length = query_port(port).gid_tbl_len;
         const std::string where = "port " + std::to_string(port) + " of " + name();
@@ -226,13 +219,13 @@ public:
         return entry;
     }
 
-    /// The GID at `index` of the GID table of `port`; as query_gid_entry().
+    /// The GID at `index` of the GID table of `port`; see query_gid_entry().
     [[nodiscard]] ibv_gid query_gid(int port, int index) const {
         return query_gid_entry(port, index).gid;
     }
 
-    /// Reads one entry of the GID table without judging it: 0, or ENODATA where the entry is empty,
-    /// or another errno. For code that walks the table.
+    /// The form that does not throw, for code that iterates over the table: returns 0, ENODATA for
+    /// an empty entry, or another errno, positive.
     [[nodiscard]] int try_query_gid(int port, int index, ibv_gid_entry& entry) const {
         errno = 0;
         const int result = ibv_query_gid_ex(get(), static_cast<std::uint32_t>(port),
@@ -254,7 +247,7 @@ public:
 private:
     [[nodiscard]] ibv_context* get() const { return detail::checked(context_, "Context").get(); }
 
-    // The first active port, or 0 with the states of all ports in `states`.
+    // The first active port; or 0, and the states of all ports in `states`.
     [[nodiscard]] int find_active_port(std::string& states) const {
         const int count = query_device().phys_port_cnt;
         for (int port = 1; port <= count; ++port) {
@@ -293,14 +286,14 @@ private:
 };
 
 namespace detail {
-// The field of an address vector that takes the index has 8 bits; tables may be longer.
+// The index has 8 bits in an address vector; a GID table may be longer.
 inline constexpr int max_gid_index = 255;
 } // namespace detail
 
-/// The index of the GID to use on `port`: a RoCE v2 entry with an IPv4-mapped address, else a RoCE
-/// v2 entry, else one of RoCE v1 or InfiniBand; the lowest index where several are equally good.
-/// Throws std::system_error (address_not_available) where the table has no GID at all, and as
-/// Context::query_port() does.
+/// The index of the GID to use on `port`: a RoCE v2 entry with an IPv4-mapped address, else another
+/// RoCE v2 entry, else an entry of RoCE v1 or InfiniBand; of several in the same class, the first.
+/// Throws std::system_error: address_not_available if the table has no GID at all, naming
+/// ibv_query_gid_ex if no entry can be read, and as Context::query_port() does.
 [[nodiscard]] inline int select_gid(const Context& context, int port) {
     const int length = context.query_port(port).gid_tbl_len;
     int best_index = -1;

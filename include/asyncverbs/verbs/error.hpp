@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How the library reports errors: a failed verb by its name and errno, bad input by what was looked
-// for and what there is, a failed completion by its ibv_wc_status.
-// Kept apart from the owners because every layer reports in the same three ways.
+// How every layer reports errors: a failed verb by its name and errno, invalid input by its value
+// and the valid range, a failed completion by its ibv_wc_status.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -13,8 +12,8 @@
 namespace asyncverbs {
 
 /// Throws std::system_error for a verb that failed; what() reads "ibv_create_cq: Cannot allocate
-/// memory". `error` is an errno value of either sign, for providers differ. 0, from a provider that
-/// failed without setting errno, is reported as EIO.
+/// memory". `error` is an errno value of either sign, because providers differ. 0, from a provider
+/// that failed without setting errno, is reported as EIO.
 [[noreturn]] inline void throw_verb_error(const char* verb, int error) {
     const int positive = error < 0 ? -error : error;
     throw std::system_error(positive == 0 ? EIO : positive, std::system_category(), verb);
@@ -27,7 +26,7 @@ namespace asyncverbs {
     public:
         const char* name() const noexcept override { return "ibv_wc_status"; }
         std::string message(int status) const override {
-            // A value outside the enumeration must not be converted to it.
+            // Converting a value outside the enumeration would be undefined.
             if (status < IBV_WC_SUCCESS || status > IBV_WC_TM_RNDV_INCOMPLETE) {
                 return "unknown status " + std::to_string(status);
             }
@@ -38,8 +37,8 @@ namespace asyncverbs {
     return category;
 }
 
-/// The status of a completion as an error code of wc_status_category(); IBV_WC_SUCCESS is no error
-/// and equal to std::error_code().
+/// The status of a completion as an error code of wc_status_category(). IBV_WC_SUCCESS gives
+/// std::error_code(), no error.
 [[nodiscard]] inline std::error_code make_wc_error(ibv_wc_status status) noexcept {
     if (status == IBV_WC_SUCCESS) {
         return {};
@@ -49,18 +48,18 @@ namespace asyncverbs {
 
 namespace detail {
 
-// Reports bad input; what() reads "<text>: <message of the error>".
+// Reports invalid input; what() reads "<text>: <message of the error>".
 [[noreturn]] inline void throw_error(std::errc error, const std::string& text) {
     throw std::system_error(std::make_error_code(error), text);
 }
 
-// The errno, positive, of a verb that returned NULL. Callers set errno to 0 before the call, so
-// that a provider that forgets to set it is not credited with an older error.
+// The errno, positive, of a verb that returned NULL. Callers set errno to 0 before the call:
+// otherwise a provider that does not set it would be reported with an older error.
 [[nodiscard]] inline int verb_errno() noexcept { return errno < 0 ? -errno : errno; }
 
 // The errno, positive, of a verb that returned `result`, which is not 0. Verbs report in three
-// ways: errno, -errno, and -1 with errno set. -1 alone is ambiguous: callers set errno to 0 before
-// the call, and a -1 that left it there is -EPERM.
+// ways: errno, -errno, and -1 with errno set. Callers set errno to 0 before the call, to tell the
+// last two apart: -1 with errno still 0 is -EPERM.
 [[nodiscard]] inline int verb_errno(int result) noexcept {
     if (result == -1 && errno != 0) {
         return verb_errno();
@@ -68,7 +67,7 @@ namespace detail {
     return result < 0 ? -result : result;
 }
 
-// Bad input unless low <= value <= high; `where` names the thing whose limits these are.
+// Throws invalid_argument unless low <= value <= high; `where` names the object with these limits.
 inline void check_range(const std::string& what, long long value, long long low, long long high,
                         const std::string& where) {
     if (value < low || value > high) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// GIDs, the addresses of InfiniBand and RoCE ports: as text, and what kind they are.
+// GIDs, the addresses of InfiniBand and RoCE ports: their text form and their kinds.
 #pragma once
 
 #include <arpa/inet.h>
@@ -19,7 +19,7 @@ namespace asyncverbs {
     return text.data();
 }
 
-/// Whether all bytes are zero: no GID, an unused entry of a port's table.
+/// Whether all bytes are zero: an unused entry of a port's GID table.
 [[nodiscard]] inline bool is_empty_gid(const ibv_gid& gid) noexcept {
     constexpr ibv_gid empty{};
     return std::memcmp(gid.raw, empty.raw, sizeof gid.raw) == 0;

@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Where work requests are posted: a send queue and a receive queue, connected to one peer (RC) or
-// open to many (UD).
-// Brings itself up with sane defaults, and is not made at all where its completions could overrun
-// their queue.
 #pragma once
 
 #include <cerrno>
@@ -12,45 +8,50 @@
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 
 namespace asyncverbs {
 
-/// Owns a queue pair (ibv_qp); keeps its protection domain and its other queues alive.
+/// Owns a queue pair (ibv_qp): a send queue and a receive queue, connected to one peer (RC) or open
+/// to many (UD). Keeps its protection domain, completion queues and shared receive queue alive.
 ///
-/// RC: `init()`, post receives, exchange local_address() with the peer, `connect(remote)`; both
-/// ends do so. UD: `init()`, post receives, `activate()`; each send names its peer, see
+/// RC: both ends call `init()`, post receives, exchange local_address(), and call
+/// `connect(remote)`. UD: `init()`, post receives, `activate()`; each send names its peer, see
 /// AddressHandle.
 ///
-/// Capacity (invariant I10): max_send_wr entries of `send_cq` and max_recv_wr entries of `recv_cq`
-/// are reserved until the queue pair is destroyed; unsignaled sends count, for they complete when
-/// they fail. Shared receives are counted by their queue. What was asked for is counted, not what
-/// the device rounds it up to, which not every device tells: so a depth equal to the sum of the
-/// work requests suffices everywhere. The application's part is to have no more outstanding than it
-/// asked for (a device may take more, so posting until ENOMEM is no way to find out), and to drain
-/// the queue pair before it destroys it: completions still queued keep entries that are no longer
-/// counted.
+///     bob.post_recv(1, memory.slice(16, 16));
+///     alice.post_send(2, memory.slice(0, 16));
 ///
-/// Move-only. A moved-from QueuePair owns nothing: native_handle() is nullptr, whatever needs the
-/// native object fails with invalid_argument. See ibv_create_qp(3).
+/// Capacity (invariant I10): max_send_wr entries of `send_cq` and max_recv_wr entries of `recv_cq`
+/// are reserved until the queue pair is destroyed. Unsignaled sends count too, because they
+/// complete when they fail. The shared receive queue counts shared receives. The requested numbers
+/// count, not those to which the device rounds them up and which not every device reports: so a
+/// depth equal to the sum of the work requests suffices on every device. The application must have
+/// no more work requests outstanding than it requested (a device may accept more, so posting until
+/// ENOMEM does not find the limit), and must drain the queue pair before it destroys it, because
+/// completions that are still queued occupy entries that are no longer reserved.
+///
+/// Move-only. A moved-from QueuePair owns nothing: native_handle() is nullptr, functions that need
+/// the native object fail with invalid_argument. See ibv_create_qp(3).
 class QueuePair {
 public:
-    /// A queue pair in RESET. `send_cq` and `recv_cq` may be one queue. Throws std::system_error:
-    /// invalid_argument for options beyond the device's limits (saying them) and for queues of
-    /// another Context than the domain's; no_buffer_space, with the numbers, where a completion
-    /// queue has too few free entries; else naming ibv_create_qp.
+    /// A queue pair in RESET. `send_cq` and `recv_cq` may be the same queue. Throws
+    /// std::system_error: invalid_argument for options beyond the limits of the device (naming
+    /// them) and for queues of another Context than that of the domain; no_buffer_space, with the
+    /// numbers, if a completion queue has too few free entries; else naming ibv_create_qp.
     QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const QueuePairOptions& options = {})
         : QueuePair(domain, send_cq, recv_cq, nullptr, options) {}
 
-    /// A queue pair that takes its receives from `receives`, which is of the same domain and stays
-    /// alive with it. It has none of its own: max_recv_wr and max_recv_sge do not count, options()
-    /// says 0, and devices refuse post_recv(). Throws as the first form.
+    /// A queue pair that takes its receives from `receives`, which must be of the same domain. It
+    /// has no receives of its own: max_recv_wr and max_recv_sge are ignored, and 0 in options();
+    /// devices reject post_recv(). Throws as the first form, and invalid_argument for another
+    /// domain.
     QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const SharedReceiveQueue& receives,
               const QueuePairOptions& options = {})
@@ -59,10 +60,10 @@ public:
     QueuePair(QueuePair&&) noexcept = default;
     QueuePair& operator=(QueuePair&&) noexcept = default;
 
-    /// RESET to INIT: chooses port, GID and PSN; from here on receives can be posted. May be
+    /// RESET to INIT: selects port, GID and PSN. Receives can be posted from now on. May be
     /// repeated in INIT. Throws std::system_error: network_down for a port that is not active,
-    /// invalid_argument for a port, GID index or PSN out of range or an empty GID, else naming
-    /// ibv_modify_qp.
+    /// invalid_argument for a port, GID index or PSN out of range or an empty GID,
+    /// operation_not_supported on iWARP, else naming ibv_modify_qp.
     void init(const InitOptions& options = {}) {
         ibv_qp* qp = get();
         const std::uint32_t psn = options.psn.value_or(psn_);
@@ -73,8 +74,8 @@ public:
         psn_ = psn;
     }
 
-    /// The address that the peer needs. Before init() it is what init() with its defaults would
-    /// make it, and fails as that would.
+    /// The address that the peer needs. Before init() it is the one that init() with its defaults
+    /// would select; throws as init() would.
     [[nodiscard]] QueuePairAddress local_address() const {
         const std::uint32_t number = qp_num();
         const detail::Endpoint endpoint =
@@ -84,27 +85,28 @@ public:
 
     /// RC: INIT to RTR, ready to receive from `remote`. Throws std::system_error: invalid_argument
     /// before init(), for a UD queue pair, for a `remote` that cannot be reached (no GID on RoCE,
-    /// number or PSN of more than 24 bits), for options out of range; else naming ibv_modify_qp.
+    /// number or PSN of more than 24 bits), and for options out of range; else naming
+    /// ibv_modify_qp.
     void ready_to_receive(const QueuePairAddress& remote, const RtrOptions& options = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
         detail::rtr_step(context_, endpoint(), remote, options).apply(get());
     }
 
-    /// The address vector that leads to `remote`, for address handles; throws invalid_argument
-    /// before init() and where `remote` cannot be reached.
+    /// The address vector of the path to `remote`, for address handles. Throws invalid_argument
+    /// before init() and if `remote` cannot be reached.
     [[nodiscard]] ibv_ah_attr path_to(const QueuePairAddress& remote,
                                       const RtrOptions& options = {}) const {
         return detail::make_path(endpoint(), remote, options);
     }
 
-    /// RTR to RTS, ready to send; a UD queue pair has no use for the options. Throws
+    /// RTR to RTS, ready to send. A UD queue pair does not use the options. Throws
     /// std::system_error: invalid_argument for options out of range, else naming ibv_modify_qp.
     void ready_to_send(const RtsOptions& options = {}) {
         detail::rts_step(options_.type, psn_, options).apply(get());
     }
 
-    /// RC: all the way to ready-to-send; calls init() with its defaults where that was not done.
-    /// Throws as the three steps do.
+    /// RC: all steps to ready-to-send, init() with its defaults if it was not called yet. Throws as
+    /// the steps do.
     void connect(const QueuePairAddress& remote, const RtrOptions& receive = {},
                  const RtsOptions& send = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
@@ -115,8 +117,8 @@ public:
         ready_to_send(send);
     }
 
-    /// UD: all the way to ready-to-send; calls init() with its defaults where that was not done.
-    /// Throws as the steps do; invalid_argument for an RC queue pair.
+    /// UD: all steps to ready-to-send, init() with its defaults if it was not called yet. Throws as
+    /// the steps do; invalid_argument for an RC queue pair.
     void activate() {
         require_type(IBV_QPT_UD, "an RC queue pair needs a peer; see connect()");
         if (!endpoint_) {
@@ -127,64 +129,87 @@ public:
     }
 
     /// To ERR: all outstanding work requests complete with IBV_WC_WR_FLUSH_ERR. Throws
-    /// std::system_error naming ibv_modify_qp; in RESET, where nothing can be outstanding, kernels
-    /// refuse with EINVAL.
+    /// std::system_error naming ibv_modify_qp. In RESET, where nothing can be outstanding, kernels
+    /// fail it with EINVAL.
     void to_error() { detail::QueuePairStep(IBV_QPS_ERR, "ERR").apply(get()); }
 
-    /// The same for destructors: reports in `error`, clear on success.
+    /// The form that does not throw, for destructors: `error` is clear on success.
     void to_error(std::error_code& error) noexcept {
         const int result =
             qp_ ? detail::QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp_.get()) : EINVAL;
         error.assign(result, std::system_category());
     }
 
-    /// The state that the device reports. Throws naming ibv_query_qp.
+    /// The state that the device reports. Throws std::system_error naming ibv_query_qp.
     [[nodiscard]] ibv_qp_state state() const {
         ibv_qp_attr attr{};
         ibv_qp_init_attr init_attr{};
-        errno = 0;
-        if (const int result = ibv_query_qp(get(), &attr, IBV_QP_STATE, &init_attr)) {
-            throw_verb_error("ibv_query_qp", detail::verb_errno(result));
-        }
+        detail::call("ibv_query_qp",
+                     [&] { return ibv_query_qp(get(), &attr, IBV_QP_STATE, &init_attr); });
         return attr.qp_state;
     }
 
-    /// Posts `requests`, a chain by `next`. Throws std::system_error naming ibv_post_send: ENOMEM
-    /// where the send queue is full. Those before the failing one are posted all the same. Memory
-    /// and keys in it stay valid until the completion. See ibv_post_send(3).
+    /// Posts `requests`, a chain linked by `next`. Throws std::system_error naming ibv_post_send:
+    /// ENOMEM if the send queue is full. Requests before the failing one are posted. Their memory
+    /// and keys must stay valid until they complete. See ibv_post_send(3).
     void post_send(ibv_send_wr& requests) {
         detail::post(ibv_post_send, "ibv_post_send", get(), requests);
     }
 
-    /// The same for a request that is written where it is posted: post_send({.wr_id = 1, …}).
+    /// The same for a temporary: post_send({.wr_id = 1, …}).
     void post_send(ibv_send_wr&& request) { post_send(request); }
 
-    /// The form that does not throw: the first request that was not posted, nullptr on success.
+    /// Posts one IBV_WR_SEND of `slice`, whose region must stay registered until it completes.
+    /// `flags` are of ibv_send_flags. Without IBV_SEND_SIGNALED (and sq_sig_all) only a failure
+    /// completes, and the entry of the send queue is not freed before a later signaled send
+    /// completes. Throws as above, and as Slice::sge() does.
+    void post_send(std::uint64_t wr_id, const Slice& slice, unsigned flags = IBV_SEND_SIGNALED) {
+        ibv_sge sge = slice.sge();
+        ibv_send_wr request{};
+        request.wr_id = wr_id;
+        request.sg_list = &sge;
+        request.num_sge = 1;
+        request.opcode = IBV_WR_SEND;
+        request.send_flags = flags;
+        post_send(request);
+    }
+
+    /// The form that does not throw: returns the first request that was not posted, nullptr on
+    /// success.
     ibv_send_wr* post_send(ibv_send_wr& requests, std::error_code& error) noexcept {
         return detail::post(ibv_post_send, qp_.get(), requests, error);
     }
 
-    /// Posts receives, a chain by `next`; in INIT or later. As post_send(), naming ibv_post_recv.
-    /// On UD the first 40 bytes of each receive take the sender's GRH. See ibv_post_recv(3).
+    /// Posts receives, a chain linked by `next`, in INIT or later. As post_send(), but naming
+    /// ibv_post_recv. On UD the first 40 bytes of each receive hold the GRH of the sender. See
+    /// ibv_post_recv(3).
     void post_recv(ibv_recv_wr& requests) {
         detail::post(ibv_post_recv, "ibv_post_recv", get(), requests);
     }
 
-    /// The same for a request that is written where it is posted: post_recv({.wr_id = 1, …}).
+    /// The same for a temporary: post_recv({.wr_id = 1, …}).
     void post_recv(ibv_recv_wr&& request) { post_recv(request); }
 
-    /// The form that does not throw: the first request that was not posted, nullptr on success.
+    /// Posts one receive into `slice`, whose region must stay registered until it completes.
+    /// Throws as above, and as Slice::sge() does.
+    void post_recv(std::uint64_t wr_id, const Slice& slice) {
+        ibv_sge sge = slice.sge();
+        post_recv({.wr_id = wr_id, .next = nullptr, .sg_list = &sge, .num_sge = 1});
+    }
+
+    /// The form that does not throw; see post_send().
     ibv_recv_wr* post_recv(ibv_recv_wr& requests, std::error_code& error) noexcept {
         return detail::post(ibv_post_recv, qp_.get(), requests, error);
     }
 
-    /// The number by which peers and completions name it. Throws invalid_argument when moved from.
+    /// The number that names the queue pair for peers and in completions. Throws invalid_argument
+    /// when moved from.
     [[nodiscard]] std::uint32_t qp_num() const { return get()->qp_num; }
 
-    /// What the queue pair was made with; the capacities are those that completion queues reserve.
+    /// The options of the constructor; its capacities are those that completion queues reserve.
     [[nodiscard]] const QueuePairOptions& options() const noexcept { return options_; }
 
-    /// The capacities that the device says it gave: at least what was asked for.
+    /// The capacities that the device reports, at least what was requested.
     [[nodiscard]] const ibv_qp_cap& granted() const noexcept { return granted_; }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Receives that serve many queue pairs: whichever of them a message comes to takes the next one.
-// So the memory for receives follows the traffic, not the number of connections.
 #pragma once
 
-#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -12,36 +9,40 @@
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs {
 
-/// What a shared receive queue is made with.
+/// The capacities of a SharedReceiveQueue.
 struct SharedReceiveQueueOptions {
     std::uint32_t max_wr = 16; ///< receives that may be outstanding
     std::uint32_t max_sge = 1; ///< scatter/gather elements of one receive
 };
 
-/// Owns a shared receive queue (ibv_srq); keeps its protection domain alive, its queue pairs keep
-/// it. They are made with it, see QueuePair, and have no receives of their own.
+/// Owns a shared receive queue (ibv_srq): receives that serve many queue pairs, each message taking
+/// the next one, so that the memory for receives depends on the traffic and not on the number of
+/// connections. A queue pair is constructed with it, see QueuePair, keeps it alive, and has no
+/// receives of its own. Keeps its protection domain alive.
 ///
-/// A receive completes into the `recv_cq` of the queue pair that took it, which the completion
-/// names in `qp_num`. A queue pair in the error state flushes what it has taken and no more:
-/// IBV_EVENT_QP_LAST_WQE_REACHED, which DeviceEvents reports, says when that is all in its queue.
-/// Receives that nobody takes do not complete; they end with this queue.
+/// A receive completes into the `recv_cq` of the queue pair that took it; `qp_num` of the
+/// completion names that queue pair. A queue pair in the error state flushes only the receives that
+/// it has taken. IBV_EVENT_QP_LAST_WQE_REACHED, which DeviceEvents reports, says that all of them
+/// are in its completion queue. Receives that no queue pair takes never complete; they are dropped
+/// when this queue is destroyed.
 ///
 /// Capacity (invariant I10): the first queue pair that completes into a completion queue reserves
-/// max_wr entries there, all others of the same two queues share them, and the last one that is
-/// destroyed releases them. The application's part is to have no more receives outstanding than
-/// max_wr: posted, and not polled yet.
+/// max_wr entries there. The other queue pairs with the same two queues share them; the last one
+/// that is destroyed releases them. The application must not have more than max_wr receives
+/// outstanding: posted, and their completions not polled yet.
 ///
-/// Thread safety: none, but for queue pairs on several threads that are made with it.
-/// Move-only. A moved-from SharedReceiveQueue owns nothing: native_handle() is nullptr, whatever
-/// needs the native object fails with invalid_argument. See ibv_create_srq(3).
+/// Thread safety: none, except that queue pairs may be constructed with it on several threads.
+/// Move-only. A moved-from SharedReceiveQueue owns nothing: native_handle() is nullptr, functions
+/// that need the native object fail with invalid_argument. See ibv_create_srq(3).
 class SharedReceiveQueue {
 public:
-    /// Throws std::system_error: invalid_argument for options beyond the device's limits (saying
-    /// them), else naming ibv_create_srq.
+    /// Throws std::system_error: invalid_argument, with the limits, for options beyond those of the
+    /// device, else naming ibv_create_srq.
     explicit SharedReceiveQueue(const ProtectionDomain& domain,
                                 const SharedReceiveQueueOptions& options = {})
         : options_(options) {
@@ -54,48 +55,48 @@ public:
         ibv_srq_init_attr attr{};
         attr.attr.max_wr = options.max_wr;
         attr.attr.max_sge = options.max_sge;
-        errno = 0;
-        ibv_srq* native = ibv_create_srq(pd.get(), &attr);
-        if (native == nullptr) {
-            throw_verb_error("ibv_create_srq", detail::verb_errno());
-        }
-        srq_ = detail::own<ibv_destroy_srq>(native, pd);
+        srq_ = detail::own<ibv_destroy_srq>(
+            detail::create("ibv_create_srq", [&] { return ibv_create_srq(pd.get(), &attr); }), pd);
     }
 
     SharedReceiveQueue(SharedReceiveQueue&&) noexcept = default;
     SharedReceiveQueue& operator=(SharedReceiveQueue&&) noexcept = default;
 
-    /// Posts receives, a chain by `next`, whatever the states of the queue pairs. Throws
-    /// std::system_error naming ibv_post_srq_recv: ENOMEM where the queue is full. Those before
-    /// the failing one are posted all the same. Memory stays valid until the completion. See
+    /// Posts `requests`, a chain linked by `next`, in any state of the queue pairs. Throws
+    /// std::system_error naming ibv_post_srq_recv: ENOMEM if the queue is full. Requests before
+    /// the failing one are posted. Their memory must stay valid until they complete. See
     /// ibv_post_srq_recv(3).
     void post_recv(ibv_recv_wr& requests) {
         detail::post(ibv_post_srq_recv, "ibv_post_srq_recv", get(), requests);
     }
 
-    /// The same for a request that is written where it is posted: post_recv({.wr_id = 1, …}).
+    /// The same for a temporary: post_recv({.wr_id = 1, …}).
     void post_recv(ibv_recv_wr&& request) { post_recv(request); }
 
-    /// The form that does not throw: the first request that was not posted, nullptr on success.
+    /// Posts one receive into `slice`. Throws as above, and as Slice::sge() does.
+    void post_recv(std::uint64_t wr_id, const Slice& slice) {
+        ibv_sge sge = slice.sge();
+        post_recv({.wr_id = wr_id, .next = nullptr, .sg_list = &sge, .num_sge = 1});
+    }
+
+    /// The form that does not throw: returns the first request that was not posted, nullptr on
+    /// success.
     ibv_recv_wr* post_recv(ibv_recv_wr& requests, std::error_code& error) noexcept {
         return detail::post(ibv_post_srq_recv, srq_.get(), requests, error);
     }
 
-    /// Asks for one IBV_EVENT_SRQ_LIMIT_REACHED as soon as fewer than `limit` receives are left.
+    /// Requests one IBV_EVENT_SRQ_LIMIT_REACHED, when fewer than `limit` receives are left.
     /// Throws std::system_error naming ibv_modify_srq.
     void arm_limit(std::uint32_t limit) {
         ibv_srq_attr attr{};
         attr.srq_limit = limit;
-        errno = 0;
-        if (const int result = ibv_modify_srq(get(), &attr, IBV_SRQ_LIMIT)) {
-            throw_verb_error("ibv_modify_srq", detail::verb_errno(result));
-        }
+        detail::call("ibv_modify_srq", [&] { return ibv_modify_srq(get(), &attr, IBV_SRQ_LIMIT); });
     }
 
-    /// What the queue was made with; completion queues reserve max_wr entries.
+    /// The options of the constructor; completion queues reserve max_wr entries.
     [[nodiscard]] const SharedReceiveQueueOptions& options() const noexcept { return options_; }
 
-    /// For making queue pairs: the entries of `recv_cq` that the receives need.
+    /// For the constructor of QueuePair: reserves the entries of `recv_cq` that the receives need.
     [[nodiscard]] std::shared_ptr<detail::CqReservation>
     reserve(const CompletionQueue& recv_cq) const {
         static_cast<void>(get());

@@ -26,6 +26,7 @@
 #include <asyncverbs/executor/detail/timers.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
+#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {

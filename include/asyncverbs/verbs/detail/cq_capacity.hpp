@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The account behind invariant I10: how many entries of a completion queue are spoken for by the
-// work requests that can complete into it.
-// A queue that is overrun loses completions and never reports again, so none may be overbooked.
+// Invariant I10: reserves an entry of a completion queue for each work request that can complete
+// into it. A completion queue that is overrun loses completions and never reports again.
 #pragma once
 
 #include <atomic>
@@ -16,7 +15,8 @@
 
 namespace asyncverbs::detail {
 
-// The account of one completion queue. Thread-safe: queue pairs of several threads may share it.
+// The reserved entries of one completion queue. Thread-safe: queue pairs of several threads may
+// share it.
 class CqCapacity {
 public:
     explicit CqCapacity(std::uint64_t entries) noexcept : entries_(entries) {}
@@ -24,7 +24,7 @@ public:
     CqCapacity(const CqCapacity&) = delete;
     CqCapacity& operator=(const CqCapacity&) = delete;
 
-    // Takes all `slots` or none.
+    // Reserves all `slots` or none.
     [[nodiscard]] bool try_reserve(std::uint64_t slots) noexcept {
         std::uint64_t reserved = reserved_.load(std::memory_order_relaxed);
         do {
@@ -50,10 +50,10 @@ private:
     std::atomic<std::uint64_t> reserved_ = 0;
 };
 
-// What work requests reserve, in the accounts of their two completion queues, which may be one.
+// The entries that work requests reserve in their two completion queues, which may be the same.
 class CqReservation {
 public:
-    // Throws no_buffer_space with the numbers where the work requests do not fit.
+    // Throws no_buffer_space, with the numbers, if the work requests do not fit.
     CqReservation(std::shared_ptr<CqCapacity> send, std::uint64_t send_wrs,
                   std::shared_ptr<CqCapacity> recv, std::uint64_t recv_wrs)
         : send_(std::move(send)), recv_(std::move(recv)), send_slots_(send_wrs),
@@ -89,8 +89,8 @@ public:
         return recv_.get() == &capacity;
     }
 
-    // The slots stay taken for good: what could complete into them was not destroyed. From any
-    // thread: queue pairs may share a reservation.
+    // Never releases the slots: a queue pair that could complete into them was not destroyed. From
+    // any thread: queue pairs may share a reservation.
     void keep() noexcept { kept_ = true; }
 
 private:
@@ -112,24 +112,16 @@ private:
     std::atomic<bool> kept_ = false;
 };
 
-// Throws as the constructor does.
-[[nodiscard]] inline std::shared_ptr<CqReservation>
-make_reservation(const std::shared_ptr<CqCapacity>& send, std::uint64_t send_wrs,
-                 const std::shared_ptr<CqCapacity>& recv, std::uint64_t recv_wrs) {
-    return std::make_shared<CqReservation>(send, send_wrs, recv, recv_wrs);
-}
-
-// What the receives of a shared receive queue reserve in the completion queues that they may
-// complete into: all of them in each, since nobody knows which queue pair will take them, and once
-// in each, since every receive completes once.
-
-// Thread-safe: queue pairs of several threads may share the receives.
+// The entries that the receives of a shared receive queue reserve in the completion queues into
+// which they may complete: all of them in each queue, because any queue pair may take them, but
+// only once in each queue, because every receive completes once. Thread-safe: queue pairs of
+// several threads may share the receives.
 class SharedReservations {
 public:
     explicit SharedReservations(std::uint64_t receives) noexcept : receives_(receives) {}
 
-    // For one queue pair that completes into `capacity`: made for the first one, released after the
-    // last one. Throws as CqReservation does.
+    // For one queue pair that completes into `capacity`: the first one creates the reservation, the
+    // last one that is destroyed releases it. Throws as CqReservation does.
     [[nodiscard]] std::shared_ptr<CqReservation>
     reserve(const std::shared_ptr<CqCapacity>& capacity) {
         const std::lock_guard lock(mutex_);
@@ -143,15 +135,15 @@ public:
                 ++held;
             }
         }
-        auto made = make_reservation(capacity, 0, capacity, receives_);
-        held_.push_back(made);
-        return made;
+        auto created = std::make_shared<CqReservation>(capacity, 0, capacity, receives_);
+        held_.push_back(created);
+        return created;
     }
 
 private:
     const std::uint64_t receives_;
     std::mutex mutex_;
-    std::list<std::weak_ptr<CqReservation>> held_; // one for each account
+    std::list<std::weak_ptr<CqReservation>> held_; // one for each completion queue
 };
 
 } // namespace asyncverbs::detail

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The two ends of a path: the port and GID that a queue pair sends from, and the address vector
-// that leads to a peer.
-// Both are checked here, in words; the kernel would answer EINVAL, or time out a minute later.
+// Creates a queue pair and takes it through its states. Checks every option first and names the one
+// that is wrong; the kernel would return EINVAL, or time out a minute later.
 #pragma once
 
 #include <cerrno>
@@ -22,18 +21,18 @@
 
 namespace asyncverbs::detail {
 
-// The local end.
+// The port and GID from which a queue pair sends.
 struct Endpoint {
     int port = 0;
     int gid_index = 0;
     bool roce = false;
     ibv_mtu active_mtu = IBV_MTU_256;
     std::uint16_t lid = 0;
-    ibv_gid gid{}; // empty on InfiniBand, where the LID suffices, unless the caller chose one
+    ibv_gid gid{}; // empty on InfiniBand, where the LID suffices, unless the options select one
 };
 
-// The endpoint that `options` describe. Throws network_down for a port that is not active, and as
-// Context::query_gid() and select_gid() do.
+// The endpoint that `options` select. Throws operation_not_supported on iWARP, network_down for a
+// port that is not active, and as Context::query_gid() and select_gid() do.
 [[nodiscard]] inline Endpoint find_endpoint(const Context& context, const InitOptions& options) {
     if (context.native_handle()->device->transport_type == IBV_TRANSPORT_IWARP) {
         throw_error(std::errc::operation_not_supported,
@@ -60,7 +59,7 @@ struct Endpoint {
     return endpoint;
 }
 
-// The way from `local` to `remote`: a global route where the peer has a GID, else its LID.
+// The path from `local` to `remote`: by its GID if it has one, else by its LID.
 [[nodiscard]] inline ibv_ah_attr make_path(const Endpoint& local, const QueuePairAddress& remote,
                                            const RtrOptions& options) {
     const bool global = !is_empty_gid(remote.gid);
@@ -88,13 +87,9 @@ struct Endpoint {
     return path;
 }
 
-// A queue pair's options as the verbs want them: the attributes and masks of each step, checked.
-// The masks are the required attributes of the tables in ibv_modify_qp(3); one too many or too few
-// is EINVAL.
-
 inline constexpr std::uint32_t max_24_bits = 0xffffff; // queue pair numbers and PSNs
 
-// Options that no queue pair of the device can have; the verb would not say which of them it is.
+// Throws invalid_argument for options that the device does not support.
 inline void check_options(const Context& context, const QueuePairOptions& options) {
     if (options.type != IBV_QPT_RC && options.type != IBV_QPT_UD) {
         throw_error(std::errc::invalid_argument,
@@ -123,15 +118,15 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
     }
 }
 
-// The options of a queue pair whose receives are in a shared queue.
+// The options of a queue pair with a shared receive queue.
 [[nodiscard]] inline QueuePairOptions without_receives(QueuePairOptions options) noexcept {
     options.max_recv_wr = 0;
     options.max_recv_sge = 0;
     return options;
 }
 
-// A PSN that differs from that of the last queue pair with the same number, whose late packets
-// would otherwise be taken for this one's.
+// A PSN that differs from that of an earlier queue pair with the same number. Otherwise this queue
+// pair might accept late packets of the earlier one.
 [[nodiscard]] inline std::uint32_t arbitrary_psn(std::uint32_t qp_num) noexcept {
     const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
     auto bits = static_cast<std::uint64_t>(now) + (std::uint64_t{qp_num} << 40);
@@ -140,7 +135,8 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
     return static_cast<std::uint32_t>(bits >> 40) & max_24_bits;
 }
 
-// The deleter of a queue pair, as ReleaseNative is that of the others.
+// The deleter of a queue pair, which has more parents than ReleaseNative releases. Keeps the
+// reservations if the queue pair cannot be destroyed.
 struct ReleaseQueuePair {
     void operator()(ibv_qp* qp) noexcept {
         if (ibv_destroy_qp(qp) != 0) {
@@ -165,8 +161,8 @@ struct ReleaseQueuePair {
     Handle<void> recv_cq;
 };
 
-// Makes a queue pair whose completions fit their queues (I10), with receives of its own where
-// `receives` is null; `granted` is what the device gave.
+// Creates a queue pair after it reserved entries for its completions (I10), with its own receive
+// queue if `receives` is null. `granted` returns the capacities that the device reports.
 [[nodiscard]] inline Handle<ibv_qp>
 create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
                   const CompletionQueue& recv_cq, const SharedReceiveQueue* receives,
@@ -181,8 +177,8 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         srq = receives->shared_handle();
         shared_slots = receives->reserve(recv_cq);
     }
-    auto slots = make_reservation(send_cq.capacity(), options.max_send_wr, recv_cq.capacity(),
-                                  options.max_recv_wr);
+    auto slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
+                                                 recv_cq.capacity(), options.max_recv_wr);
     ibv_qp_init_attr attr{};
     attr.send_cq = send_cq.native_handle();
     attr.recv_cq = recv_cq.native_handle();
@@ -195,7 +191,7 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
     ibv_qp* native = ibv_create_qp(domain.native_handle(), &attr);
     if (native == nullptr) {
         const int error = verb_errno();
-        // No device says how much inline data it takes, so that is the one limit not checked above.
+        // The limit of inline data is the only one that no device reports.
         const std::string hint =
             error == EINVAL && options.max_inline_data != 0
                 ? " (max_inline_data " + std::to_string(options.max_inline_data) + ")"
@@ -208,7 +204,8 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
                                      recv_cq.shared_handle()}};
 }
 
-// One call of ibv_modify_qp.
+// One call of ibv_modify_qp. Each mask has exactly the required attributes of the tables in
+// ibv_modify_qp(3); one too many or too few is EINVAL.
 struct QueuePairStep {
     ibv_qp_attr attr{};
     int mask = IBV_QP_STATE;
@@ -218,7 +215,7 @@ struct QueuePairStep {
         attr.qp_state = state;
     }
 
-    // The errno of the verb, or 0.
+    // Returns 0 or the errno, positive.
     [[nodiscard]] int try_apply(ibv_qp* qp) {
         errno = 0;
         const int result = ibv_modify_qp(qp, &attr, mask);
