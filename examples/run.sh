@@ -80,7 +80,7 @@ case ${1:-} in
 esac
 
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
-    libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
+    libcli11-dev libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
 printf '== Building the examples in build/examples\n'
 cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
 cmake --build build/examples --parallel "$(nproc)"

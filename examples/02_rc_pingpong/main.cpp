@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT
 // rc_pingpong: libibverbs' ibv_rc_pingpong with awaited completions. Read on in this order:
-// pingpong.cpp (the two coroutines), endpoint.cpp (the queue pair), handshake.cpp (TCP).
+// pingpong.hpp (the two coroutines), endpoint.hpp (the queue pair), handshake.cpp (TCP, by Asio).
 #include "endpoint.hpp"
 #include "handshake.hpp"
 #include "histogram.hpp"
 #include "options.hpp"
 #include "pingpong.hpp"
 
-#include <asyncverbs/cq/async_cq.hpp>
-#include <asyncverbs/cq/cq_statistics.hpp>
-#include <asyncverbs/executor/epoll_executor.hpp>
-#include <asyncverbs/verbs/gid.hpp>
+#include <asyncverbs/asyncverbs.hpp>
 
 #include <cerrno>
 #include <chrono>
@@ -29,29 +26,29 @@ void print_address(const char* whose, const QueuePairAddress& address) {
     std::fflush(stdout);
 }
 
-Connection shake_hands(const Options& options, Endpoint& endpoint) {
+Connection shake_hands(asio::io_context& io, const Options& options, Endpoint& endpoint) {
+    const std::chrono::seconds timeout(options.timeout);
     const QueuePairAddress local = endpoint.local_address();
     const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
     if (options.is_client()) {
         print_address("local address: ", local);
-        Connection server = Connection::open(options.host, options.port, options.timeout);
+        Connection server = Connection::open(io, *options.host, options.port, timeout);
         print_address("remote address:", shake_hands_as_client(server, local, connect));
         return server;
     }
-    Listener listener(options.port);
-    print_address("local address: ", local); // whoever reads this can connect now
-    Connection client = listener.accept(options.timeout);
+    tcp::acceptor acceptor = listen(io, options.port);
+    print_address("local address: ", local); // after listen(): this line says that clients may come
+    Connection client(io, acceptor.accept(), timeout);
     print_address("remote address:", shake_hands_as_server(client, local, connect));
     return client;
 }
 
-void print_figures(const Options& options, std::chrono::nanoseconds elapsed) {
-    const double seconds = std::chrono::duration<double>(elapsed).count();
+void print_figures(const Options& options, std::chrono::duration<double> elapsed) {
     const unsigned long long bytes = 2ull * options.size * options.iterations;
-    std::printf("%llu bytes in %.2f seconds = %.2f Mbit/sec\n", bytes, seconds,
-                static_cast<double>(bytes) * 8 / seconds / 1e6);
-    std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, seconds,
-                seconds * 1e6 / options.iterations);
+    std::printf("%llu bytes in %.2f seconds = %.2f Mbit/sec\n", bytes, elapsed.count(),
+                static_cast<double>(bytes) * 8 / elapsed.count() / 1e6);
+    std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, elapsed.count(),
+                elapsed.count() * 1e6 / options.iterations);
 }
 
 void print_statistics(const Options& options, const asyncverbs::CqStatistics& statistics) {
@@ -72,7 +69,8 @@ void run(const Options& options) {
     const asyncverbs::Context context = open_device(options);
     auto cq = asyncverbs::AsyncCq::create(context, cq_depth(options), loop);
     Endpoint endpoint(context, cq.completion_queue(), options);
-    const Connection peer = shake_hands(options, endpoint);
+    asio::io_context io;
+    Connection peer = shake_hands(io, options, endpoint);
 
     PingPong game(loop, cq, endpoint, options);
     loop.run(game.run());
@@ -89,21 +87,20 @@ void run(const Options& options) {
 } // namespace
 
 int main(int argc, char** argv) {
+    Options options;
+    CLI::App app;
+    add_options(app, options);
     try {
-        const Options options = parse_options(argc, argv);
-        if (options.help) {
-            std::fputs(help_text("rc_pingpong").c_str(), stdout);
-        } else {
-            run(options);
-        }
-        if (std::fflush(stdout) != 0) {
-            throw std::system_error(errno, std::generic_category(), "standard output");
-        }
-    } catch (const UsageError& error) {
+        app.parse(argc, argv);
+        run(options);
+        if (std::fflush(stdout) == 0) return 0;
+        throw std::system_error(errno, std::generic_category(), "standard output");
+    } catch (const CLI::Success& success) {
+        return app.exit(success); // --help
+    } catch (const CLI::ParseError& error) {
         std::fprintf(stderr, "error: %s; see --help\n", error.what());
-        return 1;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
-        return 1;
     }
+    return 1;
 }

@@ -1,21 +1,55 @@
 // SPDX-License-Identifier: MIT
-// The ping-pong itself: one coroutine awaits completions and answers them, another one looks now
-// and then how far the first has come.
+// The ping-pong: one coroutine awaits completions and answers them, another one watches its
+// progress.
 #pragma once
 
 #include "endpoint.hpp"
 #include "histogram.hpp"
 #include "options.hpp"
 
-#include <asyncverbs/coro/task.hpp>
-#include <asyncverbs/cq/async_cq.hpp>
-#include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/asyncverbs.hpp>
+
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
-#include <stop_token>
+#include <cstdio>
+#include <span>
+#include <stdexcept>
+#include <string>
 
 namespace pingpong {
+
+using Clock = std::chrono::steady_clock;
+
+/// A line on the terminal that is rewritten in place and wiped in the end. Writes nothing if
+/// standard error is no terminal.
+class Progress {
+public:
+    explicit Progress(std::uint32_t total) noexcept : total_(total) {}
+    Progress(const Progress&) = delete;
+    Progress& operator=(const Progress&) = delete;
+    ~Progress() {
+        if (shown_) std::fputs("\r\033[K", stderr);
+    }
+
+    bool on_terminal() const noexcept { return on_terminal_; }
+
+    void show(std::uint32_t done) {
+        if (!on_terminal_ || done == 0) return;
+        const std::chrono::duration<double> elapsed = Clock::now() - start_;
+        const double seconds_each = elapsed.count() / done;
+        std::fprintf(stderr, "\r%u of %u iters, %.2f usec/iter, %.0f s left\033[K", done, total_,
+                     seconds_each * 1e6, seconds_each * (total_ - done));
+        shown_ = true;
+    }
+
+private:
+    std::uint32_t total_;
+    bool on_terminal_ = ::isatty(STDERR_FILENO) == 1;
+    bool shown_ = false;
+    Clock::time_point start_ = Clock::now();
+};
 
 class PingPong {
 public:
@@ -23,27 +57,101 @@ public:
              const Options& options) noexcept
         : loop_(loop), cq_(cq), endpoint_(endpoint), options_(options) {}
 
-    /// Exchanges all messages. Throws std::runtime_error with the root cause when the connection
-    /// breaks or the peer falls silent.
-    asyncverbs::Task<> run();
+    /// Exchanges all messages: sends one when the previous one and its answer have both completed.
+    /// Throws std::runtime_error with the root cause if the connection breaks or the peer is
+    /// silent.
+    asyncverbs::Task<> run() {
+        asyncverbs::Scope watching; // its end is the end of watch()
+        watching.spawn(watch());
+        ibv_wc wcs[2];
+        const Clock::time_point start = Clock::now();
+        while (sent_ < options_.iterations || received_ < options_.iterations) {
+            if (!sending_ && !receiving_ && sent_ < options_.iterations) send();
+            const std::span<const ibv_wc> completions = co_await cq_.poll(wcs);
+            for (const ibv_wc& wc : completions) complete(wc);
+        }
+        elapsed_ = Clock::now() - start;
+    }
 
     /// From the first post to the last completion.
-    std::chrono::nanoseconds elapsed() const noexcept { return elapsed_; }
+    Clock::duration elapsed() const noexcept { return elapsed_; }
 
-    /// From the post of a send to the completion of the receive that answers it; filled only with
-    /// the option --histogram.
+    /// From the post of a send to the completion of the receive that answers it, if the options ask
+    /// for a histogram.
     const Histogram& round_trips() const noexcept { return round_trips_; }
 
 private:
-    using Clock = std::chrono::steady_clock;
+    void send() {
+        if (options_.histogram) send_time_ = Clock::now();
+        endpoint_.post_send();
+        sending_ = receiving_ = true;
+    }
 
-    asyncverbs::Task<> exchange();
-    asyncverbs::Task<> watch(std::stop_token done);
-    void send();
-    void on_completions(std::span<const ibv_wc> wcs);
-    void record_round_trip();
-    [[noreturn]] void fail(ibv_wc wc);
-    [[noreturn]] void fail_size(std::uint32_t size) const;
+    void complete(const ibv_wc& wc) {
+        if (wc.status != IBV_WC_SUCCESS) fail(wc);
+        if (wc.wr_id == send_id) {
+            ++sent_;
+            sending_ = false;
+            return;
+        }
+        // The first message that the server receives answers none of its own.
+        if (options_.histogram && send_time_ != Clock::time_point()) {
+            round_trips_.record(Clock::now() - send_time_);
+        }
+        if (wc.byte_len != options_.size) {
+            throw std::runtime_error("the peer sent a message of " + std::to_string(wc.byte_len) +
+                                     " bytes, not " + std::to_string(options_.size) +
+                                     ": both ends need the same --size");
+        }
+        endpoint_.use_receive();
+        ++received_;
+        receiving_ = false;
+    }
+
+    // A queue pair that fails flushes its outstanding work requests, so a completion with another
+    // error is the cause. It may still be in the completion queue.
+    [[noreturn]] void fail(ibv_wc wc) {
+        if (peer_silent_) {
+            throw std::runtime_error("the peer has been silent for " +
+                                     std::to_string(options_.timeout) +
+                                     " s: it has ended, or has other --iters");
+        }
+        ibv_wc more[16];
+        while (wc.status == IBV_WC_WR_FLUSH_ERR) {
+            const std::span<const ibv_wc> found = cq_.try_poll(more);
+            if (found.empty()) break;
+            for (const ibv_wc& each : found) {
+                if (each.status != IBV_WC_SUCCESS && wc.status == IBV_WC_WR_FLUSH_ERR) wc = each;
+            }
+        }
+        throw std::runtime_error(
+            std::string(wc.wr_id == send_id ? "send" : "receive") + " (wr_id " +
+            std::to_string(wc.wr_id) + ") failed after " + std::to_string(received_) + " of " +
+            std::to_string(options_.iterations) + " iters: " + ibv_wc_status_str(wc.status) +
+            " (status " + std::to_string(wc.status) + ")");
+    }
+
+    // If the peer dies while no message is on its way to it, no error is reported: nothing is
+    // retried. So break the connection from this side, which ends the exchange with an error.
+    asyncverbs::Task<> watch() {
+        Progress progress(options_.iterations);
+        const std::chrono::milliseconds interval(progress.on_terminal() ? 250 : 1000);
+        const std::chrono::seconds timeout(options_.timeout);
+        std::uint64_t seen = 0;
+        for (Clock::time_point last_change = Clock::now();;) {
+            co_await loop_.sleep_for(interval);
+            progress.show(received_);
+            const std::uint64_t now_seen = std::uint64_t{sent_} + received_;
+            if (now_seen != seen) {
+                seen = now_seen;
+                last_change = Clock::now();
+            } else if (options_.timeout > 0 && Clock::now() - last_change >= timeout) {
+                peer_silent_ = true;
+                endpoint_.queue_pair().to_error();
+                co_return;
+            }
+        }
+    }
 
     asyncverbs::EpollExecutor& loop_;
     asyncverbs::AsyncCq& cq_;
@@ -51,11 +159,11 @@ private:
     const Options& options_;
     std::uint32_t sent_ = 0; // completed
     std::uint32_t received_ = 0;
-    bool sending_ = false; // what the next send waits for
+    bool sending_ = false; // the next send waits until both are false
     bool receiving_ = !options_.is_client();
     bool peer_silent_ = false;
     Clock::time_point send_time_{};
-    std::chrono::nanoseconds elapsed_{0};
+    Clock::duration elapsed_{};
     Histogram round_trips_;
 };
 

@@ -37,11 +37,14 @@ public:
           options_(options), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
         epoll_event event{};
         event.events = EPOLLIN;
-        if (epoll_.fd() < 0 || ::epoll_ctl(epoll_.fd(), EPOLL_CTL_ADD, channel_->fd, &event) != 0) {
+        if (epoll_ < 0 || ::epoll_ctl(epoll_, EPOLL_CTL_ADD, channel_->fd, &event) != 0) {
             fail("epoll");
         }
     }
-    ~RawPingPong() { ibv_ack_cq_events(cq_, unacked_); }
+    ~RawPingPong() {
+        ibv_ack_cq_events(cq_, unacked_);
+        ::close(epoll_);
+    }
     RawPingPong(const RawPingPong&) = delete;
     RawPingPong& operator=(const RawPingPong&) = delete;
 
@@ -72,7 +75,7 @@ private:
     void wait() {
         ++waits_;
         epoll_event event;
-        while (::epoll_wait(epoll_.fd(), &event, 1, -1) < 0) {
+        while (::epoll_wait(epoll_, &event, 1, -1) < 0) {
             if (errno != EINTR) fail("epoll_wait");
         }
         ibv_cq* source;
@@ -119,7 +122,7 @@ private:
     Endpoint& endpoint_;
     ibv_qp* queue_pair_ = endpoint_.queue_pair().native_handle();
     const Options& options_;
-    Socket epoll_;
+    int epoll_;
     std::uint64_t waits_ = 0;
     unsigned unacked_ = 0;
     std::uint32_t receives_ = options_.rx_depth; // the endpoint has posted them
@@ -129,15 +132,15 @@ private:
     bool receiving_ = !options_.is_client();
 };
 
-Connection shake_hands(const Options& options, Endpoint& endpoint) {
+Connection shake_hands(asio::io_context& io, const Options& options, Endpoint& endpoint) {
+    const std::chrono::seconds timeout(options.timeout);
     const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
     if (options.is_client()) {
-        Connection server = Connection::open(options.host, options.port, options.timeout);
+        Connection server = Connection::open(io, *options.host, options.port, timeout);
         shake_hands_as_client(server, endpoint.local_address(), connect);
         return server;
     }
-    Listener listener(options.port);
-    Connection client = listener.accept(options.timeout);
+    Connection client(io, listen(io, options.port).accept(), timeout);
     shake_hands_as_server(client, endpoint.local_address(), connect);
     return client;
 }
@@ -146,7 +149,8 @@ void run(const Options& options) {
     const asyncverbs::Context context = open_device(options);
     const CompletionQueue cq(context, cq_depth(options));
     Endpoint endpoint(context, cq, options);
-    const Connection peer = shake_hands(options, endpoint);
+    asio::io_context io;
+    Connection peer = shake_hands(io, options, endpoint);
     RawPingPong game(cq, endpoint, options);
     const auto start = std::chrono::steady_clock::now();
     game.run();
@@ -162,7 +166,11 @@ void run(const Options& options) {
 
 int main(int argc, char** argv) {
     try {
-        run(parse_options(argc, argv));
+        Options options;
+        CLI::App app;
+        add_options(app, options);
+        app.parse(argc, argv);
+        run(options);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         return 1;

@@ -60,11 +60,14 @@ private:
     static constexpr std::uint16_t port = 18600;
     static constexpr std::chrono::seconds bound{120};
 
-    static pingpong::Connection connect() {
-        if (guest == 0) return pingpong::Listener(port).accept(bound);
+    pingpong::Connection connect() {
+        if (guest == 0) {
+            return pingpong::Connection(io_, pingpong::listen(io_, port).accept(), bound);
+        }
         for (const auto deadline = std::chrono::steady_clock::now() + bound;;) {
             try {
-                return pingpong::Connection::open(environment("RDMA_PEER_ADDRESS"), port, bound);
+                return pingpong::Connection::open(io_, environment("RDMA_PEER_ADDRESS"), port,
+                                                  bound);
             } catch (const std::runtime_error&) { // it does not listen yet
                 if (std::chrono::steady_clock::now() > deadline) throw;
             }
@@ -72,6 +75,7 @@ private:
         }
     }
 
+    asio::io_context io_;
     pingpong::Connection connection_ = connect();
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The histogram against a sorted list of the same samples, and what it draws.
+// Percentiles against a sorted list of the same samples, and the drawing.
 #include "histogram.hpp"
 
 #include "support/catch.hpp"
@@ -24,58 +24,6 @@ std::vector<std::string> lines_of(const std::string& text) {
     for (std::string line; std::getline(stream, line);) lines.push_back(line);
     return lines;
 }
-
-} // namespace
-
-TEST_CASE("an empty histogram says so") {
-    const Histogram histogram;
-    CHECK(histogram.count() == 0);
-    CHECK(histogram.percentile(50) == 0ns);
-    CHECK(histogram.draw() == "  no round trips\n");
-}
-
-TEST_CASE("a single sample is every percentile") {
-    for (const auto sample : {0ns, 1ns, 2047ns, 2048ns, 45678ns, 3600000000000ns}) {
-        Histogram histogram;
-        histogram.record(sample);
-        for (const double percent : {0.1, 50., 99.9, 100.}) {
-            CHECK(histogram.percentile(percent) == sample);
-        }
-        CHECK(lines_of(histogram.draw()).size() == 2);
-    }
-}
-
-TEST_CASE("percentiles are right to one part in a thousand") {
-    std::mt19937_64 random(1);
-    std::lognormal_distribution<double> times(10.7, 1.5); // around 45 us, from 1 us to 10 ms
-    std::vector<std::int64_t> samples;
-    Histogram histogram;
-    for (int i = 0; i < 10'000; ++i) {
-        samples.push_back(static_cast<std::int64_t>(times(random)));
-        histogram.record(std::chrono::nanoseconds(samples.back()));
-    }
-    std::sort(samples.begin(), samples.end());
-    CHECK(histogram.min().count() == samples.front());
-    CHECK(histogram.max().count() == samples.back());
-    for (const double percent : {1., 10., 50., 90., 99., 99.9, 99.99, 100.}) {
-        const auto rank = static_cast<std::size_t>(std::ceil(percent * 100 - 1e-6));
-        const auto exact = static_cast<double>(samples[rank - 1]);
-        const auto estimate = static_cast<double>(histogram.percentile(percent).count());
-        CAPTURE(percent);
-        CHECK(estimate >= exact);
-        CHECK(estimate <= exact * 1.001 + 1);
-    }
-}
-
-TEST_CASE("99.9 % of a thousand samples leave out the greatest") {
-    Histogram histogram;
-    for (int i = 1; i <= 1000; ++i) histogram.record(std::chrono::nanoseconds(i));
-    CHECK(histogram.percentile(99.9) == 999ns);
-    CHECK(histogram.percentile(50) == 500ns);
-    CHECK(histogram.percentile(0.1) == 1ns);
-}
-
-namespace {
 
 struct Row {
     std::string low; // "40 us"
@@ -109,6 +57,53 @@ std::vector<Row> rows_of(const std::string& drawing) {
 }
 
 } // namespace
+
+TEST_CASE("an empty histogram says so") {
+    CHECK(Histogram().percentile(50) == 0);
+    CHECK(Histogram().draw() == "  no round trips\n");
+}
+
+TEST_CASE("a single sample is every percentile, and equal samples are one row") {
+    const std::uint64_t sample = GENERATE(0u, 1u, 2047u, 2048u, 45'678u, 3'600'000'000'000u);
+    Histogram histogram;
+    for (int i = 0; i < 100; ++i) histogram.record(std::chrono::nanoseconds(sample));
+    for (const double percent : {0., 0.1, 50., 99.9, 100.}) {
+        CHECK(histogram.percentile(percent) == sample);
+    }
+    const std::vector<std::string> lines = lines_of(histogram.draw());
+    REQUIRE(lines.size() == 2);
+    CHECK_THAT(lines[0], contains(" 100 100.00 %"));
+}
+
+TEST_CASE("percentiles are right to one part in a thousand") {
+    std::mt19937_64 random(1);
+    std::lognormal_distribution<double> times(10.7, 1.5); // around 45 us, from 1 us to 10 ms
+    std::vector<std::int64_t> samples;
+    Histogram histogram;
+    for (int i = 0; i < 10'000; ++i) {
+        samples.push_back(static_cast<std::int64_t>(times(random)));
+        histogram.record(std::chrono::nanoseconds(samples.back()));
+    }
+    std::sort(samples.begin(), samples.end());
+    CHECK(histogram.percentile(0) == static_cast<std::uint64_t>(samples.front()));
+    CHECK(histogram.percentile(100) == static_cast<std::uint64_t>(samples.back()));
+    for (const double percent : {1., 10., 50., 90., 99., 99.9, 99.99, 100.}) {
+        const auto rank = static_cast<std::size_t>(std::ceil(percent * 100 - 1e-6));
+        const auto exact = static_cast<double>(samples[rank - 1]);
+        const auto estimate = static_cast<double>(histogram.percentile(percent));
+        CAPTURE(percent);
+        CHECK(estimate >= exact);
+        CHECK(estimate <= exact * 1.001 + 1);
+    }
+}
+
+TEST_CASE("99.9 % of a thousand samples leave out the greatest") {
+    Histogram histogram;
+    for (int i = 1; i <= 1000; ++i) histogram.record(std::chrono::nanoseconds(i));
+    CHECK(histogram.percentile(99.9) == 999);
+    CHECK(histogram.percentile(50) == 500);
+    CHECK(histogram.percentile(0.1) == 1);
+}
 
 TEST_CASE("a drawing has every sample, in rows of equal width with a tail that grows") {
     Histogram histogram;
@@ -158,12 +153,4 @@ TEST_CASE("times from zero on have rows") {
     unsigned long long total = 0;
     for (const Row& row : rows) total += row.count;
     CHECK(total == 101);
-}
-
-TEST_CASE("equal samples are one row") {
-    Histogram histogram;
-    for (int i = 0; i < 100; ++i) histogram.record(45us);
-    const std::vector<std::string> lines = lines_of(histogram.draw());
-    REQUIRE(lines.size() == 2);
-    CHECK_THAT(lines[0], contains("100.00 %"));
 }

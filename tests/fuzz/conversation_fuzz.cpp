@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The whole handshake of rc_pingpong with a peer that sends any bytes and closes. The first byte
-// says which end we are. Either the peer kept to the protocol and its address is what it sent, or
-// there is one std::runtime_error; in no case do we wait for ever.
+// The whole handshake of rc_pingpong with a peer that sends arbitrary bytes and closes; the first
+// byte chooses the end. Either the peer follows the protocol and the result is the address that it
+// sent, or a std::runtime_error is thrown. It never waits without end.
 #include "handshake.hpp"
 
 #include "fuzz/require.hpp"
@@ -25,11 +25,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const std::string_view sent(reinterpret_cast<const char*>(data) + 1, size - 1);
 
     int fds[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) != 0) return 0;
-    const Socket peer(fds[1]);
-    Connection connection(Socket(fds[0]), std::chrono::seconds(5));
-    ::send(peer.fd(), sent.data(), sent.size(), MSG_NOSIGNAL);
-    ::shutdown(peer.fd(), SHUT_WR);
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) return 0;
+    asio::io_context io;
+    const tcp::socket peer(io, tcp::v4(), fds[1]);
+    Connection connection(io, tcp::socket(io, tcp::v4(), fds[0]), std::chrono::seconds(5));
+    ::send(fds[1], sent.data(), sent.size(), MSG_NOSIGNAL);
+    ::shutdown(fds[1], SHUT_WR);
 
     bool connected = false;
     const auto on_remote = [&](const QueuePairAddress&) { connected = true; };
@@ -37,9 +38,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         const QueuePairAddress remote = as_server
                                             ? shake_hands_as_server(connection, {}, on_remote)
                                             : shake_hands_as_client(connection, {}, on_remote);
-        require(connected, "connected before it is over");
-        require(from_wire(sent.substr(0, wire_size)) == remote, "the address that the peer sent");
-        if (as_server) require(sent.substr(wire_size).starts_with("done"), "the peer said so");
+        require(connected, "connected before the end");
+        require(from_wire(std::string(sent.substr(0, wire_size))) == remote,
+                "the address that the peer sent");
+        if (as_server)
+            require(sent.substr(wire_size).starts_with("done"), "the peer sent \"done\"");
     } catch (const std::runtime_error& error) {
         require(typeid(error) == typeid(std::runtime_error), "the documented exception");
         require(std::string_view(error.what()).find("handshake") != std::string_view::npos,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The address that a peer of rc_pingpong sends. Any bytes: either they are an address, and written
-// out again are the same, or there is one std::runtime_error, whose text is fit for a terminal.
+// The address that a peer of rc_pingpong sends, as arbitrary bytes. Either they are an address,
+// which is written the same again, or a std::runtime_error is thrown whose text a terminal can
+// show.
 #include "handshake.hpp"
 
 #include "fuzz/require.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A message of rdma_cp. Any bytes: either they are a message, which is passed on as it is, or there
-// is one std::runtime_error.
+// A message of rdma_cp, as arbitrary bytes. Either they are a message, which encodes to the same
+// bytes again, or a std::runtime_error is thrown.
 #include "protocol.hpp"
 
 #include "fuzz/require.hpp"
@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             rdma_cp::encode(rdma_cp::decode(std::as_bytes(std::span(data, size))));
         require(bytes.size() <= rdma_cp::max_message, "a message has a bound");
         require(rdma_cp::encode(rdma_cp::decode(bytes)) == bytes,
-                "a message is passed on as it is");
+                "a message is encoded as it was decoded");
     } catch (const std::runtime_error&) {
     }
     return 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What a fuzzer demands: an input for which it does not hold is a finding, also without assert.
+// The assertion of a fuzzer. Unlike assert(), it also works in a release build.
 #pragma once
 
 #include <cstdio>
