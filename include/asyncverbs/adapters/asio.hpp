@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Waits for a file descriptor in Asio's event loop: what an AsyncCq, and whatever else of this
-// library waits, needs to live in an io_context.
+// Awaits completions, and other descriptors of this library, in Asio's event loop.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -13,9 +12,9 @@
 #include <type_traits>
 #include <utility>
 
+#include <asyncverbs/adapters/detail/asio_descriptor_waiter.hpp>
 #include <asyncverbs/adapters/detail/asio_poll.hpp>
 #include <asyncverbs/adapters/detail/asio_support.hpp>
-#include <asyncverbs/adapters/detail/asio_watch.hpp>
 #include <asyncverbs/coro/detail/deadline.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
@@ -24,76 +23,66 @@
 
 namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 
-/// Tells when a file descriptor is readable, by a posix::stream_descriptor. Models
+/// Waits until a file descriptor is readable, by a posix::stream_descriptor. Models
 /// TimedCqNotifier.
 ///
 ///     asio::io_context io;
 ///     AsioNotifier readable(io.get_executor(), fd);
 ///
-/// Everything happens on the executor: give it a strand where several threads run the context.
-/// What an AsyncCq resumes, it resumes there.
+/// Everything happens on the executor, and an AsyncCq resumes its coroutines there. If several
+/// threads run the context, the executor must be a strand.
 ///
-/// Thread: all calls, and its destruction, on the executor, or on any one thread while nobody
-/// runs it; stop tokens from any thread.
+/// Thread: call and destroy it on the executor, or on any one thread while no thread runs the
+/// executor. Stop tokens: from any thread.
 /// Lifetime: the fd is not owned and must stay open until the notifier is destroyed. The context
-/// may be destroyed before; a coroutine that waits then is never resumed, and can be destroyed.
-/// One notifier per fd and context. Movable at any time; a moved-from one can only be assigned to
-/// or destroyed.
-/// A wait is work of the context: io_context::run() does not return before it ends. An AsyncCq
-/// waits as long as somebody waits for it, a Router always; an AsyncCq also goes on when the last
-/// who waited was destroyed, not stopped: until the next completion, or until it is destroyed.
+/// may be destroyed first; then a waiting coroutine is never resumed, and can be destroyed. One
+/// notifier per fd and context. Movable at any time; a moved-from one can only be assigned to or
+/// destroyed.
+/// Work: a pending wait is work of the context, so io_context::run() does not return before it
+/// ends. An AsyncCq waits while a coroutine waits for it, a Router always. If the last waiting
+/// coroutine is destroyed, not stopped, the AsyncCq keeps waiting until the next completion or its
+/// own destruction.
 template <class Executor = detail::net::any_io_executor>
 class AsioNotifier {
 public:
     using executor_type = Executor; ///< As in Asio's I/O objects.
 
     /// Registers `fd`. Throws std::system_error that names stream_descriptor::assign:
-    /// bad_file_descriptor; file_exists for an fd that is registered already; too_many_files_open
-    /// if the context has none that it waits for yet, and cannot create an epoll.
+    /// bad_file_descriptor; file_exists if the fd is registered already; too_many_files_open if it
+    /// is the context's first descriptor and no epoll can be created.
     AsioNotifier(const Executor& executor, int fd)
-        : watch_(detail::AsioWatch<Executor>::create(executor, fd)) {}
-
-    AsioNotifier(AsioNotifier&&) noexcept = default;
-
-    /// Destroys the notifier that was here before.
-    AsioNotifier& operator=(AsioNotifier&& other) noexcept {
-        AsioNotifier(std::move(other)).watch_.swap(watch_); // the temporary closes the old one
-        return *this;
-    }
-    ~AsioNotifier() {
-        if (watch_) watch_->close();
-    }
+        : waiter_(detail::AsioDescriptorWaiter<Executor>::create(executor, fd)) {}
 
     /// An awaitable of std::error_code: {} when the fd is readable, has an error or was hung up;
-    /// errc::operation_canceled when `stop` was requested first, from any thread, or the notifier
-    /// was destroyed; errc::device_or_resource_busy when another readable() is outstanding; else
+    /// errc::operation_canceled if `stop` was requested first, from any thread, or the notifier was
+    /// destroyed; errc::device_or_resource_busy if another readable() is outstanding; otherwise
     /// Asio's error, such as operation_not_supported for a regular file. A wake may be spurious.
     ///
-    /// Destroying the suspended coroutine cancels the wait. A wait costs an epoll_ctl, by which
-    /// Asio looks whether the fd is readable already, and no allocation, nor does a stop. A bound
-    /// costs what Asio allocates for a handler; an any_io_executor may allocate by itself.
+    /// Destroying the suspended coroutine cancels the wait. A wait costs one epoll_ctl, by which
+    /// Asio finds out whether the fd is readable already. Neither a wait nor a stop allocates. A
+    /// bound costs what Asio allocates for a handler; an any_io_executor may allocate by itself.
     [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop = {}) {
-        assert(watch_ && "asyncverbs: a moved-from AsioNotifier");
-        return {watch_, detail::Deadline::never, std::move(stop)};
+        return wait_until(detail::Deadline::never, std::move(stop));
     }
 
-    /// The same, with errc::timed_out when `max_wait` has passed since the call. Zero or less comes
-    /// back after one turn of the executor, with {} if the fd is readable then.
+    /// The same, with errc::timed_out when `max_wait` has passed since the call. With zero or less
+    /// it completes after one iteration of the executor, with {} if the fd is readable then.
     [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop,
                                                           std::chrono::nanoseconds max_wait) {
-        assert(watch_ && "asyncverbs: a moved-from AsioNotifier");
-        return {watch_, detail::Deadline::after(max_wait), std::move(stop)};
+        return wait_until(detail::Deadline::after(max_wait), std::move(stop));
     }
 
 private:
-    std::shared_ptr<detail::AsioWatch<Executor>> watch_;
+    detail::AsioReadable<Executor> wait_until(detail::Deadline::Clock::time_point deadline,
+                                              std::stop_token stop) {
+        assert(waiter_.get() && "asyncverbs: a moved-from AsioNotifier");
+        return {waiter_.get(), deadline, std::move(stop)};
+    }
+
+    detail::AsioOwner<detail::AsioDescriptorWaiter<Executor>> waiter_;
 };
 
-} // namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR
-
-namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
-
-/// Makes notifiers on an executor: that of an io_context which one thread runs, or a strand.
+/// Makes notifiers on an executor: a strand, or the executor of an io_context that one thread runs.
 ///
 ///     asio::io_context io;
 ///     AsioLoop loop(io);
@@ -117,7 +106,7 @@ public:
         return AsioNotifier<Executor>(executor_, fd);
     }
 
-    /// Where its notifiers wait.
+    /// The executor of its notifiers.
     [[nodiscard]] Executor get_executor() const noexcept { return executor_; }
 
 private:
@@ -128,31 +117,27 @@ private:
 template <detail::AsioContext Context>
 AsioLoop(Context&) -> AsioLoop<typename Context::executor_type>;
 
-} // namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR
-
-namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
-
-/// An AsyncCq with the executor on which it lives.
+/// An AsyncCq as an I/O object of Asio: with an executor, and polled by async_poll().
 ///
 ///     asio::io_context io;
 ///     AsioCq cq(io, context, 64);
 ///     std::array<ibv_wc, 16> wcs;
 ///     for (const ibv_wc& wc : co_await async_poll(cq, wcs, asio::use_awaitable)) handle(wc);
 ///
-/// Thread: all calls, and its destruction, on the executor, or on any one thread while nobody runs
-/// it; async_poll() from any thread. Where several threads run the context, the executor has to be
-/// a strand.
-/// Lifetime: it may be destroyed or moved at any time. Destroying it cancels what is outstanding,
-/// as with any I/O object. The context may be destroyed before: handlers that wait are destroyed,
-/// not called, and the AsioCq can then only be destroyed. A moved-from one can only be assigned to
-/// or destroyed.
+/// Thread: call and destroy it on the executor, or on any one thread while no thread runs the
+/// executor; async_poll() from any thread. If several threads run the context, the executor must
+/// be a strand.
+/// Lifetime: it may be destroyed or moved at any time. Destroying it cancels outstanding
+/// operations, as with any I/O object. The context may be destroyed first: then waiting handlers
+/// are destroyed without being called, and the AsioCq can only be destroyed. A moved-from one can
+/// only be assigned to or destroyed.
 template <class Executor = detail::net::any_io_executor>
 class AsioCq {
 public:
     using executor_type = Executor; ///< As in Asio's I/O objects.
 
-    /// As in Asio's I/O objects: `use_awaitable_t<>::as_default_on_t<AsioCq<>>` is an AsioCq for
-    /// which async_poll() needs no token.
+    /// As in Asio's I/O objects: with `use_awaitable_t<>::as_default_on_t<AsioCq<>>`, async_poll()
+    /// needs no token.
     template <class Other>
     struct rebind_executor {
         using other = AsioCq<Other>; ///< On an executor of another type.
@@ -169,26 +154,15 @@ public:
     AsioCq(Loop& loop, const Context& context, int depth, const AsyncCqOptions& options = {})
         : AsioCq(Executor(loop.get_executor()), context, depth, options) {}
 
-    /// Takes `cq` over, which must wait on `executor`, as by an AsioNotifier.
+    /// Takes ownership of `cq`, which must wait on `executor`, for example by an AsioNotifier.
     AsioCq(const Executor& executor, AsyncCq cq)
         : state_(detail::AsioCqState<Executor>::create(executor, std::move(cq))) {}
 
-    AsioCq(AsioCq&&) noexcept = default;
-
-    /// Destroys the AsioCq that was here before.
-    AsioCq& operator=(AsioCq&& other) noexcept {
-        AsioCq(std::move(other)).state_.swap(state_); // the temporary closes the old one
-        return *this;
-    }
-    ~AsioCq() {
-        if (state_) state_->close();
-    }
-
-    /// Where it lives.
+    /// The executor on which it lives.
     [[nodiscard]] executor_type get_executor() const noexcept { return state_->executor(); }
 
-    /// Cancels the polls so far: they complete with operation_aborted, but for those whose
-    /// completions have left the queue already.
+    /// Cancels the polls that were started before: they complete with operation_aborted, except
+    /// those whose completions have left the queue already.
     void cancel() noexcept { state_->cancel(); }
 
     /// For creating queue pairs.
@@ -196,7 +170,7 @@ public:
         return state_->cq().completion_queue();
     }
 
-    /// The queue itself: for statistics, and for coroutines that need no token.
+    /// The queue itself: for statistics, and for coroutines that await it without a token.
     [[nodiscard]] AsyncCq& async_cq() noexcept { return state_->cq(); }
 
 private:
@@ -222,7 +196,7 @@ private:
         std::shared_ptr<detail::AsioCqState<Executor>> state;
     };
 
-    std::shared_ptr<detail::AsioCqState<Executor>> state_;
+    detail::AsioOwner<detail::AsioCqState<Executor>> state_;
 };
 
 /// On an io_context, the executor is the context's own type.
@@ -230,25 +204,26 @@ template <detail::AsioContext Loop>
 AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
     -> AsioCq<typename Loop::executor_type>;
 
-/// Completes with at least one completion: `void(error_code, std::span<ibv_wc>)`, where the span is
-/// the front part of `wcs` that was filled. `wcs` and what it refers to must stay until then. The
-/// rules are those of AsyncCq::poll().
+/// Waits for at least one completion. Completes with `void(error_code, std::span<ibv_wc>)`; the
+/// span is the front part of `wcs` that was filled. `wcs` and the memory that it refers to must
+/// exist until then. Otherwise as AsyncCq::poll().
 ///
-/// Errors: operation_aborted if it was cancelled or the AsioCq destroyed; invalid_argument if `wcs`
-/// is empty; else the fatal error of the CQ. The span is empty then.
+/// Errors, with an empty span: operation_aborted if it was cancelled or the AsioCq was destroyed;
+/// invalid_argument if `wcs` is empty; otherwise the fatal error of the CQ.
 /// Executor: the handler is called on its associated executor, by default that of the AsioCq, and
 /// never within async_poll() or another handler. Both executors have work until then.
-/// Cancellation: by the handler's cancellation slot, where this Asio has them, with every type; or
-/// by AsioCq::cancel(). A completion that was taken from the CQ is delivered all the same.
-/// Order: a poll takes its place in line where the AsioCq lives: at once if it is begun there, else
-/// when that executor comes to it.
-/// Allocation: one, with the handler's associated allocator, freed before the handler is called; if
-/// it fails, async_poll() throws std::bad_alloc. What an any_io_executor or a strand allocates by
-/// itself comes on top; to run out of memory there later may end the program.
+/// Cancellation: by the handler's cancellation slot, with every cancellation type (not with Asio
+/// versions that have no slots), or by AsioCq::cancel(). A completion that was already taken from
+/// the CQ is delivered.
+/// Order: polls are served in the order in which they reach the executor of the AsioCq: at once if
+/// started on it, otherwise when it runs them.
+/// Allocation: one, with the handler's associated allocator, freed before the handler is called. If
+/// it fails, async_poll() throws std::bad_alloc. An any_io_executor or a strand may allocate in
+/// addition; if that fails later, the program may be terminated.
 template <class Executor, class Token = detail::net::default_completion_token_t<Executor>>
 auto async_poll(AsioCq<Executor>& cq, std::span<ibv_wc> wcs, Token&& token = Token()) {
     return detail::net::async_initiate<Token, detail::AsioPollSignature>(
-        typename AsioCq<Executor>::InitiatePoll{cq.state_}, token, wcs);
+        typename AsioCq<Executor>::InitiatePoll{cq.state_.get()}, token, wcs);
 }
 
 } // namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR

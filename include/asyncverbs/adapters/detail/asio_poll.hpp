@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: MIT
-// What an AsioCq and its operations share: the queue, the executor, and the operations that wait.
-// Used on the executor alone, but for what is said to be for any thread.
+// The shared state of an AsioCq and the operations that async_poll() starts on it.
+//
+//     async_poll ──dispatch──► start: poll ──► ready ─────────┐
+//     any thread               the queue's        │ empty     ▼
+//                              executor       resumed ──► complete ──post──► dispatch
+//                                                                            │
+//                              the handler is called on its executor ◄───────┘
+//
+// A handler never runs where the AsyncCq resumes coroutines: it belongs on its own executor, and an
+// exception would end the queue.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -27,7 +35,10 @@
 
 namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 
-// A poll of the queue on behalf of a completion handler, whatever the handler's type.
+/// The completion signature of async_poll().
+using AsioPollSignature = void(AsioError, std::span<ibv_wc>);
+
+// One async_poll(), for handlers of any type. Used on the queue's executor.
 class AsioPoll : public ListNode {
 public:
     struct Destroy {
@@ -37,30 +48,31 @@ public:
 
     const std::uint64_t id;
 
-    /// Polls. True: the outcome is decided. False: suspend() is to follow.
-    bool begin(AsyncCq& cq, std::stop_token stop) {
+    /// Polls the queue. Returns true if the result is known; otherwise wait() must follow.
+    bool start(AsyncCq& cq, std::stop_token stop) {
         wait_.emplace(cq.poll(completions_, error_, std::move(stop)));
         return wait_->awaiter.await_ready();
     }
 
-    /// Waits: complete() is called when the outcome is decided.
-    void suspend() { wait_->awaiter.await_suspend(coroutine()).resume(); }
+    /// Calls complete() when the result is known.
+    void wait() { wait_->awaiter.await_suspend(coroutine()).resume(); }
 
-    /// Takes the outcome, and sends it to the handler.
+    /// Sends the result to the handler.
     void complete() noexcept {
         if (wait_) {
             completions_ = wait_->awaiter.await_resume();
             wait_.reset();
         }
-        deliver();
+        unlink();
+        post_handler();
     }
 
-    /// The same with the outcome that the poll was cancelled: it takes nothing from the queue.
-    void abort() noexcept {
+    /// Completes as cancelled, and takes nothing from the queue.
+    void cancel() noexcept {
         wait_.reset();
         completions_ = {};
         error_ = std::make_error_code(std::errc::operation_canceled);
-        deliver();
+        complete();
     }
 
 protected:
@@ -72,125 +84,107 @@ protected:
     std::span<ibv_wc> completions() const noexcept { return completions_; }
 
 private:
-    void deliver() noexcept {
-        unlink();
-        send();
-    }
     virtual std::coroutine_handle<> coroutine() noexcept = 0;
-    virtual void send() noexcept = 0;
-    virtual void destroy() noexcept = 0; // and the handler with it
+    virtual void post_handler() noexcept = 0;
+    virtual void destroy() noexcept = 0; // the handler, too
 
-    // Done by hand what co_await does, so that a wait can end without its coroutine.
+    // The steps of co_await by hand, so that a wait can end without its coroutine.
     struct Wait {
         explicit Wait(PollOperation&& poll) noexcept
-            : operation(std::move(poll)), awaiter(std::move(operation).operator co_await()) {}
+            : operation(std::move(poll)), awaiter(get_awaiter(std::move(operation))) {}
         PollOperation operation;
         awaiter_t<PollOperation> awaiter;
     };
 
-    std::span<ibv_wc> completions_; // to fill, then those that were
+    std::span<ibv_wc> completions_; // the buffer to fill, then the part that was filled
     std::error_code error_;
     std::optional<Wait> wait_;
 };
 
+// The state that an AsioCq shares with its operations. Used on the executor, except where it says
+// otherwise.
 template <class Executor>
-class AsioCqState final : public AsioResident,
+class AsioCqState final : public AsioServiceMember,
                           public std::enable_shared_from_this<AsioCqState<Executor>> {
 public:
     static std::shared_ptr<AsioCqState> create(const Executor& executor, AsyncCq cq) {
         auto state = std::make_shared<AsioCqState>(executor, std::move(cq));
-        state->enter(executor);
+        state->join_service(executor);
         return state;
     }
 
     AsioCqState(const Executor& executor, AsyncCq cq) : executor_(executor), cq_(std::move(cq)) {}
 
-    // From any thread, while the context lives.
+    // From any thread, while the context exists.
     const Executor& executor() const noexcept { return *executor_; }
     std::uint64_t next_id() noexcept { return next_id_.fetch_add(1, std::memory_order_relaxed); }
 
-    bool evicted() const noexcept { return !executor_; }
+    bool is_shut_down() const noexcept { return !executor_; }
     AsyncCq& cq() noexcept { return *cq_; }
 
-    void begin(AsioPoll::Owner owner) {
+    void start(AsioPoll::Owner owner) {
         AsioPoll& poll = *owner.release();
-        if (!cq_ || poll.id < cancelled_) return poll.abort();
-        if (poll.begin(*cq_, stop_.get_token())) return poll.complete();
-        pending_.push_back(poll);
-        poll.suspend();
+        if (!cq_ || poll.id < first_not_cancelled_) return poll.cancel();
+        if (poll.start(*cq_, stop_.get_token())) return poll.complete();
+        waiting_.push_back(poll);
+        poll.wait();
     }
 
-    /// Those that wait, and those that are on their way to. What has left the queue is delivered.
+    /// Cancels all polls that async_poll() has created, except those whose completions have left
+    /// the queue.
     void cancel() noexcept {
-        cancelled_ = next_id_.load(std::memory_order_relaxed);
-        if (!pending_.empty()) stop_pending();
+        first_not_cancelled_ = next_id_.load(std::memory_order_relaxed);
+        if (!waiting_.empty()) stop_waiting();
     }
 
-    /// The one with this number, if it waits. The last one is stopped, for then the queue has to
-    /// stop waiting, too.
+    /// Cancels the poll with this number if it waits. The last one that waits is stopped by its
+    /// token, because then the queue must stop waiting, too.
     void cancel(std::uint64_t id) noexcept {
-        AsioPoll* const poll = pending_.find_if([&](AsioPoll& other) { return other.id == id; });
+        AsioPoll* const poll = waiting_.find_if([&](AsioPoll& each) { return each.id == id; });
         if (poll == nullptr) return;
-        const bool is_last =
-            pending_.find_if([&](AsioPoll& other) { return &other != poll; }) == nullptr;
-        is_last ? stop_pending() : poll->abort();
+        const auto is_other = [&](AsioPoll& each) { return &each != poll; };
+        waiting_.find_if(is_other) == nullptr ? stop_waiting() : poll->cancel();
     }
 
-    /// Cancels what waits, and ends the queue.
+    /// Cancels the polls that wait, and destroys the queue.
     void close() noexcept {
-        leave();
-        while (!pending_.empty()) pending_.front().abort();
+        leave_service();
+        cancel_waiting();
         cq_.reset();
     }
 
 private:
-    void stop_pending() noexcept {
+    void cancel_waiting() noexcept {
+        while (!waiting_.empty()) waiting_.front().cancel();
+    }
+    void stop_waiting() noexcept {
         try {
             std::exchange(stop_, std::stop_source()).request_stop();
-        } catch (const std::bad_alloc&) { // then the queue goes on waiting, but not they
-            while (!pending_.empty()) pending_.front().abort();
+        } catch (const std::bad_alloc&) { // the queue keeps waiting, but no poll does
+            cancel_waiting();
         }
     }
 
-    // Handlers are destroyed, as Asio does with them; and with one of them perhaps the AsioCq.
-    void evict() noexcept override {
+    // Destroys the handlers, as Asio does. A handler may own the AsioCq.
+    void shutdown() noexcept override {
         const std::shared_ptr<AsioCqState> alive = this->shared_from_this();
         IntrusiveList<AsioPoll> polls;
-        polls.append(pending_);
-        while (!polls.empty()) {
-            AsioPoll::Owner owner(&polls.front());
-            owner->unlink();
-        }
+        polls.append(waiting_);
+        while (!polls.empty()) AsioPoll::Destroy()(&polls.take_front());
         executor_.reset(); // a strand must not outlive its context
     }
 
     std::optional<Executor> executor_;
-    std::optional<AsyncCq> cq_; // until the AsioCq ends
-    std::stop_source stop_;     // of those that wait now
-    IntrusiveList<AsioPoll> pending_;
-    std::uint64_t cancelled_ = 0; // the first that is not, by cancel()
+    std::optional<AsyncCq> cq_; // until the AsioCq is destroyed
+    std::stop_source stop_;     // of the polls that wait
+    IntrusiveList<AsioPoll> waiting_;
+    std::uint64_t first_not_cancelled_ = 0; // by cancel()
     std::atomic<std::uint64_t> next_id_{0};
 };
 
-} // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR
-
-namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
-
-// An async_poll() with its completion handler, in one allocation: the frame of a coroutine that the
-// AsyncCq resumes. Handlers never run in there: an exception would end the queue, and the handler's
-// place is its executor.
-//
-//     async_poll ──dispatch──► begin: poll ──► ready ────────┐
-//     any thread               the queue's       │ empty     ▼
-//                              executor       resumed ──► send ──post──► deliver
-//                                                                           │ dispatch
-//                              the handler is called on its executor ◄──────┘
-
-/// The signature of what async_poll() completes with.
-using AsioPollSignature = void(AsioError, std::span<ibv_wc>);
-
-// Allocates coroutine frames with the allocator of the handler, which is kept behind the frame. The
-// compiler asks for no alignment, but places a handler that has one as if the frame had it.
+// Allocates coroutine frames with the handler's associated allocator, and stores that allocator
+// behind the frame. The compiler requests no alignment, but places an over-aligned handler as if
+// the frame were aligned for it.
 template <class Handler>
 struct AsioFrameAllocation {
     static constexpr std::size_t alignment =
@@ -216,33 +210,31 @@ struct AsioFrameAllocation {
     }
     static void deallocate(void* pointer, std::size_t frame) noexcept {
         Unit* const memory = static_cast<Unit*>(pointer);
-        auto* const kept = std::launder(reinterpret_cast<Allocator*>(memory + units(frame)));
-        Allocator allocator(std::move(*kept));
-        kept->~Allocator();
+        auto* const stored = std::launder(reinterpret_cast<Allocator*>(memory + units(frame)));
+        Allocator allocator(std::move(*stored));
+        stored->~Allocator();
         Traits::deallocate(allocator, memory, total(frame));
     }
 };
 
-template <class Handler, class Executor>
-class AsioPollPromise;
-
-template <class Handler, class Executor>
-struct AsioPollCoroutine {
-    using promise_type = AsioPollPromise<Handler, Executor>;
-    promise_type& promise;
-};
-
+// An AsioPoll with its handler, in one allocation. It is the promise of a coroutine that the
+// AsyncCq resumes; the coroutine has an empty body and ends at once.
 template <class Handler, class Executor>
 class AsioPollPromise final : public AsioPoll {
     using State = AsioCqState<Executor>;
     using Self = std::unique_ptr<AsioPollPromise, AsioPoll::Destroy>;
-    using Allocation = AsioFrameAllocation<Handler>;
+    using FrameAllocation = AsioFrameAllocation<Handler>;
     using HandlerExecutor = net::associated_executor_t<Handler, Executor>;
 
 public:
+    struct Coroutine {
+        using promise_type = AsioPollPromise;
+        AsioPollPromise& promise;
+    };
+
     AsioPollPromise(Handler& handler, const std::shared_ptr<State>& state, std::span<ibv_wc> wcs)
         : AsioPoll(state->next_id(), wcs), state_(state), handler_(std::move(handler)) {
-        // What waits is work of the queue's executor. The handler's may be another.
+        // A poll that waits is work of the queue's executor. The handler's may be another.
         HandlerExecutor executor = handler_executor();
         if constexpr (std::is_same_v<HandlerExecutor, Executor>) {
             if (executor == state->executor()) return;
@@ -250,113 +242,113 @@ public:
         work_.emplace(std::move(executor));
     }
 
+    /// Starts an async_poll(), from any thread.
     static void start(Handler handler, const std::shared_ptr<State>& state, std::span<ibv_wc> wcs) {
         Self self(&run(handler, state, wcs).promise);
         self->connect_cancellation();
-        net::dispatch(state->executor(), Step<&AsioPollPromise::begin>(std::move(self)));
+        net::dispatch(state->executor(), Step<&AsioPollPromise::start_on_queue>(std::move(self)));
     }
 
-    // --- for the coroutine ---
+    // --- required by the language ---
 
     static void* operator new(std::size_t size, Handler& handler, const std::shared_ptr<State>&,
                               std::span<ibv_wc>) {
-        return Allocation::allocate(size, handler);
+        return FrameAllocation::allocate(size, handler);
     }
-    // NOLINTNEXTLINE(misc-new-delete-overloads): it is the one that a coroutine's frame is freed by
+    // NOLINTNEXTLINE(misc-new-delete-overloads): a coroutine frame is freed by this one
     static void operator delete(void* frame, std::size_t size) noexcept {
-        Allocation::deallocate(frame, size);
+        FrameAllocation::deallocate(frame, size);
     }
 
-    struct Decided {
+    struct FinalAwaiter {
         bool await_ready() const noexcept { return false; }
-        void await_suspend(std::coroutine_handle<AsioPollPromise> poll) const noexcept {
-            poll.promise().complete();
+        // Returns void: another thread may destroy the coroutine before complete() returns.
+        void await_suspend(std::coroutine_handle<AsioPollPromise> self) const noexcept {
+            self.promise().complete();
         }
         void await_resume() const noexcept {}
     };
-    AsioPollCoroutine<Handler, Executor> get_return_object() noexcept { return {*this}; }
+    Coroutine get_return_object() noexcept { return {*this}; }
     std::suspend_always initial_suspend() const noexcept { return {}; }
-    Decided final_suspend() const noexcept { return {}; }
+    FinalAwaiter final_suspend() const noexcept { return {}; }
     void return_void() const noexcept {}
     [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
 
 private:
-    // A function that owns the operation on its way to an executor, and uses its room.
+    // A function object that owns the operation on its way to an executor, and uses its memory.
     template <void (*step)(Self)>
     class Step {
     public:
         explicit Step(Self poll) noexcept : poll_(std::move(poll)) {}
         void operator()() { step(std::move(poll_)); }
 
-        using allocator_type = AsioScratchAllocator<std::byte>;
-        allocator_type get_allocator() const noexcept { return allocator_type(poll_->scratch_); }
+        using allocator_type = AsioHandlerAllocator<std::byte>;
+        allocator_type get_allocator() const noexcept { return allocator_type(poll_->memory_); }
 
     private:
         Self poll_;
     };
 
-    // Does nothing but to be resumed: the promise is the operation.
-    static AsioPollCoroutine<Handler, Executor> run(Handler&, const std::shared_ptr<State>&,
-                                                    std::span<ibv_wc>) {
-        co_return;
-    }
+    static Coroutine run(Handler&, const std::shared_ptr<State>&, std::span<ibv_wc>) { co_return; }
 
     HandlerExecutor handler_executor() const noexcept {
         return net::get_associated_executor(handler_, state_->executor());
     }
 
     // On the queue's executor.
-    static void begin(Self self) {
+    static void start_on_queue(Self self) {
         State& state = *self->state_;
-        state.begin(AsioPoll::Owner(self.release()));
+        state.start(AsioPoll::Owner(self.release()));
     }
 
-    // On the queue's executor, called by it.
-    static void deliver(Self self) {
+    // On the queue's executor, which calls it.
+    static void dispatch_handler(Self self) {
         const HandlerExecutor executor = self->handler_executor();
-        net::dispatch(executor, Step<&AsioPollPromise::call>(std::move(self)));
+        net::dispatch(executor, Step<&AsioPollPromise::call_handler>(std::move(self)));
     }
 
-    // On the handler's executor. The memory is free by the time that the handler is called, which
-    // may well need some for its next operation.
-    static void call(Self self) {
+    // On the handler's executor. Frees the operation before it calls the handler, which may need
+    // the memory for its next operation.
+    static void call_handler(Self self) {
         self->disconnect_cancellation();
         const AsioError error = self->error();
         const std::span<ibv_wc> completions = self->completions();
         const auto work = std::move(self->work_);
         Handler handler(std::move(self->handler_));
         AsioPollPromise* const poll = self.release();
-        poll->scratch_.when_free(&end, poll);
+        poll->memory_.when_unused(&destroy_frame, poll);
         std::move(handler)(AsioError(error), std::span(completions));
     }
 
     std::coroutine_handle<> coroutine() noexcept override {
         return std::coroutine_handle<AsioPollPromise>::from_promise(*this);
     }
-    void send() noexcept override {
-        const std::shared_ptr<State> state = state_; // this may have ended when post() returns
-        net::post(state->executor(), Step<&AsioPollPromise::deliver>(Self(this)));
+    void post_handler() noexcept override {
+        const std::shared_ptr<State> state = state_; // post() may destroy this object
+        net::post(state->executor(), Step<&AsioPollPromise::dispatch_handler>(Self(this)));
     }
-    void destroy() noexcept override { scratch_.when_free(&end_with_handler, this); }
+    void destroy() noexcept override { memory_.when_unused(&destroy_with_handler, this); }
 
-    static void end(void* poll) { static_cast<AsioPollPromise*>(poll)->coroutine().destroy(); }
-
-    // The handler goes last: it may own what its allocator allocates from.
-    static void end_with_handler(void* poll) {
+    static void destroy_frame(void* poll) {
+        static_cast<AsioPollPromise*>(poll)->coroutine().destroy();
+    }
+    // The handler last: it may own the memory from which its allocator allocates.
+    static void destroy_with_handler(void* poll) {
         [[maybe_unused]] const Handler handler(
             std::move(static_cast<AsioPollPromise*>(poll)->handler_));
-        end(poll);
+        destroy_frame(poll);
     }
 
 #if defined(ASYNCVERBS_ASIO_CANCELLATION)
-    // Not at once but by a post: behind an operation that is on its way to begin.
+    // Cancels by a post, so that the poll, which may still be on its way to the executor, has
+    // started by then.
     void connect_cancellation() {
         auto slot = net::get_associated_cancellation_slot(handler_);
         if (!slot.is_connected()) return;
         slot.assign([state = std::weak_ptr<State>(state_), id = id](net::cancellation_type type) {
             if (type == net::cancellation_type::none) return;
             std::shared_ptr<State> alive = state.lock();
-            if (alive == nullptr || alive->evicted()) return;
+            if (alive == nullptr || alive->is_shut_down()) return;
             net::post(alive->executor(), [alive, id] { alive->cancel(id); });
         });
     }
@@ -372,7 +364,7 @@ private:
     std::shared_ptr<State> state_;
     Handler handler_;
     std::optional<net::executor_work_guard<HandlerExecutor>> work_;
-    AsioScratch scratch_;
+    AsioHandlerMemory memory_;
 };
 
 } // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Asio comes alone and in Boost, in another namespace and with another error_code. The adapter is
-// written once, for `net`. Its own names are in an inline namespace for each flavour, so that two
-// translation units of one program may use one each.
+// Asio exists standalone and in Boost, with different namespaces and error_code types. The adapter
+// is written once, for the namespace `net`. Its own names are in an inline namespace per flavour,
+// so that two translation units of one program may use different flavours.
 #pragma once
 
 #include <cerrno>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -75,7 +76,7 @@ using AsioSystemError = std::system_error;
 #endif
 
 inline std::error_code from_asio(const AsioError& error) {
-    // Whether it equals the standard's "cancelled" depends on the version of Asio.
+    // Whether it compares equal to errc::operation_canceled depends on the version of Asio.
     if (error == net::error::operation_aborted) {
         return std::make_error_code(std::errc::operation_canceled);
     }
@@ -85,7 +86,7 @@ inline std::error_code from_asio(const AsioError& error) {
     return error;
 }
 
-// A template, for it converts in a way that Boost has had only since 1.76.
+// A template because Boost has the direct conversion only since 1.76.
 template <class Error = AsioError>
 Error to_asio(const std::error_code& error) {
     if (error == std::errc::operation_canceled) return net::error::operation_aborted;
@@ -98,104 +99,116 @@ Error to_asio(const std::error_code& error) {
     }
 }
 
-// An io_context, or whatever else has executors of one type.
+// An io_context, or another execution context whose executors have one type.
 template <class Context>
 concept AsioContext = std::is_convertible_v<Context&, net::execution_context&> &&
                       requires { typename Context::executor_type; };
 
-} // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR
-
-namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
-
-// What has to let go of an Asio execution context before that ends: an io_context may be destroyed
-// while somebody waits, and before the objects that he waits for.
-
-class AsioResidents;
-
-class AsioResident : public ListNode {
+// A share of a State, which is closed when this owner is destroyed. Null after a move.
+template <class State>
+class AsioOwner {
 public:
-    AsioResident() = default;
-    AsioResident(const AsioResident&) = delete;
-    AsioResident& operator=(const AsioResident&) = delete;
+    explicit AsioOwner(std::shared_ptr<State> state) noexcept : state_(std::move(state)) {}
+    AsioOwner(AsioOwner&&) noexcept = default;
+    AsioOwner& operator=(AsioOwner&& other) noexcept {
+        AsioOwner(std::move(other)).state_.swap(state_); // the temporary closes the old state
+        return *this;
+    }
+    ~AsioOwner() {
+        if (state_) state_->close();
+    }
 
-    /// The context is being destroyed: it runs nothing any more, but its services are still there.
-    /// Called once, by a resident that is in the list.
-    virtual void evict() noexcept = 0;
-
-protected:
-    ~AsioResident() = default;
-
-    template <class Executor>
-    void enter(const Executor& executor);
-    void leave() noexcept;
+    const std::shared_ptr<State>& get() const noexcept { return state_; }
+    State* operator->() const noexcept { return state_.get(); }
 
 private:
-    friend AsioResidents;
-
-    AsioResidents* residents_ = nullptr;
+    std::shared_ptr<State> state_;
 };
 
-// The service of a context that knows its residents. Asio shuts services down in the reverse of
-// their order of creation, so this one goes before those that its residents use.
-class AsioResidents : public net::execution_context::service {
+class AsioContextService;
+
+// An object that must release what it holds of an Asio execution context before the context ends:
+// an io_context may be destroyed while operations wait, and before the objects that they wait for.
+class AsioServiceMember : public ListNode {
 public:
-    using key_type = AsioResidents;
+    AsioServiceMember() = default;
+    AsioServiceMember(const AsioServiceMember&) = delete;
+    AsioServiceMember& operator=(const AsioServiceMember&) = delete;
+
+    /// The context is being destroyed: it runs nothing any more, but its services still exist.
+    /// Called once, and only for a registered member.
+    virtual void shutdown() noexcept = 0;
+
+protected:
+    ~AsioServiceMember() = default;
+
+    template <class Executor>
+    void join_service(const Executor& executor);
+    void leave_service() noexcept;
+
+private:
+    friend AsioContextService;
+
+    AsioContextService* service_ = nullptr;
+};
+
+// Shuts its members down with the context. Asio shuts services down in the reverse order of their
+// creation, so this one comes before the services that its members use.
+class AsioContextService : public net::execution_context::service {
+public:
+    using key_type = AsioContextService;
     static inline net::execution_context::id id;
 
-    explicit AsioResidents(net::execution_context& context)
+    explicit AsioContextService(net::execution_context& context)
         : net::execution_context::service(context) {}
 
-    void add(AsioResident& resident) {
+    void add(AsioServiceMember& member) {
         const std::lock_guard lock(mutex_);
-        residents_.push_back(resident);
+        members_.push_back(member);
     }
-    void remove(AsioResident& resident) noexcept {
+    void remove(AsioServiceMember& member) noexcept {
         const std::lock_guard lock(mutex_);
-        resident.unlink();
+        member.unlink();
     }
 
 private:
-    AsioResident* next() noexcept {
+    AsioServiceMember* take_next() noexcept {
         const std::lock_guard lock(mutex_);
-        if (residents_.empty()) return nullptr;
-        AsioResident& resident = residents_.take_front();
-        resident.residents_ = nullptr;
-        return &resident;
+        if (members_.empty()) return nullptr;
+        AsioServiceMember& member = members_.take_front();
+        member.service_ = nullptr;
+        return &member;
     }
 
     void shutdown() override {
-        while (AsioResident* const resident = next()) resident->evict();
+        while (AsioServiceMember* const member = take_next()) member->shutdown();
     }
 
     std::mutex mutex_; // several threads may run the context
-    IntrusiveList<AsioResident> residents_;
+    IntrusiveList<AsioServiceMember> members_;
 };
 
 template <class Executor>
-void AsioResident::enter(const Executor& executor) {
+void AsioServiceMember::join_service(const Executor& executor) {
     net::execution_context& context = net::query(executor, net::execution::context);
-    residents_ = &net::use_service<AsioResidents>(context);
-    residents_->add(*this);
+    service_ = &net::use_service<AsioContextService>(context);
+    service_->add(*this);
 }
 
-inline void AsioResident::leave() noexcept {
-    if (residents_ != nullptr) std::exchange(residents_, nullptr)->remove(*this);
+inline void AsioServiceMember::leave_service() noexcept {
+    if (service_ != nullptr) std::exchange(service_, nullptr)->remove(*this);
 }
 
-} // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR
-
-namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
-
-// Room for what Asio allocates to bring a handler to its executor, in the object that waits: a
-// notifier's waits allocate nothing, and an async_poll() is one allocation all told.
-
-// Blocks are used one after the other, a strand's two at a time; what does not fit is allocated. Of
-// these two, a context that is destroyed gives one back after the handler has gone.
-class AsioScratch {
+// Memory for what Asio allocates to bring a handler to its executor. It is a member of the object
+// that waits, so that a notifier's wait allocates nothing and an async_poll() allocates once.
+//
+// Blocks are used one at a time; a strand uses two, of which a context that is being destroyed
+// returns one after the handler has been destroyed. What does not fit comes from operator new.
+class AsioHandlerMemory {
 public:
-    AsioScratch() noexcept = default;
-    AsioScratch(const AsioScratch&) = delete;
-    AsioScratch& operator=(const AsioScratch&) = delete;
+    AsioHandlerMemory() noexcept = default;
+    AsioHandlerMemory(const AsioHandlerMemory&) = delete;
+    AsioHandlerMemory& operator=(const AsioHandlerMemory&) = delete;
 
     void* allocate(std::size_t size) {
         constexpr std::size_t alignment = alignof(std::max_align_t);
@@ -215,8 +228,8 @@ public:
         if (end_ != nullptr) end_(owner_);
     }
 
-    /// Calls `end`, which may destroy this object, as soon as no block is in use.
-    void when_free(void (*end)(void*), void* owner) {
+    /// Calls `end(owner)`, which may destroy this object, as soon as no block is in use.
+    void when_unused(void (*end)(void*), void* owner) {
         if (blocks_ == 0) return end(owner);
         end_ = end;
         owner_ = owner;
@@ -230,33 +243,33 @@ private:
     void* owner_ = nullptr;
 };
 
-// Asio lets a function's allocator go before it calls the function, which may end the operation.
+// Asio destroys its copies of a function's allocator before it calls the function, so the function
+// may end the operation that contains the memory.
 template <class T>
-class AsioScratchAllocator {
+class AsioHandlerAllocator {
 public:
     using value_type = T;
 
-    explicit AsioScratchAllocator(AsioScratch& scratch) noexcept : scratch_(&scratch) {}
+    explicit AsioHandlerAllocator(AsioHandlerMemory& memory) noexcept : memory_(&memory) {}
     template <class U>
-    AsioScratchAllocator(const AsioScratchAllocator<U>& other) noexcept
-        : scratch_(other.scratch_) {}
+    AsioHandlerAllocator(const AsioHandlerAllocator<U>& other) noexcept : memory_(other.memory_) {}
 
     T* allocate(std::size_t count) {
         static_assert(alignof(T) <= alignof(std::max_align_t));
-        return static_cast<T*>(scratch_->allocate(count * sizeof(T)));
+        return static_cast<T*>(memory_->allocate(count * sizeof(T)));
     }
-    void deallocate(T* block, std::size_t) noexcept { scratch_->deallocate(block); }
+    void deallocate(T* block, std::size_t) noexcept { memory_->deallocate(block); }
 
     template <class U>
-    bool operator==(const AsioScratchAllocator<U>& other) const noexcept {
-        return scratch_ == other.scratch_;
+    bool operator==(const AsioHandlerAllocator<U>& other) const noexcept {
+        return memory_ == other.memory_;
     }
 
 private:
     template <class>
-    friend class AsioScratchAllocator;
+    friend class AsioHandlerAllocator;
 
-    AsioScratch* scratch_;
+    AsioHandlerMemory* memory_;
 };
 
 } // namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR
