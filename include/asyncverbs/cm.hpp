@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Connections by IP address, which librdmacm makes.
+// Connections by IP address, made by librdmacm.
 #pragma once
 
 #include <asyncverbs/asyncverbs.hpp>

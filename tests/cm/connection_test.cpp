@@ -573,7 +573,7 @@ TEST_CASE("Connection: destroyed while others wait") {
         CHECK(outcome.failed(std::errc::operation_canceled));
     }
     SECTION("and who begins to wait afterwards has the same error") {
-        Task<> disconnect = f.client->disconnect();
+        auto disconnect = f.client->disconnect();
         f.client.reset();
         Outcome late;
         const Coroutine leaving_late = CmFixture::start(std::move(disconnect), late);

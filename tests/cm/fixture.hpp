@@ -72,11 +72,11 @@ struct CmFixture {
 
     std::string port() const { return std::to_string(listener->port()); }
 
-    // Starts `task` and notes how it ends.
-    template <class T>
-    static Coroutine start(Task<T> task, Outcome& outcome) {
+    // Starts `operation` and records how it ends.
+    template <class Operation>
+    static Coroutine start(Operation operation, Outcome& outcome) {
         try {
-            static_cast<void>(co_await std::move(task));
+            static_cast<void>(co_await std::move(operation));
         } catch (const std::system_error& error) {
             outcome.error = error;
         }

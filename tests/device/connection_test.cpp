@@ -144,11 +144,16 @@ struct Fixture {
     std::string request;
 };
 
+template <awaitable Operation>
+Task<await_result_t<Operation>> as_task(Operation operation) {
+    co_return co_await std::move(operation);
+}
+
 // What a step fails with.
-template <class T>
-std::optional<std::system_error> failure_of(EpollExecutor& loop, Task<T> task) {
+template <awaitable Operation>
+std::optional<std::system_error> failure_of(EpollExecutor& loop, Operation operation) {
     try {
-        static_cast<void>(run_bounded(loop, std::move(task)));
+        static_cast<void>(run_bounded(loop, as_task(std::move(operation))));
     } catch (const std::system_error& error) {
         return error;
     }
@@ -228,7 +233,7 @@ TEST_CASE("device: who is connected learns that the other end was destroyed") {
     std::optional<Connection>& gone = client_goes ? f.client : f.server;
     Connection& left = client_goes ? *f.server : *f.client;
     gone.reset();
-    CHECK(run_bounded(f.loop, left.disconnected()) == RDMA_CM_EVENT_DISCONNECTED);
+    CHECK(run_bounded(f.loop, as_task(left.disconnected())) == RDMA_CM_EVENT_DISCONNECTED);
     CHECK((client_goes ? f.client_end : f.server_end)->qp.state() == IBV_QPS_ERR);
 }
 
@@ -522,7 +527,8 @@ TEST_CASE("device: an end is destroyed at any time, and the other one learns") {
         CHECK(error.has_value() != connection.has_value());
         if (!connection) continue;
         ++connected;
-        CHECK(run_bounded(f.loop, connection->disconnected()) == RDMA_CM_EVENT_DISCONNECTED);
+        CHECK(run_bounded(f.loop, as_task(connection->disconnected())) ==
+              RDMA_CM_EVENT_DISCONNECTED);
     }
     CHECK(connected > 0);
     CHECK(connected < 24);

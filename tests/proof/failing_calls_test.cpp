@@ -926,7 +926,8 @@ const auto connection_operations = std::to_array<Operation>({
          const auto wait = [&]() -> Task<> {
              static_cast<void>(co_await ends.client->disconnected());
          };
-         trial.attempt([&] { run(ends.loop, ends.both(ends.client->disconnect(), wait())); });
+         const auto leave = [&]() -> Task<> { co_await ends.client->disconnect(); };
+         trial.attempt([&] { run(ends.loop, ends.both(leave(), wait())); });
      }},
 });
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// A request for a connection, to be accepted or rejected.
 #pragma once
 
 #include <rdma/rdma_cma.h>
@@ -19,51 +18,37 @@
 #include <asyncverbs/cm/detail/cm_queue_pair.hpp>
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/cm/socket_address.hpp>
-#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
 namespace asyncverbs {
 
-/// Made by Listener::accept(), which it may outlive. Destroying it rejects the request.
+/// A request for a connection, made by Listener::accept(), whose listener it may outlive.
+/// Destroying it rejects the request.
 ///
-/// Thread: that of the loop. Move-only; of one that was moved from, or has been answered, nothing
-/// is left but private_data(): the rest throws invalid_argument.
-class IncomingConnection {
+/// Thread: that of the loop. Move-only; after a move or an answer only private_data() is valid: the
+/// other functions throw invalid_argument.
+class IncomingConnection : public PendingConnection {
+    struct AcceptOperation;
+
 public:
-    /// What the peer said with its request; on InfiniBand and RoCE padded with zeros.
+    /// The peer's private data; on InfiniBand and RoCE padded with zeros.
     [[nodiscard]] std::span<const std::byte> private_data() const noexcept {
         return private_data_.bytes();
     }
 
-    /// The device that the request came over; librdmacm's own, which keeps it open.
-    [[nodiscard]] Context context() const { return detail::context_of(id()); }
-
-    /// The address of this end.
-    [[nodiscard]] SocketAddress local_address() const {
-        return SocketAddress(*rdma_get_local_addr(id()));
+    /// Connects `qp`, prepared or not, takes it to RTS, awaits the peer's confirmation, and gives
+    /// the Connection. `qp` and `options.private_data` must live until the operation has ended,
+    /// this object need not. Throws std::system_error: connection_reset if the peer has left,
+    /// timed_out, operation_canceled if `stop` is requested, from any thread; invalid_argument for
+    /// options out of range; other errors name the call that failed.
+    [[nodiscard]] AcceptOperation accept(const QueuePair& qp, AcceptOptions options = {},
+                                         std::stop_token stop = {}) {
+        return {std::move(session_), qp, options, std::move(stop)};
     }
 
-    /// The address of the other end.
-    [[nodiscard]] SocketAddress peer_address() const {
-        return SocketAddress(*rdma_get_peer_addr(id()));
-    }
-
-    /// RESET to INIT, whereupon receives can be posted; errors as OutgoingConnection::prepare().
-    void prepare(const QueuePair& qp) const { detail::prepare(id(), qp); }
-
-    /// Connects `qp`, prepared or not, takes it to RTS, and awaits the peer's confirmation. `qp`
-    /// and `options.private_data` stay until it has ended, this object need not. Throws
-    /// std::system_error: connection_reset if the peer has left, timed_out, operation_canceled if
-    /// `stop` is requested, from any thread; invalid_argument for options out of range; or what
-    /// names the call that failed.
-    [[nodiscard]] Task<Connection> accept(const QueuePair& qp, AcceptOptions options = {},
-                                          std::stop_token stop = {}) {
-        return accept(std::move(session_), qp, options, std::move(stop));
-    }
-
-    /// Turns the request down; the peer gets a ConnectionRejected with `private_data`, of which
-    /// InfiniBand and RoCE carry up to 148 bytes. Throws std::system_error: invalid_argument for
+    /// Rejects the request; the peer gets a ConnectionRejected with `private_data`, which on
+    /// InfiniBand and RoCE is at most 148 bytes. Throws std::system_error: invalid_argument for
     /// more than that, else naming rdma_reject.
     void reject(std::span<const std::byte> private_data = {}) {
         detail::check_private_data(private_data, 148);
@@ -75,37 +60,30 @@ public:
 private:
     friend class Listener;
 
-    IncomingConnection(detail::CmLoop loop, detail::CmEvent request)
-        : session_(loop, detail::CmId(std::move(request.request))),
+    IncomingConnection(detail::LoopHandle loop, detail::CmEvent request)
+        : PendingConnection({loop, detail::CmId(std::move(request.request))}),
           private_data_(request.private_data) {}
 
-    rdma_cm_id* id() const { return session_->id(); }
+    struct AcceptOperation : detail::HandshakeOperation<AcceptOptions> {
+        AcceptOperation(detail::CmSessionOwner session_owner, const QueuePair& queue_pair,
+                        const AcceptOptions& chosen, std::stop_token token)
+            : HandshakeOperation(std::move(session_owner), queue_pair, chosen, std::move(token),
+                                 RDMA_CM_EVENT_ESTABLISHED, "rdma_accept") {}
 
-    static Task<Connection> accept(detail::CmSessionOwner session, const QueuePair& qp,
-                                   AcceptOptions options, std::stop_token stop) {
-        rdma_cm_id* const id = session->id();
-        detail::check_private_data(options.private_data, 196);
-        detail::check_retries(0, options.rnr_retry_count, options.min_rnr_timer);
-        session->connect(qp.shared_handle());
-        const detail::ReadDepths depths =
-            detail::activate(id, qp,
-                             detail::limit({options.responder_resources, options.initiator_depth},
-                                           detail::context_of(id)),
-                             options.min_rnr_timer);
-        rdma_conn_param parameters =
-            detail::connection_parameters(qp, options.private_data, depths);
-        parameters.rnr_retry_count = options.rnr_retry_count;
-        detail::call_cm("rdma_accept", rdma_accept, id, &parameters);
-        co_await detail::CmSession::answer(session.shared(), RDMA_CM_EVENT_ESTABLISHED,
-                                           "rdma_accept", options.timeout, std::move(stop));
-        co_return Connection(std::move(session), {});
-    }
+        void start() {
+            begin(196);
+            session->connect(qp.shared_handle());
+            depths = detail::activate(session->id(), qp, depths, options.min_rnr_timer);
+            rdma_conn_param parameters = connection_parameters();
+            detail::call_cm(call, rdma_accept, session->id(), &parameters);
+        }
+        Connection finish() { return Connection(std::move(owner), {}); }
+    };
 
-    detail::CmSessionOwner session_;
     detail::PrivateData private_data_;
 };
 
-/// Listens from its construction on.
+/// Receives requests for connections from its construction on.
 ///
 ///     Listener listener(executor, "", "7471");
 ///     for (;;) {
@@ -114,41 +92,42 @@ private:
 ///     }
 ///
 /// Thread: that of the loop. Lifetime: may be destroyed at any time, which does not block: requests
-/// that nobody has taken are rejected, coroutines that still wait get operation_canceled, and
-/// connections that were accepted stay. Move-only; using a moved-from Listener throws
-/// invalid_argument.
+/// that were not taken are rejected, coroutines that still wait get operation_canceled, and
+/// accepted connections stay. Move-only; using a moved-from Listener throws invalid_argument.
 class Listener {
+    struct AcceptOperation;
+
 public:
-    /// On `host`, a name or an IPv4 or IPv6 address of an RDMA device; empty: on all of them, IPv4
-    /// and IPv6. On `service`, a port or the name of one; empty: on a port that the system
-    /// chooses. Loop and errors as resolve(), address_in_use besides.
+    /// Listens on `host`, a name or an IPv4 or IPv6 address of an RDMA device; empty: on all of
+    /// them, IPv4 and IPv6. `service` is a port or the name of one; empty: a port that the system
+    /// chooses. Loop and errors as for resolve(), and address_in_use.
     template <class Loop>
     Listener(Loop& loop, const std::string& host, const std::string& service,
              const ListenerOptions& options = {})
-        : Listener(detail::CmLoop(loop), host, service, options) {}
+        : Listener(detail::LoopHandle(loop), host, service, options) {}
 
-    /// The port, also where the system has chosen it.
+    /// The port, also if the system has chosen it.
     [[nodiscard]] std::uint16_t port() const { return local_address().port(); }
 
-    /// The address that it is bound to: the wildcard address where it listens on all devices.
+    /// The address that it is bound to: the wildcard address if it listens on all devices.
     [[nodiscard]] SocketAddress local_address() const {
         return SocketAddress(*rdma_get_local_addr(session_->id()));
     }
 
-    /// The next request. Any number of coroutines may wait: first come, first served. Throws
-    /// std::system_error: operation_canceled if `stop` is requested, from any thread, or the
-    /// listener destroyed; else naming the call that failed. A request that could not be taken over
-    /// is rejected, and the next one may succeed.
-    [[nodiscard]] Task<IncomingConnection> accept(std::stop_token stop = {}) {
-        return accept(session_.shared(), std::move(stop));
+    /// Awaits the next request and gives it as an IncomingConnection. Any number of coroutines may
+    /// wait: first come, first served. Throws std::system_error: operation_canceled if `stop` is
+    /// requested, from any thread, or the listener is destroyed; else naming the call that failed.
+    /// A request for which that call was made is rejected, and the next one may succeed.
+    [[nodiscard]] AcceptOperation accept(std::stop_token stop = {}) {
+        return {session_.shared(), std::move(stop)};
     }
 
 private:
-    Listener(detail::CmLoop loop, const std::string& host, const std::string& service,
+    Listener(detail::LoopHandle loop, const std::string& host, const std::string& service,
              const ListenerOptions& options)
         : session_(loop, listen(host, service, options.backlog)) {}
 
-    // On the first address where that is possible; the error is that of the first.
+    // On the first address that allows it; if none does, throws the error of the first.
     static detail::CmId listen(const std::string& host, const std::string& service, int backlog) {
         detail::check_range("backlog", backlog, 1, 65'535, "a listener");
         std::exception_ptr first;
@@ -166,11 +145,19 @@ private:
         std::rethrow_exception(first);
     }
 
-    static Task<IncomingConnection> accept(std::shared_ptr<detail::CmSession> session,
-                                           std::stop_token stop) {
-        detail::CmEvent request = co_await detail::CmSession::request(session, std::move(stop));
-        co_return IncomingConnection(session->loop(), std::move(request));
-    }
+    struct AcceptOperation : detail::CmOperation {
+        using Result = IncomingConnection;
+
+        AcceptOperation(std::shared_ptr<detail::CmSession> of, std::stop_token token)
+            : CmOperation{std::move(of), "Listener::accept", {}, std::move(token)} {}
+
+        bool ready(const detail::TimedWakeFd& waiter) const {
+            // A cancelled waiter leaves the request to the next one.
+            if (stop.stop_requested()) detail::throw_error(std::errc::operation_canceled, call);
+            return session->has_request(waiter, call);
+        }
+        IncomingConnection finish() const { return {session->loop(), session->take_request()}; }
+    };
 
     detail::CmSessionOwner session_;
 };

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// An IPv4 or IPv6 address with its port, as the connection manager takes and gives it.
 #pragma once
 
 #include <netdb.h>
@@ -17,21 +16,22 @@
 
 namespace asyncverbs {
 
-/// A value. Default-constructed it is no address: port() is 0, text() is empty.
+/// An IPv4 or IPv6 address with its port. Default-constructed it is no address: port() is 0, text()
+/// is empty.
 class SocketAddress {
 public:
     SocketAddress() noexcept = default; ///< No address.
 
-    /// Copies `address`. It is no address if it is of another family than IPv4 and IPv6.
+    /// Copies `address`. The result is no address if the family is neither IPv4 nor IPv6.
     explicit SocketAddress(const sockaddr& address) noexcept {
         if (const socklen_t length = length_of(address.sa_family)) {
             std::memcpy(&storage_, &address, length);
         }
     }
 
-    /// 0 is what a listener uses for "any".
+    /// A listener uses 0 for any port.
     [[nodiscard]] std::uint16_t port() const noexcept {
-        // At the same place in both families.
+        // The same offset in both families.
         return ntohs(reinterpret_cast<const sockaddr_in&>(storage_).sin_port);
     }
 
@@ -54,7 +54,7 @@ public:
         return reinterpret_cast<const sockaddr*>(&storage_);
     }
 
-    /// The same, for calls that forget to say const.
+    /// The same, for calls whose parameter lacks const.
     [[nodiscard]] sockaddr* native_handle() noexcept {
         return reinterpret_cast<sockaddr*>(&storage_);
     }
@@ -68,11 +68,7 @@ private:
     sockaddr_storage storage_{};
 };
 
-} // namespace asyncverbs
-
-namespace asyncverbs::detail {
-
-// From a host and a service, as people write them, to addresses.
+namespace detail {
 
 inline const std::error_category& getaddrinfo_category() noexcept {
     class GetaddrinfoCategory final : public std::error_category {
@@ -84,15 +80,16 @@ inline const std::error_category& getaddrinfo_category() noexcept {
     return category;
 }
 
-// At least one. No host means any address, IPv6 first, which takes IPv4 as well; no service means
-// any port. Blocks while the system looks up a name.
-template <class Address = SocketAddress>
-std::vector<Address> find_addresses(const std::string& host, const std::string& service) {
+// Looks up the addresses of `host` and `service`; blocks meanwhile. Returns at least one. An empty
+// host is any address, first that of IPv6, which accepts IPv4 as well; an empty service is any
+// port.
+inline std::vector<SocketAddress> find_addresses(const std::string& host,
+                                                 const std::string& service) {
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_PASSIVE;
     addrinfo* found = nullptr;
-    // Of a number that is no port the system would take the lower bits.
+    // The system would truncate a larger number to 16 bits.
     const bool no_port = std::strtoul(service.c_str(), nullptr, 10) > 65'535;
     const int result = no_port
                            ? EAI_SERVICE
@@ -108,7 +105,7 @@ std::vector<Address> find_addresses(const std::string& host, const std::string& 
         addrinfo* list;
         ~Owner() { freeaddrinfo(list); }
     } const owner{found};
-    std::vector<Address> addresses;
+    std::vector<SocketAddress> addresses;
     for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
         const bool first = host.empty() && each->ai_family == AF_INET6;
         addresses.emplace(first ? addresses.begin() : addresses.end(), *each->ai_addr);
@@ -116,4 +113,5 @@ std::vector<Address> find_addresses(const std::string& host, const std::string& 
     return addresses;
 }
 
-} // namespace asyncverbs::detail
+} // namespace detail
+} // namespace asyncverbs

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A caller's queue pair on its way to a peer that the connection manager knows.
+// Takes a caller's queue pair through its states with the attributes of the connection manager.
 #pragma once
 
 #include <rdma/rdma_cma.h>
@@ -8,21 +8,29 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
+#include <system_error>
+#include <utility>
 
 #include <asyncverbs/cm/detail/cm_session.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 
-namespace asyncverbs::detail {
+namespace asyncverbs {
 
-// The device that the way to the peer leads over. librdmacm keeps it open as long as it is there.
+class Connection;
+
+namespace detail {
+
+// The device of the route. librdmacm keeps it open until it is removed.
 [[nodiscard]] inline Context context_of(const rdma_cm_id* id) {
     return Context(std::shared_ptr<ibv_context>(id->verbs, [](ibv_context*) {}));
 }
 
-// RDMA reads and atomics that may be under way at a time: the peer's, served here, and own ones.
+// RDMA reads and atomics that may be outstanding: those of the peer, served here, and those of this
+// end.
 struct ReadDepths {
     std::uint8_t responder_resources = 0;
     std::uint8_t initiator_depth = 0;
@@ -44,29 +52,28 @@ struct ReadDepths {
     return step;
 }
 
-// To INIT, from where receives can be posted. May be repeated there.
+// From RESET or INIT to INIT, in which receives can be posted.
 inline void prepare(rdma_cm_id* id, const QueuePair& qp) {
     ibv_qp* const native = checked(qp.shared_handle(), "QueuePair").get();
-    // A queue pair of another ibv_context is as good, but not of another device.
+    // Any ibv_context of the right device will do.
     const std::string device = ibv_get_device_name(native->context->device);
     const std::string wanted = ibv_get_device_name(id->verbs->device);
     if (device != wanted) {
         throw_error(std::errc::invalid_argument, "the queue pair belongs to " + device +
-                                                     ", but the way to the peer leads over " +
-                                                     wanted);
+                                                     ", but the route to the peer uses " + wanted);
     }
     cm_step(id, IBV_QPS_INIT, "INIT").apply(native);
 }
 
-// From RESET or INIT to RTS, as soon as both ends are known. Returns `wanted` as far as the peer
-// goes along with it.
+// From RESET or INIT to RTS; both ends must be known. Returns `wanted`, limited to what the peer
+// supports.
 inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wanted,
                            std::uint8_t min_rnr_timer) {
-    prepare(id, qp); // what the peer may do, INIT did not know before
+    prepare(id, qp); // again: only now the access rights of the peer are known
     QueuePairStep receive = cm_step(id, IBV_QPS_RTR, "RTR");
     std::uint8_t& served = receive.attr.max_dest_rd_atomic;
     if (served > wanted.responder_resources) served = wanted.responder_resources;
-    receive.attr.min_rnr_timer = min_rnr_timer; // the kernel's choice is 0, which is 655 ms
+    receive.attr.min_rnr_timer = min_rnr_timer; // the kernel sets 0, which is 655 ms
     receive.apply(qp.native_handle());
     QueuePairStep send = cm_step(id, IBV_QPS_RTS, "RTS");
     std::uint8_t& own = send.attr.max_rd_atomic;
@@ -75,31 +82,50 @@ inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wante
     return {served, own};
 }
 
-[[nodiscard]] inline rdma_conn_param connection_parameters(const QueuePair& qp,
-                                                           std::span<const std::byte> private_data,
-                                                           ReadDepths depths) {
-    rdma_conn_param parameters{};
-    parameters.private_data = private_data.data();
-    parameters.private_data_len = static_cast<std::uint8_t>(private_data.size());
-    parameters.responder_resources = depths.responder_resources;
-    parameters.initiator_depth = depths.initiator_depth;
-    parameters.qp_num = qp.qp_num();
-    parameters.srq = qp.native_handle()->srq != nullptr ? 1 : 0;
-    return parameters;
-}
-
-// The kernel takes the lower bits of what is too large.
-inline void check_retries(std::uint8_t retry_count, std::uint8_t rnr_retry_count,
-                          std::uint8_t min_rnr_timer) {
-    check_range("retry_count", retry_count, 0, 7, "a queue pair");
-    check_range("rnr_retry_count", rnr_retry_count, 0, 7, "a queue pair");
-    check_range("min_rnr_timer", min_rnr_timer, 0, 31, "a queue pair");
-}
-
-// The kernel's limit depends on transport and step, and it answers EINVAL.
-inline void check_private_data(std::span<const std::byte> data, std::size_t most) {
+// The kernel's limit depends on transport and step, and its only answer is EINVAL.
+inline void check_private_data(std::span<const std::byte> data, std::size_t limit) {
     check_range("bytes of private data:", static_cast<long long>(data.size()), 0,
-                static_cast<long long>(most), "this step");
+                static_cast<long long>(limit), "this step");
 }
 
-} // namespace asyncverbs::detail
+// Base of the two operations that connect a queue pair. Options is ConnectOptions or AcceptOptions.
+template <class Options>
+struct HandshakeOperation : AnswerOperation {
+    using Result = Connection;
+
+    HandshakeOperation(CmSessionOwner session_owner, const QueuePair& queue_pair,
+                       const Options& chosen, std::stop_token token, rdma_cm_event_type answer,
+                       std::string to)
+        : AnswerOperation({}, answer, std::move(to), chosen.timeout, std::move(token)),
+          owner(std::move(session_owner)), qp(queue_pair), options(chosen) {}
+
+    // Checks values that the kernel would truncate.
+    void begin(std::size_t max_private_data) {
+        session = owner.shared();
+        check_private_data(options.private_data, max_private_data);
+        check_range("rnr_retry_count", options.rnr_retry_count, 0, 7, "a queue pair");
+        check_range("min_rnr_timer", options.min_rnr_timer, 0, 31, "a queue pair");
+        depths = limit({options.responder_resources, options.initiator_depth},
+                       context_of(session->id()));
+    }
+
+    rdma_conn_param connection_parameters() const {
+        rdma_conn_param result{};
+        result.private_data = options.private_data.data();
+        result.private_data_len = static_cast<std::uint8_t>(options.private_data.size());
+        result.responder_resources = depths.responder_resources;
+        result.initiator_depth = depths.initiator_depth;
+        result.rnr_retry_count = options.rnr_retry_count;
+        result.qp_num = qp.qp_num();
+        result.srq = qp.native_handle()->srq != nullptr ? 1 : 0;
+        return result;
+    }
+
+    CmSessionOwner owner;
+    const QueuePair& qp;
+    Options options;
+    ReadDepths depths;
+};
+
+} // namespace detail
+} // namespace asyncverbs

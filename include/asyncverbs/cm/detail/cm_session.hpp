@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// An event loop, as far as the connection manager needs one: it waits for file descriptors. Its
-// type is left behind here, for connections that differ in nothing else are of one type.
+// An identifier of the connection manager whose events a coroutine reads, and the awaiter for
+// operations on it.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <chrono>
 #include <concepts>
+#include <coroutine>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -20,7 +21,6 @@
 #include <asyncverbs/cm/connection_options.hpp>
 #include <asyncverbs/coro/detail/deadline.hpp>
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
-#include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/executor/detail/timers.hpp>
@@ -31,90 +31,94 @@
 
 namespace asyncverbs::detail {
 
+// What LoopHandle::wait() waits for.
+class FdHandler {
+public:
+    /// Called before the first wait and after each one, with the error of that wait. Returns
+    /// whether waiting is over.
+    virtual bool on_readable(std::error_code error) = 0;
+
+    /// Called with an exception of on_readable() or of the notifier, which ends the wait.
+    virtual void on_error(std::exception_ptr error) noexcept = 0;
+
+protected:
+    ~FdHandler() = default;
+};
+
 template <class Loop>
 concept gives_notifiers = requires(Loop& loop, int fd) {
     { loop.notifier(fd) } -> CqNotifier;
 };
 
-class CmLoop {
+// An event loop without its type, so that connections on all loops have the same type. Its one
+// coroutine is a template: GCC emits other coroutines of a header even where nothing calls them.
+class LoopHandle {
 public:
     template <class Loop>
-        requires(!std::same_as<Loop, CmLoop>)
-    explicit CmLoop(Loop& loop) noexcept
-        : loop_(&loop), readable_(&readable_on<Loop>), watch_(&watch_on<Loop>) {
+        requires(!std::same_as<Loop, LoopHandle>)
+    explicit LoopHandle(Loop& loop) noexcept : loop_(&loop), wait_(&wait_on<Loop>) {
         static_assert(gives_notifiers<Loop>,
                       "the loop has no member notifier(int) that gives a CqNotifier");
     }
 
-    /// What CqNotifier::readable() gives.
-    Task<std::error_code> readable(int fd, std::stop_token stop) const {
-        return readable_(loop_, fd, std::move(stop));
-    }
-
-    /// Calls `read` with `object` at once, and again whenever `fd` is readable, until it returns
-    /// false. Allocates nothing once it has begun.
-    Task<> watch(int fd, bool (*read)(void* object), void* object) const {
-        return watch_(loop_, fd, read, object);
+    /// Waits until `fd` is readable, again and again, as long as `handler` wants; throws nothing
+    /// and allocates nothing once it has begun. `stop` ends one wait with operation_canceled.
+    Task<> wait(int fd, FdHandler& handler, std::stop_token stop) const {
+        return wait_(loop_, fd, handler, std::move(stop));
     }
 
 private:
     template <class Loop>
-    static Task<std::error_code> readable_on(void* loop, int fd, std::stop_token stop) {
-        auto notifier = static_cast<Loop*>(loop)->notifier(fd);
-        co_return co_await notifier.readable(stop);
-    }
-
-    template <class Loop>
-    static Task<> watch_on(void* loop, int fd, bool (*read)(void*), void* object) {
-        auto notifier = static_cast<Loop*>(loop)->notifier(fd);
-        while (read(object)) {
-            const std::error_code error = co_await notifier.readable({});
-            if (error) throw std::system_error(error, "CqNotifier::readable");
+    static Task<> wait_on(void* loop, int fd, FdHandler& handler, std::stop_token stop) {
+        try {
+            auto notifier = static_cast<Loop*>(loop)->notifier(fd);
+            std::error_code error;
+            while (!handler.on_readable(error)) error = co_await notifier.readable(stop);
+        } catch (...) {
+            handler.on_error(std::current_exception());
         }
     }
 
     void* loop_;
-    Task<std::error_code> (*readable_)(void*, int, std::stop_token);
-    Task<> (*watch_)(void*, int, bool (*)(void*), void*);
+    Task<> (*wait_)(void*, int, FdHandler&, std::stop_token);
 };
 
-// A file descriptor that is readable from a point in time on, or earlier if somebody rings. So a
-// wait that has a bound and can be ended by another coroutine needs no more of an event loop than
-// that it waits for file descriptors.
-
-class Alarm : public ListNode {
+// A file descriptor that becomes readable at its deadline, or at once by notify(). It lets a wait
+// with a time limit be ended by another coroutine on every loop that can wait for descriptors.
+class TimedWakeFd : public ListNode {
 public:
-    explicit Alarm(typename Deadline::Clock::time_point deadline) : deadline_(deadline) { reset(); }
-
     int fd() const noexcept { return timer_.get(); }
     bool expired() const noexcept { return Deadline::Clock::now() >= deadline_; }
 
-    void ring() noexcept { timer_.set(Deadline::next_iteration); }
+    void set_deadline(Deadline::Clock::time_point deadline) noexcept {
+        deadline_ = deadline;
+        reset();
+    }
     void reset() noexcept { timer_.set(deadline_); } // after it was readable
+    void notify() noexcept { timer_.set(Deadline::next_iteration); }
 
 private:
     TimerFd timer_;
-    typename Deadline::Clock::time_point deadline_;
+    Deadline::Clock::time_point deadline_ = Deadline::never;
 };
 
-// An identifier of the connection manager (rdma_cm_id) with an event channel of its own, which
-// makes every event on the channel one of this identifier, or of a request that it got.
-
-// Calls a function of librdmacm; if it fails, throws std::system_error, which says `what`.
+// Calls a function of librdmacm; throws std::system_error that names `call` if it fails.
 template <class... Parameters, class... Arguments>
-void call_cm(const std::string& what, int (*function)(Parameters...), Arguments... arguments) {
+void call_cm(const std::string& call, int (*function)(Parameters...), Arguments... arguments) {
     errno = 0;
     if (const int result = function(arguments...)) {
-        throw_verb_error(what.c_str(), verb_errno(result));
+        throw_verb_error(call.c_str(), verb_errno(result));
     }
 }
 
-struct DestroyCmId {
-    void operator()(rdma_cm_id* id) const noexcept { rdma_destroy_id(id); }
+template <auto destroy>
+struct DestroyCm {
+    void operator()(auto* object) const noexcept { destroy(object); }
 };
-using UniqueCmId = std::unique_ptr<rdma_cm_id, DestroyCmId>;
+using UniqueCmId = std::unique_ptr<rdma_cm_id, DestroyCm<rdma_destroy_id>>;
+using UniqueCmChannel = std::unique_ptr<rdma_event_channel, DestroyCm<rdma_destroy_event_channel>>;
 
-// A copy of an event, which is acknowledged already: rdma_destroy_id waits for all that were read.
+// A copy of an event that is already acknowledged: rdma_destroy_id waits for all acknowledgements.
 struct CmEvent {
     rdma_cm_event_type type;
     int status;
@@ -122,6 +126,8 @@ struct CmEvent {
     UniqueCmId request; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier to answer with
 };
 
+// An rdma_cm_id with its own event channel. So every event on the channel belongs to this
+// identifier, or is a connection request to it.
 class CmId {
 public:
     CmId() : channel_(open_channel()) {
@@ -130,16 +136,16 @@ public:
         id_.reset(id);
     }
 
-    /// Takes a request from the channel of the listener that got it.
+    /// Moves a request from the listener's channel to a new one.
     explicit CmId(UniqueCmId request) : channel_(open_channel()), id_(std::move(request)) {
-        // Waits for events of the request that were read from the old channel; there are none.
+        // Waits for unacknowledged events of the request; there are none.
         call_cm("rdma_migrate_id", rdma_migrate_id, get(), channel_.get());
     }
 
     rdma_cm_id* get() const noexcept { return id_.get(); }
     int fd() const noexcept { return channel_->fd; }
 
-    /// The next event, if there is one.
+    /// The next event, or nullopt if there is none.
     std::optional<CmEvent> next_event() {
         rdma_cm_event* event = nullptr;
         for (;;) {
@@ -160,32 +166,24 @@ public:
     }
 
 private:
-    struct DestroyChannel {
-        void operator()(rdma_event_channel* channel) const noexcept {
-            rdma_destroy_event_channel(channel);
-        }
-    };
-    using UniqueChannel = std::unique_ptr<rdma_event_channel, DestroyChannel>;
-
-    static UniqueChannel open_channel() {
+    static UniqueCmChannel open_channel() {
         errno = 0;
-        UniqueChannel channel(rdma_create_event_channel());
+        UniqueCmChannel channel(rdma_create_event_channel());
         if (!channel) throw_verb_error("rdma_create_event_channel", verb_errno());
         set_non_blocking(channel->fd);
         return channel;
     }
 
-    UniqueChannel channel_;
+    UniqueCmChannel channel_;
     UniqueCmId id_; // destroyed first
 };
 
-// What happens on one identifier of the connection manager. One coroutine reads its events, whether
-// or not anybody waits, and keeps what they say; those who wait, any number, are rung by it. So a
-// peer that leaves is answered at once, and no coroutine of a user's runs while events are read.
-
-class CmSession {
+// The state of one identifier. One coroutine reads its events, even if nobody waits for them,
+// stores what they report, and notifies the waiters. So a peer that disconnects is answered at
+// once, and no user coroutine runs while events are read.
+class CmSession final : FdHandler {
 public:
-    CmSession(CmLoop loop, CmId id) : loop_(loop) {
+    CmSession(LoopHandle loop, CmId id) : loop_(loop) {
         id_.emplace(std::move(id));
         start_reading();
         if (failure_) std::rethrow_exception(failure_);
@@ -193,124 +191,106 @@ public:
     CmSession(const CmSession&) = delete;
     CmSession& operator=(const CmSession&) = delete;
 
-    /// Ends the session without blocking. Those who wait fail when the loop resumes them.
+    /// Ends the session without blocking. Its waiters fail when the loop resumes them.
     void close() noexcept {
-        reader_.reset(); // it leaves the loop before the channel is closed
+        reader_.reset(); // leaves the loop before the channel is closed
         to_error();
         request_.reset();
         id_.reset();
-        ring_all();
+        notify_all();
     }
 
-    const CmLoop& loop() const noexcept { return loop_; }
+    const LoopHandle& loop() const noexcept { return loop_; }
     rdma_cm_id* id() const noexcept { return id_->get(); }
 
-    /// The handshake has ended: what fails from now on is the connection.
+    /// The handshake is complete: later failures end the connection.
     void establish() noexcept { established_ = true; }
 
-    /// The queue pair of the connection: it goes to the error state when the connection ends.
+    /// Sets the queue pair of the connection, which goes to the error state when that ends.
     void connect(const std::shared_ptr<ibv_qp>& qp) noexcept { qp_ = qp; }
 
-    /// Tells the peer, or answers it. librdmacm does the same to a queue pair of its own.
+    /// Tells the peer, or answers it, as librdmacm does for queue pairs that it created itself.
     void disconnect() {
         to_error();
         if (id_) call_cm("rdma_disconnect", rdma_disconnect, id());
     }
 
-    /// How the connection ended, once it has.
+    // --- For operations that wait ---
+
+    void enter(TimedWakeFd& waiter) noexcept { waiters_.push_back(waiter); }
+
+    /// Passes work that is left to the next waiter.
+    void leave(TimedWakeFd& waiter) noexcept {
+        if (!waiter.linked()) return;
+        waiter.unlink();
+        if (request_ || !reading_) notify_one();
+    }
+
+    /// How the connection ended, if it has.
     std::optional<rdma_cm_event_type> end() const noexcept { return end_; }
 
-    // --- awaited; `self` keeps the session while one of them waits ---
+    /// Whether `expected` has happened; throws if it cannot happen any more.
+    bool has_answer(rdma_cm_event_type expected, const std::string& call) const {
+        if (answer_ && answer_->type == expected) return true;
+        throw_if_failed(call);
+        return false;
+    }
+    const PrivateData& answer() const noexcept { return answer_->private_data; }
 
-    /// The event that ends a step: `expected`, or else an exception, which says `step`.
-    static Task<PrivateData> answer(std::shared_ptr<CmSession> self, rdma_cm_event_type expected,
-                                    std::string step, std::chrono::milliseconds bound,
-                                    std::stop_token stop) {
-        Waiter waiter(*self, Deadline::after(bound));
-        while (!self->answer_ || self->answer_->type != expected) {
-            self->throw_if_failed(step);
-            co_await self->ring(waiter, step, stop);
-        }
-        co_return self->answer_->private_data;
+    /// Whether there is a connection request and it is `waiter`'s turn to take it.
+    bool has_request(const TimedWakeFd& waiter, const std::string& call) {
+        start_reading();
+        if (!request_) throw_if_failed(call);
+        return request_ && &waiters_.front() == &waiter;
+    }
+    CmEvent take_request() noexcept {
+        CmEvent request = std::move(*request_);
+        request_.reset();
+        return request;
     }
 
-    /// The end of the connection.
-    static Task<rdma_cm_event_type> ended(std::shared_ptr<CmSession> self, std::string step,
-                                          typename Deadline::Clock::time_point deadline,
-                                          std::stop_token stop) {
-        Waiter waiter(*self, deadline);
-        while (!self->end_) co_await self->ring(waiter, step, stop);
-        co_return *self->end_;
-    }
-
-    /// A request for a connection; first come, first served.
-    static Task<CmEvent> request(std::shared_ptr<CmSession> self, std::stop_token stop) {
-        const std::string step = "Listener::accept";
-        Waiter waiter(*self, Deadline::never);
-        for (;;) {
-            // Who is cancelled leaves it to the next one.
-            if (stop.stop_requested()) throw_error(std::errc::operation_canceled, step);
-            self->start_reading();
-            if (self->request_ && &self->waiters_.front() == &waiter) break;
-            if (!self->request_) self->throw_if_failed(step);
-            co_await self->ring(waiter, step, stop);
-        }
-        CmEvent request = std::move(*self->request_);
-        self->request_.reset();
-        co_return request;
+    /// Throws if no event can come any more.
+    void check_open(const std::string& call) const {
+        if (failure_) std::rethrow_exception(failure_);
+        if (!id_) throw_error(std::errc::operation_canceled, call + ": it was destroyed");
     }
 
 private:
-    // In the line of those who wait. What is left to do when it leaves is for the next one.
-    struct Waiter : Alarm {
-        Waiter(CmSession& owner, typename Deadline::Clock::time_point deadline)
-            : Alarm(deadline), session(owner) {
-            session.waiters_.push_back(*this);
-        }
-        ~Waiter() {
-            this->unlink();
-            if (session.request_ || !session.reading_) session.ring_first();
-        }
-        CmSession& session;
-    };
-
-    // Unless it is closed, has failed, is being read, or has a request that nobody has taken. The
-    // kernel keeps the others: it knows the backlog, and drops what is beyond it, so that the peer
-    // asks again.
+    // Does nothing if the session is closed, has failed, is being read, or has a request that was
+    // not taken. Further requests stay in the kernel: it enforces the backlog and drops what
+    // exceeds it, so that the peer asks again.
     void start_reading() {
         if (!id_ || failure_ || reading_ || request_) return;
-        if (!reader_) reader_.emplace();
-        reader_->spawn(read_events(loop_.watch(id_->fd(), &read, this)));
+        reader_.emplace(loop_.wait(id_->fd(), *this, {}).operator co_await());
+        reading_ = true;
+        reader_->await_suspend(std::noop_coroutine()).resume(); // nothing to resume at its end
     }
 
-    Task<> read_events(Task<> watching) {
-        reading_ = true;
-        try {
-            co_await std::move(watching);
-        } catch (...) {
-            failure_ = std::current_exception();
-            ring_all();
+    bool on_readable(std::error_code error) override {
+        if (error) throw std::system_error(error, "CqNotifier::readable");
+        while (!request_) {
+            std::optional<CmEvent> event = id_->next_event();
+            if (!event) return false;
+            take(std::move(*event));
         }
         reading_ = false;
+        return true;
     }
 
-    static bool read(void* session) {
-        auto& self = *static_cast<CmSession*>(session);
-        while (std::optional<CmEvent> event = self.id_->next_event()) {
-            self.take(std::move(*event));
-            if (self.request_) return false;
-        }
-        return true;
+    void on_error(std::exception_ptr error) noexcept override {
+        failure_ = std::move(error);
+        reading_ = false;
+        notify_all();
     }
 
     void take(CmEvent event) {
         switch (event.type) {
         case RDMA_CM_EVENT_CONNECT_REQUEST:
             request_ = std::move(event);
-            ring_first();
+            notify_one();
             return;
         case RDMA_CM_EVENT_DISCONNECTED:
-            // The answer, without which the peer waits; also where both have left at once.
+            // Answers, because the peer waits for that; also if both have disconnected at once.
             rdma_disconnect(id());
             finish(event.type);
             return;
@@ -326,12 +306,12 @@ private:
         case RDMA_CM_EVENT_UNREACHABLE:
         case RDMA_CM_EVENT_REJECTED:
         case RDMA_CM_EVENT_ESTABLISHED:
-            // A peer that goes before it has learnt that the connection is established rejects it.
+            // A peer that leaves before it knows that the connection is established rejects it.
             if (established_ && is_failure(event.type)) return finish(RDMA_CM_EVENT_DISCONNECTED);
             answer_ = std::move(event);
-            ring_all();
+            notify_all();
             return;
-        default: // an address that moved, a queue pair that may be used again, what is yet to come
+        default: // an address change, a queue pair that can be reused, future events
             return;
         }
     }
@@ -339,25 +319,15 @@ private:
     void finish(rdma_cm_event_type end) noexcept {
         to_error();
         if (!end_) end_ = end;
-        ring_all();
+        notify_all();
     }
 
-    // Waits until something may have changed.
-    Task<> ring(Waiter& waiter, const std::string& step, std::stop_token stop) {
-        if (failure_) std::rethrow_exception(failure_);
-        if (!id_) throw_error(std::errc::operation_canceled, step + ": it was destroyed");
-        if (waiter.expired()) throw_error(std::errc::timed_out, step);
-        const std::error_code error = co_await loop_.readable(waiter.fd(), std::move(stop));
-        if (error) throw std::system_error(error, step);
-        waiter.reset();
-    }
-
-    void throw_if_failed(const std::string& step) const {
-        if (answer_ && is_failure(answer_->type)) throw_failure(step, *answer_);
+    void throw_if_failed(const std::string& call) const {
+        if (answer_ && is_failure(answer_->type)) throw_failure(call, *answer_);
         if (end_ == RDMA_CM_EVENT_DEVICE_REMOVAL) {
-            throw_error(std::errc::no_such_device, step + ": the device was removed");
+            throw_error(std::errc::no_such_device, call + ": the device was removed");
         }
-        if (end_) throw_error(std::errc::connection_reset, step + ": the peer has disconnected");
+        if (end_) throw_error(std::errc::connection_reset, call + ": the peer has disconnected");
     }
 
     static bool is_failure(rdma_cm_event_type type) noexcept {
@@ -366,47 +336,46 @@ private:
                type == RDMA_CM_EVENT_REJECTED;
     }
 
-    [[noreturn]] static void throw_failure(const std::string& step, const CmEvent& event) {
+    [[noreturn]] static void throw_failure(const std::string& call, const CmEvent& event) {
         if (event.type == RDMA_CM_EVENT_REJECTED) {
-            throw ConnectionRejected(step, event.status, event.private_data);
+            throw ConnectionRejected(call, event.status, event.private_data);
         }
-        // What is no errno is a code of the transport, which has no text but the event's name.
+        // A positive status is a code of the transport; its only text is the event's name.
         const int error = event.status < 0 ? -event.status : EHOSTUNREACH;
-        throw_verb_error((step + ": " + rdma_event_str(event.type)).c_str(), error);
+        throw_verb_error((call + ": " + rdma_event_str(event.type)).c_str(), error);
     }
 
-    // Once: later the queue pair may belong to another connection.
+    // Only once: later the queue pair may belong to another connection.
     void to_error() noexcept {
         const std::shared_ptr<ibv_qp> qp = std::exchange(qp_, {}).lock();
-        // Where that fails it has gone further, or the device has.
+        // It fails if the queue pair was already reset, or the device was removed.
         if (qp) static_cast<void>(QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp.get()));
     }
 
-    void ring_all() noexcept {
-        waiters_.for_each([](Waiter& waiter) { waiter.ring(); });
+    void notify_all() noexcept {
+        waiters_.for_each([](TimedWakeFd& waiter) { waiter.notify(); });
+    }
+    void notify_one() noexcept {
+        if (!waiters_.empty()) waiters_.front().notify();
     }
 
-    void ring_first() noexcept {
-        if (!waiters_.empty()) waiters_.front().ring();
-    }
-
-    CmLoop loop_;
-    std::optional<CmId> id_; // none: closed
+    LoopHandle loop_;
+    std::optional<CmId> id_; // empty: closed
     bool established_ = false;
     std::weak_ptr<ibv_qp> qp_;
     std::optional<CmEvent> answer_;
     std::optional<rdma_cm_event_type> end_;
-    std::exception_ptr failure_; // nobody reads events any more
+    std::exception_ptr failure_; // events can no longer be read
     std::optional<CmEvent> request_;
-    IntrusiveList<Waiter> waiters_;
+    IntrusiveList<TimedWakeFd> waiters_;
     bool reading_ = false;
-    std::optional<Scope> reader_; // the coroutine that reads; last, so destroyed first
+    std::optional<TaskAwaiter<void>> reader_; // the coroutine that reads; destroyed first
 };
 
-/// Closes the session when it goes.
+/// Closes the session when it is destroyed.
 class CmSessionOwner {
 public:
-    CmSessionOwner(CmLoop loop, CmId id)
+    CmSessionOwner(LoopHandle loop, CmId id)
         : session_(std::make_shared<CmSession>(loop, std::move(id))) {}
     CmSessionOwner(CmSessionOwner&&) noexcept = default;
     CmSessionOwner& operator=(CmSessionOwner&& other) noexcept {
@@ -424,5 +393,93 @@ public:
 private:
     std::shared_ptr<CmSession> session_;
 };
+
+// Base of the operations on a session, which start when they are awaited, once, as an rvalue. They
+// are no Tasks, because GCC emits a coroutine that is not a template into every file that includes
+// it. An operation also has Result, ready(waiter), which throws if the operation has failed, and
+// finish(), which returns the Result.
+struct [[nodiscard]] CmOperation {
+    std::shared_ptr<CmSession> session; // may be empty until start() has returned
+    std::string call;                   // what errors name
+    std::optional<std::chrono::milliseconds> timeout;
+    std::stop_token stop;
+
+    void start() {}
+};
+
+// Awaits the event that answers a call of librdmacm.
+struct AnswerOperation : CmOperation {
+    using Result = void;
+
+    AnswerOperation(std::shared_ptr<CmSession> of, rdma_cm_event_type answer, std::string to,
+                    std::chrono::milliseconds limit, std::stop_token token)
+        : CmOperation{std::move(of), std::move(to), limit, std::move(token)}, expected(answer) {}
+
+    bool ready(const TimedWakeFd&) const { return session->has_answer(expected, call); }
+    void finish() const {}
+
+    rdma_cm_event_type expected;
+};
+
+// Pinned, because the session and the loop refer to it.
+template <class Operation>
+class CmAwaiter final : FdHandler {
+public:
+    explicit CmAwaiter(Operation&& operation) : operation_(std::move(operation)) {}
+    CmAwaiter(const CmAwaiter&) = delete;
+    CmAwaiter& operator=(const CmAwaiter&) = delete;
+    ~CmAwaiter() { leave(); }
+
+    bool await_ready() {
+        operation_.start();
+        if (operation_.timeout) wake_.set_deadline(Deadline::after(*operation_.timeout));
+        operation_.session->enter(wake_);
+        return ready();
+    }
+
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<> awaiting) {
+        wait_.emplace(operation_.session->loop()
+                          .wait(wake_.fd(), *this, operation_.stop)
+                          .operator co_await());
+        return wait_->await_suspend(awaiting);
+    }
+
+    typename Operation::Result await_resume() {
+        leave();
+        if (error_) std::rethrow_exception(std::move(error_));
+        return operation_.finish();
+    }
+
+private:
+    bool on_readable(std::error_code error) override {
+        if (error) throw std::system_error(error, operation_.call);
+        wake_.reset();
+        return ready();
+    }
+    void on_error(std::exception_ptr error) noexcept override { error_ = std::move(error); }
+
+    bool ready() {
+        if (operation_.ready(wake_)) return true;
+        operation_.session->check_open(operation_.call);
+        if (wake_.expired()) throw_error(std::errc::timed_out, operation_.call);
+        return false;
+    }
+
+    // Before the caller goes on: it must not hold up the next waiter.
+    void leave() noexcept {
+        wait_.reset();
+        if (operation_.session) operation_.session->leave(wake_);
+    }
+
+    Operation operation_;
+    TimedWakeFd wake_;
+    std::exception_ptr error_;
+    std::optional<TaskAwaiter<void>> wait_;
+};
+
+template <std::derived_from<CmOperation> Operation>
+CmAwaiter<Operation> operator co_await(Operation&& operation) {
+    return CmAwaiter<Operation>(std::move(operation));
+}
 
 } // namespace asyncverbs::detail
