@@ -17,11 +17,10 @@ public:
         : registration_(std::make_unique<detail::IoUringRegistration>(
               std::move(loop), fd, detail::IoUringTrigger::edge)) {}
 
-    detail::IoUringReadableOperation readable(std::stop_token stop = {}) {
+    detail::ReadableOperation readable(std::stop_token stop = {}) {
         return {*registration_, detail::Deadline::never, std::move(stop)};
     }
-    detail::IoUringReadableOperation readable(std::stop_token stop,
-                                              std::chrono::nanoseconds bound) {
+    detail::ReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
         return {*registration_, detail::Deadline::after(bound), std::move(stop)};
     }
 

@@ -1,7 +1,7 @@
 # Ways to break the protocol. Each makes a copy of one header and an explorer that is compiled with
 # it; that one has to fail. The shipped headers carry no hooks for this.
 #
-# Left out because AsyncCq cannot tell the difference: EpollEntry::detach() forgetting the edge of a
+# Left out because AsyncCq cannot tell the difference: Registration::detach() forgetting the edge of a
 # wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and an
 # await_suspend() of CqOperation that does not look whether the stop came meanwhile (the pump's wait
 # ends at once then). They are tested with the notifier and with the operation.
@@ -158,7 +158,7 @@ mutation(interrupted-read-is-empty cq/cq_poller.hpp
     "if (error == EINTR) return nullptr;")
 
 mutation(missed-edge-is-forgotten executor/detail/epoll_loop.hpp
-    "            missed_edge_ = true;"
+    "            pending_edge_ = true;"
     "")
 
 # --- several waiters ---

@@ -55,10 +55,10 @@ public:
     EdgeNotifier(std::shared_ptr<detail::EpollLoop> loop, int fd)
         : registration_(std::make_unique<detail::EpollRegistration>(std::move(loop), fd,
                                                                     detail::EpollTrigger::edge)) {}
-    detail::EpollReadableOperation readable(std::stop_token stop) {
+    detail::ReadableOperation readable(std::stop_token stop) {
         return {*registration_, detail::Deadline::never, std::move(stop)};
     }
-    detail::EpollReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
+    detail::ReadableOperation readable(std::stop_token stop, std::chrono::nanoseconds bound) {
         return {*registration_, detail::Deadline::after(bound), std::move(stop)};
     }
 
@@ -79,7 +79,7 @@ struct EdgeHarness {
     void run_once(std::chrono::milliseconds at_most) {
         sleep_until_readable(loop->epoll_fd(), at_most);
         const detail::EpollLoop::Running running(*loop);
-        loop->turn(false);
+        loop->iterate(false);
     }
     std::shared_ptr<detail::EpollLoop> loop = std::make_shared<detail::EpollLoop>();
 };

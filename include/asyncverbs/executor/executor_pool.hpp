@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// How many executors an ExecutorPool has, and whether their threads stay where they are.
 #pragma once
 
 #include <pthread.h>
@@ -25,77 +24,138 @@
 
 namespace asyncverbs {
 
-/// What an ExecutorPool is made with.
+namespace detail {
+class PoolState;
+}
+
 struct ExecutorPoolOptions {
-    /// How many executors, each with a thread; 0: one for each CPU that the thread which makes the
-    /// pool may run on (sched_getaffinity(2)), which heeds the CPU set of a container, not its
-    /// quota of CPU time.
+    /// How many executors, each with a thread. 0: one for each CPU that the thread which creates
+    /// the pool may run on (sched_getaffinity(2)); this respects the CPU set of a container, not
+    /// its quota of CPU time.
     std::size_t size = 0;
 
-    /// Keeps each thread on one of these CPUs: the first on the first, and so on, again from the
-    /// first where there are more threads than CPUs. False: they may run on all of them, for a
+    /// Pins each thread to one of these CPUs: the first thread to the first CPU and so on, starting
+    /// over if there are more threads than CPUs. False: the threads may run on all of them, for a
     /// program that shares its CPUs with others.
     bool pin = true;
 };
 
+/// Runs one EpollExecutor per core.
+///
+///     ExecutorPool pool;
+///     pool.run([&](EpollExecutor& executor, std::size_t index) {
+///         const int vector = static_cast<int>(index) % context.num_comp_vectors();
+///         return serve(AsyncCq::create(CompletionQueue(context, 1024, vector), executor), pool);
+///     });
+///
+/// What belongs to one core: an AsyncCq or Router with all its waiters, its queue pairs and posting
+/// to them, notifiers, scopes. What all cores may use at once: a Context, a ProtectionDomain, a
+/// MemoryRegion. (Copies of a Slice count references to its region: cores that post continuously
+/// are faster with a region each.)
+///
+/// Between the cores: `pool[i].post(function)` calls a function on core i, and
+/// `co_await pool[i].schedule()` continues there. Neither takes a lock; a system call only if core
+/// i sleeps. A coroutine that moved to another core must move back before it ends, and before it
+/// uses what belongs to its own core.
+///
+/// Thread: run() from one thread at a time, stop() and size() from any; for the executors see
+/// EpollExecutor. Do not run or stop the executors: the pool does.
+/// Lifetime: must not be destroyed by what it runs. Posted functions that have not run are
+/// destroyed with it.
+class ExecutorPool {
+public:
+    /// Starts no thread yet. Throws std::system_error naming sched_getaffinity, or what the
+    /// executors need: "epoll_create1" (EMFILE), "eventfd", "timerfd_create".
+    explicit ExecutorPool(const ExecutorPoolOptions& options = {});
+    ExecutorPool(const ExecutorPool&) = delete;
+    ExecutorPool& operator=(const ExecutorPool&) = delete;
+
+    /// How many executors there are, at least 1.
+    [[nodiscard]] std::size_t size() const noexcept;
+
+    /// `index` must be less than size(). What is posted before run() waits for it.
+    [[nodiscard]] EpollExecutor& operator[](std::size_t index) noexcept { return begin()[index]; }
+
+    /// The first executor, for a range-based for.
+    [[nodiscard]] EpollExecutor* begin() noexcept;
+    [[nodiscard]] EpollExecutor* end() noexcept { return begin() + size(); }
+
+    /// Runs `function(executor, index)`, a Task<>, on each executor, each on a thread that is
+    /// started for it. Blocks until all of these tasks and threads have ended. Until the last task
+    /// has ended, all executors run and serve what others post to them; functions that were posted
+    /// before that are called. `function` is called on all threads, possibly at the same time, and
+    /// destroyed at the end.
+    ///
+    /// The first exception of a task, of a posted function or of starting a thread ends the run,
+    /// like stop(), and is rethrown: "pthread_setaffinity_np" if a thread cannot be pinned. If
+    /// stop() comes before all tasks have ended, throws std::system_error
+    /// (errc::operation_canceled). In both cases the calling thread destroys the other tasks, after
+    /// each executor has finished what it was running; the tasks must not be on threads outside the
+    /// pool then. Throws std::logic_error if the pool is running already.
+    template <class F>
+        requires std::is_invocable_r_v<Task<>, F&, EpollExecutor&, std::size_t>
+    void run(F function);
+
+    /// Ends the run in progress, or else the next one before it begins, as EpollExecutor::stop()
+    /// does.
+    void stop() noexcept;
+
+private:
+    const std::shared_ptr<detail::PoolState> state_;
+};
+
 namespace detail {
 
-// Templates, so that the vectors are compiled only where they are used.
-
-/// Those of the calling thread, at least one. Throws std::system_error naming sched_getaffinity.
-template <class Cpu = int, class Set = cpu_set_t>
-std::vector<Cpu> usable_cpus() {
-    constexpr std::size_t most_sets = 64; // more CPUs than any kernel can be built for
-    std::vector<Set> sets(1);
-    while (::sched_getaffinity(0, sets.size() * sizeof(Set), sets.data()) != 0) {
+/// The CPUs of the calling thread, at least one. Throws std::system_error naming sched_getaffinity.
+inline std::vector<int> usable_cpus() {
+    constexpr std::size_t max_sets = 64; // for more CPUs than any kernel can be built for
+    std::vector<cpu_set_t> sets(1);
+    while (::sched_getaffinity(0, sets.size() * sizeof(cpu_set_t), sets.data()) != 0) {
         // EINVAL: the kernel's mask is longer.
-        if (errno != EINVAL || sets.size() >= most_sets) {
+        if (errno != EINVAL || sets.size() >= max_sets) {
             throw std::system_error(errno, std::system_category(), "sched_getaffinity");
         }
         sets.resize(2 * sets.size());
     }
-    const std::size_t bytes = sets.size() * sizeof(Set);
-    std::vector<Cpu> cpus;
+    const std::size_t bytes = sets.size() * sizeof(cpu_set_t);
+    std::vector<int> cpus;
     for (std::size_t cpu = 0; cpu < 8 * bytes; ++cpu) {
-        if (CPU_ISSET_S(cpu, bytes, sets.data())) cpus.push_back(static_cast<Cpu>(cpu));
+        if (CPU_ISSET_S(cpu, bytes, sets.data())) cpus.push_back(static_cast<int>(cpu));
     }
     return cpus;
 }
 
-/// Throws std::system_error naming pthread_setaffinity_np: invalid_argument where the process may
-/// not use that CPU any more.
-template <class Set = cpu_set_t>
-void pin_this_thread(int cpu) {
+/// Throws std::system_error naming pthread_setaffinity_np: invalid_argument if the process may not
+/// use that CPU any more.
+inline void pin_this_thread(int cpu) {
     const auto index = static_cast<std::size_t>(cpu);
-    std::vector<Set> sets(index / CPU_SETSIZE + 1);
-    const std::size_t bytes = sets.size() * sizeof(Set);
+    std::vector<cpu_set_t> sets(index / CPU_SETSIZE + 1);
+    const std::size_t bytes = sets.size() * sizeof(cpu_set_t);
     CPU_SET_S(index, bytes, sets.data());
     if (const int error = ::pthread_setaffinity_np(::pthread_self(), bytes, sets.data())) {
         throw std::system_error(error, std::system_category(), "pthread_setaffinity_np");
     }
 }
 
-// The executors of an ExecutorPool, and whether they run. A stop() that is on its way keeps it
-// alive, for the run that it ends may be the last.
-
+/// The executors of a pool, and whether they run. A stop() that is in progress keeps it alive: the
+/// run that it ends may be the last one.
 class PoolState {
 public:
     explicit PoolState(const ExecutorPoolOptions& options)
-        : cpus_(usable_cpus<int>()), size_(options.size != 0 ? options.size : cpus_.size()) {
+        : cpus_(usable_cpus()), size_(options.size != 0 ? options.size : cpus_.size()),
+          executors_(std::make_unique<EpollExecutor[]>(size_)) {
         if (!options.pin) cpus_.clear();
-        executors_.reset(new EpollExecutor[size_]);
     }
 
     std::size_t size() const noexcept { return size_; }
     EpollExecutor* executors() const noexcept { return executors_.get(); }
 
-    /// Puts the calling thread where the executor's thread belongs.
+    /// Pins the calling thread to the CPU of executor `index`.
     void pin(std::size_t index) const {
         if (!cpus_.empty()) pin_this_thread(cpus_[index % cpus_.size()]);
     }
 
-    // --- a run: begin(), then end() or stop() from any thread and any number of times, finish()
-    // ---
+    // --- a run: begin(); end() or stop() from any thread, any number of times; finish() ---
 
     void begin() {
         Phase phase = Phase::idle;
@@ -112,10 +172,13 @@ public:
 
     void end() noexcept {
         Phase phase = Phase::running;
-        if (phase_.compare_exchange_strong(phase, Phase::ending)) wake_all();
+        if (!phase_.compare_exchange_strong(phase, Phase::ending)) return;
+        // Threads leave their executors if these stop *and* the run is ending. So a stop that comes
+        // too late, in the next run, does no harm.
+        for (std::size_t i = 0; i < size_; ++i) executors_[i].stop();
     }
 
-    /// The run in progress or else the next one ends.
+    /// Ends the run in progress, or else the next one.
     void stop() noexcept {
         Phase phase = Phase::idle;
         if (!phase_.compare_exchange_strong(phase, Phase::stopped)) end();
@@ -129,24 +192,17 @@ public:
 private:
     enum class Phase { idle, stopped, running, ending };
 
-    // Threads leave their executors when these stop *and* the run is ending: so a wake that comes
-    // too late, when the next run has begun, does no harm.
-    void wake_all() noexcept {
-        for (std::size_t i = 0; i < size_; ++i) executors_[i].stop();
-    }
-
     std::vector<int> cpus_; // empty: threads are not pinned
     std::size_t size_;
     std::unique_ptr<EpollExecutor[]> executors_;
     std::atomic<Phase> phase_{Phase::idle};
 };
 
-// One run of an ExecutorPool: a thread and a coroutine for each executor. The coroutine calls the
-// user's function on its thread, and keeps the executor running until all the others have ended.
-//
-//     schedule ──► the user's task ──► arrive ···► schedule ──► leave
-//     (to its thread)                  (the last resumes all)   (behind all posts until then)
-
+/// One run of a pool: a thread and a coroutine for each executor. The coroutine calls the user's
+/// function on its thread, and keeps the executor running until all the others have ended.
+///
+///     schedule ──► the user's task ──► arrive ···► schedule ──► leave
+///     (to its thread)                  (the last resumes all)   (after all posts until then)
 class PoolRun {
 public:
     explicit PoolRun(std::shared_ptr<PoolState> pool)
@@ -156,7 +212,7 @@ public:
     PoolRun(const PoolRun&) = delete;
     PoolRun& operator=(const PoolRun&) = delete;
     ~PoolRun() {
-        tasks_.clear(); // may use the executors, which nobody runs by now
+        tasks_.clear(); // may use the executors, which run on no thread any more
         pool_->finish();
     }
 
@@ -169,7 +225,7 @@ public:
         }
     }
 
-    /// Blocks until no thread is left; then throws what EpollExecutor::run would.
+    /// Blocks until all threads have ended; then throws as EpollExecutor::run does.
     void wait();
 
     // --- for the joined tasks, on any thread ---
@@ -179,16 +235,16 @@ public:
         if (!exception_) exception_ = std::move(exception);
     }
     std::coroutine_handle<> task_done() noexcept {
-        // The run may be over, and this object gone, as soon as the threads know of the end.
-        const std::shared_ptr<PoolState> alive = pool_;
-        if (failed()) alive->end();
+        // When the threads see the end, the run may be over, and this object destroyed.
+        const std::shared_ptr<PoolState> keep_alive = pool_;
+        if (failed()) keep_alive->end();
         return std::noop_coroutine();
     }
 
 private:
     struct Core {
         std::coroutine_handle<> arrived;
-        bool left = false; // of its thread
+        bool left = false; // the user's task and all others have ended
     };
 
     struct Arrival {
@@ -231,7 +287,7 @@ JoinedTask<PoolRun> PoolRun::work(std::size_t index, F& function) {
 
 inline std::coroutine_handle<> PoolRun::arrive(Core& core, std::coroutine_handle<> self) noexcept {
     core.arrived = self;
-    // Who is not the last may be resumed at once, by the last: touch nothing any more.
+    // The last one may resume the others at once, on its own thread: touch nothing afterwards.
     if (unended_.fetch_sub(1) > 1) return std::noop_coroutine();
     for (Core& other : cores_) {
         if (&other != &core) other.arrived.resume();
@@ -269,79 +325,24 @@ inline void PoolRun::wait() {
 
 } // namespace detail
 
-/// Runs one EpollExecutor per core.
-///
-///     ExecutorPool pool;
-///     pool.run([&](EpollExecutor& executor, std::size_t index) {
-///         const int vector = static_cast<int>(index) % context.num_comp_vectors();
-///         return serve(AsyncCq::create(CompletionQueue(context, 1024, vector), executor), pool);
-///     });
-///
-/// What belongs to one core: an AsyncCq or Router with all who wait for it, its queue pairs and
-/// posting to them, notifiers, scopes. What all cores may use at once: a Context, a
-/// ProtectionDomain, a MemoryRegion. (Copies of a Slice count references to its region: cores that
-/// post all the time do better with a region each.)
-///
-/// Between the cores: `pool[i].post(function)` calls a function on core i, and
-/// `co_await pool[i].schedule()` takes the coroutine there; neither takes a lock, nor a system call
-/// unless core i sleeps. A coroutine that visits another core has to be home again before it ends,
-/// or touches what belongs to its own core.
-///
-/// Thread: run() from one thread at a time, stop() and size() from any; of the executors see
-/// EpollExecutor. Do not run or stop them: that is the pool's part.
-/// Lifetime: must not be destroyed by what it runs. Functions that were posted and not called are
-/// destroyed with it.
-class ExecutorPool {
-public:
-    /// Starts no thread yet. Throws std::system_error naming sched_getaffinity, or what the
-    /// executors need: "epoll_create1" (EMFILE), "eventfd", "timerfd_create".
-    explicit ExecutorPool(const ExecutorPoolOptions& options = {})
-        : state_(std::make_shared<detail::PoolState>(options)) {}
-    ExecutorPool(const ExecutorPool&) = delete;
-    ExecutorPool& operator=(const ExecutorPool&) = delete;
+inline ExecutorPool::ExecutorPool(const ExecutorPoolOptions& options)
+    : state_(std::make_shared<detail::PoolState>(options)) {}
 
-    /// How many executors there are, at least 1.
-    [[nodiscard]] std::size_t size() const noexcept { return state_->size(); }
+inline std::size_t ExecutorPool::size() const noexcept { return state_->size(); }
 
-    /// The executors. `index` is less than size(). What is posted to them before run() waits for
-    /// it.
-    [[nodiscard]] EpollExecutor& operator[](std::size_t index) noexcept { return begin()[index]; }
+inline EpollExecutor* ExecutorPool::begin() noexcept { return state_->executors(); }
 
-    /// The first of them, for a range-based for.
-    [[nodiscard]] EpollExecutor* begin() noexcept { return state_->executors(); }
+template <class F>
+    requires std::is_invocable_r_v<Task<>, F&, EpollExecutor&, std::size_t>
+void ExecutorPool::run(F function) {
+    detail::PoolRun run(state_);
+    run.start(function);
+    run.wait();
+}
 
-    /// Behind the last one.
-    [[nodiscard]] EpollExecutor* end() noexcept { return begin() + size(); }
-
-    /// Runs `function(executor, index)`, a Task<>, on each executor, on a thread that is started
-    /// for it, and blocks until all of these tasks have ended and the threads with them. As long
-    /// as one has not ended, all executors run, and are there for who posts to them; functions
-    /// that were posted before the last one ended are called. `function` is called on all threads,
-    /// perhaps at the same time, and destroyed at the end.
-    ///
-    /// The first exception of a task, a posted function or a thread's start ends the run, like
-    /// stop(), and is rethrown: "pthread_setaffinity_np" where a thread cannot be pinned. If stop()
-    /// comes before all tasks have ended, throws std::system_error (errc::operation_canceled). In
-    /// both cases the other tasks are destroyed, by the calling thread, when every executor has
-    /// finished what it was at; they must not be on other threads than the pool's. Throws
-    /// std::logic_error if the pool is running already.
-    template <class F>
-        requires std::is_invocable_r_v<Task<>, F&, EpollExecutor&, std::size_t>
-    void run(F function) {
-        detail::PoolRun run(state_);
-        run.start(function);
-        run.wait();
-    }
-
-    /// Ends the run in progress, or else the next one before it begins, as EpollExecutor::stop()
-    /// does.
-    void stop() noexcept {
-        const std::shared_ptr<detail::PoolState> alive = state_; // perhaps the last run ends
-        alive->stop();
-    }
-
-private:
-    const std::shared_ptr<detail::PoolState> state_;
-};
+inline void ExecutorPool::stop() noexcept {
+    const std::shared_ptr<detail::PoolState> keep_alive = state_; // this may end the last run
+    keep_alive->stop();
+}
 
 } // namespace asyncverbs

@@ -8,11 +8,11 @@ using asyncverbs::detail::EpollLoop;
 TEST_CASE("EpollLoop: a run that has ended does not block", "[epoll_loop]") {
     EpollLoop loop;
     const EpollLoop::Run run(loop);
-    CHECK(!loop.turn(false));
+    CHECK(!loop.iterate(false));
     // As when another thread ends the run between two turns: it finds the loop awake, does not wake
     // it, and leaves it to the loop to notice.
     loop.end_run(EpollLoop::stopped);
-    CHECK(!loop.turn(true));
+    CHECK(!loop.iterate(true));
 }
 
 TEST_CASE("EpollLoop: a stop does not hide that the task has ended", "[epoll_loop]") {

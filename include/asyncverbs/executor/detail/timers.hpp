@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// A file descriptor that is closed with its owner.
-// The executor has three of them, and each may fail to open after the others have.
 #pragma once
 
 #include <sys/timerfd.h>
@@ -18,9 +16,10 @@
 
 namespace asyncverbs::detail {
 
+/// Owns a file descriptor.
 class FileDescriptor {
 public:
-    /// Takes the result of a system call that opens; a negative one throws and names `call`.
+    /// Takes the result of the system call `call`; throws std::system_error if it is negative.
     FileDescriptor(int fd, const char* call) : fd_(fd) {
         if (fd < 0) throw std::system_error(errno, std::system_category(), call);
     }
@@ -34,8 +33,7 @@ private:
     int fd_;
 };
 
-// A file descriptor that becomes readable at a point in time.
-
+/// A file descriptor that becomes readable at a point in time.
 class TimerFd {
 public:
     TimerFd()
@@ -43,12 +41,12 @@ public:
 
     int get() const noexcept { return timer_.get(); }
 
-    /// Readable from `when` on, and not before; Deadline::never takes that back.
-    void set(typename Deadline::Clock::time_point when) noexcept {
-        itimerspec setting{}; // zero: never
+    /// Readable from `when` on, not before. Deadline::never disarms it.
+    void set(Deadline::Clock::time_point when) noexcept {
+        itimerspec setting{}; // zero: disarmed
         if (when != Deadline::never) {
             // steady_clock counts from the epoch of CLOCK_MONOTONIC. A time of zero would disarm.
-            using Duration = typename Deadline::Clock::duration;
+            using Duration = Deadline::Clock::duration;
             Duration time = when.time_since_epoch();
             if (time < Duration(1)) time = Duration(1);
             using Seconds = std::chrono::duration<std::time_t>;
@@ -67,27 +65,30 @@ private:
     FileDescriptor timer_;
 };
 
-// The timers of a loop: a pairing heap whose nodes live in the sleeping awaiters, because a sleep
-// must not allocate. Insertion is O(1), removal O(log n) amortised. Equal deadlines keep order.
-
+/// A node of TimerHeap. It lives in the awaiter: a sleep must not allocate.
 class Timer {
 public:
     Timer() noexcept = default;
-    Timer(const Timer&) = delete;
-    Timer& operator=(const Timer&) = delete;
+    // An awaiter may be moved until it suspends; until then its timer is in no heap.
+    Timer(Timer&& other) noexcept : deadline(other.deadline) {}
+    Timer& operator=(Timer&& other) noexcept {
+        deadline = other.deadline;
+        return *this;
+    }
 
-    typename Deadline::Clock::time_point deadline; // set before it is inserted
+    Deadline::Clock::time_point deadline; // does not change while it is in a heap
 
 private:
     friend class TimerHeap;
 
-    // Few awaiters ever start a timer: the rest is set when they do.
     std::uint64_t sequence_ = 0; // 0: in no heap
-    Timer* child_;               // the first of the later timers below this one
-    Timer* sibling_;             // the next child of the same parent
-    Timer* back_;                // the previous sibling; of a first child, the parent
+    Timer* child_ = nullptr;     // the first of the later timers below this one
+    Timer* sibling_ = nullptr;   // the next child of the same parent
+    Timer* back_ = nullptr;      // the previous sibling; of a first child, the parent
 };
 
+/// A pairing heap. Insertion is O(1), removal O(log n) amortised. Timers with equal deadlines come
+/// out in the order of their insertion.
 class TimerHeap {
 public:
     /// The earliest timer, or null.
@@ -132,8 +133,8 @@ private:
         node.sibling_ = node.back_ = nullptr;
     }
 
-    // Two passes, which give the amortised bound: pairs from left to right, then all from right to
-    // left. Loops, not recursion: a node may have thousands of children.
+    // The two passes give the amortised bound: pairs from left to right, then all from right to
+    // left. Loops instead of recursion: a node may have thousands of children.
     static Timer* meld_children(Timer& node) noexcept {
         Timer* pairs = nullptr;
         while (node.child_ != nullptr) {
@@ -160,9 +161,9 @@ private:
     std::uint64_t sequence_ = 0;
 };
 
-// The timers of a loop and the timerfd that wakes it for the earliest one. A timerfd, because the
-// timeout of epoll_wait counts whole milliseconds and another loop that embeds ours cannot see it.
-
+/// The timers of a loop, and the timerfd that wakes it for the earliest one. The timeout of
+/// epoll_wait would not do: it counts whole milliseconds, and a loop that embeds ours cannot see
+/// it.
 class TimerQueue {
 public:
     int fd() const noexcept { return timer_.get(); }
@@ -170,9 +171,9 @@ public:
     void insert(Timer& node) noexcept { timers_.insert(node); }
     void remove(Timer& node) noexcept { timers_.remove(node); }
 
-    /// To be called before the loop sleeps. A deadline later than the one that is set waits until
-    /// that has fired: a loop whose timers are mostly cancelled, as maximum waits are, hardly ever
-    /// makes this system call.
+    /// Must be called before the loop sleeps. Sets the timerfd only to an earlier time than before;
+    /// a later one is set when the timerfd has fired. So a loop whose timers are mostly cancelled,
+    /// as maximum waits are, rarely makes this system call.
     void arm() noexcept {
         const Timer* const first = timers_.first();
         if (first == nullptr || first->deadline >= armed_) return;
@@ -180,11 +181,12 @@ public:
         timer_.set(armed_);
     }
 
-    /// To be called when fd() was readable: takes out what is due, the earliest first.
+    /// Must be called when fd() was readable. Removes the timers that are due, the earliest first,
+    /// and calls `on_due` with each.
     template <class OnDue>
     void expire(OnDue&& on_due) noexcept {
-        armed_ = never;
-        const typename Clock::time_point now = Clock::now();
+        armed_ = Deadline::never;
+        const Deadline::Clock::time_point now = Deadline::Clock::now();
         for (Timer* first = timers_.first(); first != nullptr && first->deadline <= now;
              first = timers_.first()) {
             timers_.remove(*first);
@@ -193,12 +195,9 @@ public:
     }
 
 private:
-    using Clock = typename Deadline::Clock;
-    static constexpr auto never = Deadline::never;
-
     TimerFd timer_;
     TimerHeap timers_;
-    typename Clock::time_point armed_ = never; // what timer_ is set to
+    Deadline::Clock::time_point armed_ = Deadline::never; // what timer_ is set to
 };
 
 } // namespace asyncverbs::detail
