@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Archetypes of what can and cannot be awaited, checked when this file is compiled.
+// Archetypes of awaitables and schedulers, and of types that are none; checked at compile time.
 #include <asyncverbs/coro/awaitable.hpp>
 
 #include <memory>
@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <asyncverbs/coro/task.hpp>
+#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
@@ -43,7 +44,7 @@ IntAwaiter operator co_await(const Free&) { return {}; }
 struct RvalueFree {};
 IntAwaiter operator co_await(RvalueFree&&) { return {}; }
 
-// co_await uses the operator although the type is an awaiter as well.
+// co_await prefers the operator, although the type is an awaiter as well.
 struct AwaiterWithOperator : Awaiter<void, std::string> {
     IntAwaiter operator co_await() const { return {}; }
 };
@@ -107,6 +108,25 @@ static_assert(!awaitable_of<IntAwaiter, std::string> && !awaitable_of<IntAwaiter
 static_assert(awaitable_of<std::suspend_always, void> && !awaitable_of<std::suspend_always, int>);
 static_assert(awaitable_of<Task<std::unique_ptr<int>>, std::unique_ptr<int>>);
 static_assert(!awaitable_of<int, int>);
+
+template <class A>
+struct Schedules {
+    A schedule() const { return {}; }
+};
+struct RvalueAwaiter {
+    Awaiter<void, void> operator co_await() && { return {}; }
+};
+struct SchedulesIfMutable {
+    RvalueAwaiter schedule() { return {}; }
+};
+
+static_assert(Scheduler<EpollExecutor>);
+static_assert(Scheduler<Schedules<Awaiter<void, void>>>);
+static_assert(Scheduler<const Schedules<Awaiter<void, void>>>);
+static_assert(Scheduler<SchedulesIfMutable> && !Scheduler<const SchedulesIfMutable>);
+static_assert(!Scheduler<Schedules<Awaiter<bool, void>>>, "it must always suspend");
+static_assert(!Scheduler<Schedules<IntAwaiter>>, "it must return nothing");
+static_assert(!Scheduler<Schedules<void>> && !Scheduler<Schedules<Nothing>> && !Scheduler<Nothing>);
 
 Coroutine await_each(int& sum) {
     sum += co_await IntAwaiter();

@@ -1,64 +1,56 @@
 // SPDX-License-Identifier: MIT
-// Scope: spawning, joining, failure, destruction from wherever it may come.
 #include <asyncverbs/coro/scope.hpp>
 
 #include <coroutine>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
+#include "coro/tasks.hpp"
 #include "support/catch.hpp"
-#include "support/coroutine.hpp"
-#include "support/gate.hpp"
 
 using namespace asyncverbs;
+using namespace asyncverbs::support;
 using namespace std::chrono_literals;
-using asyncverbs::support::Coroutine;
-using asyncverbs::support::Gate;
 
 namespace {
 
-Task<> wait_at(Gate& gate) { co_await gate; }
-Task<> wait_holding(Gate& gate, std::shared_ptr<int>) { co_await gate; }
-Task<int> ready(int& ran) {
-    ++ran;
-    co_return 1;
-}
-Task<> fails(const char* text) {
-    throw std::runtime_error(text);
-    co_return;
-}
-Task<> fails_at(Gate& gate, const char* text) {
-    co_await gate;
-    throw std::runtime_error(text);
-}
+using Owner = std::unique_ptr<Scope>;
+
 Coroutine join(Scope& scope) { co_await scope.join(); }
+
+// The awaiter is destroyed after the scope.
+Coroutine join_and_destroy(Owner& scope) {
+    auto operation = scope->join();
+    co_await operation;
+    scope.reset();
+}
 
 } // namespace
 
-TEST_CASE("Scope: a child runs at once and up to its first suspension", "[scope]") {
+TEST_CASE("Scope: spawn runs a child up to its first suspension", "[scope]") {
     Scope scope;
-    int ran = 0;
-    scope.spawn(ready(ran));
-    CHECK(ran == 1);
+    bool ran = false;
+    const auto run = [&]() -> Task<int> {
+        ran = true;
+        co_return 1;
+    };
+    scope.spawn(run());
+    CHECK(ran);
     Gate gate;
     scope.spawn(wait_at(gate));
     CHECK(gate.waiting);
     gate.open();
-    const Coroutine joiner = join(scope);
-    CHECK(joiner.done());
+    CHECK(join(scope).done());
 }
 
 TEST_CASE("Scope: join waits for the last child", "[scope]") {
     Scope scope;
-    Gate a;
-    Gate b;
+    Gate a, b, c, d;
     scope.spawn(wait_at(a));
     scope.spawn(wait_at(b));
     const Coroutine joiner = join(scope);
@@ -66,21 +58,14 @@ TEST_CASE("Scope: join waits for the last child", "[scope]") {
     a.open();
     CHECK(!joiner.done());
 
-    SECTION("and no other is spawned") {
-        b.open();
-        CHECK(joiner.done());
-    }
-    SECTION("and for one that is spawned meanwhile from outside") {
-        Gate c;
+    SECTION("of those spawned before") { b.open(); }
+    SECTION("also for one spawned in the meantime") {
         scope.spawn(wait_at(c));
         b.open();
         CHECK(!joiner.done());
         c.open();
-        CHECK(joiner.done());
     }
-    SECTION("and for one that a child spawns as its last act") {
-        Gate c;
-        Gate d;
+    SECTION("also for one that a child spawns before it ends") {
         const auto spawner = [](Scope& s, Gate& until, Gate& next) -> Task<> {
             co_await until;
             s.spawn(wait_at(next));
@@ -90,11 +75,11 @@ TEST_CASE("Scope: join waits for the last child", "[scope]") {
         c.open();
         CHECK(!joiner.done());
         d.open();
-        CHECK(joiner.done());
     }
+    CHECK(joiner.done());
 }
 
-TEST_CASE("Scope: it can be used again after join", "[scope]") {
+TEST_CASE("Scope: can be used again after join", "[scope]") {
     Scope scope;
     for (int i = 0; i < 3; ++i) {
         Gate gate;
@@ -106,25 +91,24 @@ TEST_CASE("Scope: it can be used again after join", "[scope]") {
     }
 }
 
-TEST_CASE("Scope: join rethrows the exception that came first, once", "[scope]") {
+TEST_CASE("Scope: join rethrows the first exception, once", "[scope]") {
     Scope scope;
-    Gate a;
-    Gate b;
-    scope.spawn(fails_at(a, "late"));
-    scope.spawn(fails_at(b, "first"));
-    const Coroutine joiner = join(scope);
-    b.open();
-    CHECK(!joiner.done());
-    a.open();
-    REQUIRE(joiner.done());
-    CHECK_THROWS_WITH(joiner.get(), "first");
+    Gate a, b;
+    SECTION("of children that suspended") {
+        scope.spawn(fails_after(a, "late"));
+        scope.spawn(fails_after(b, "first"));
+        const Coroutine joiner = join(scope);
+        b.open();
+        CHECK(!joiner.done());
+        a.open();
+        REQUIRE(joiner.done());
+        CHECK_THROWS_WITH(joiner.get(), "first");
+    }
+    SECTION("of a child that never suspended") {
+        scope.spawn(fails("at once"));
+        CHECK_THROWS_WITH(join(scope).get(), "at once");
+    }
     join(scope).get();
-}
-
-TEST_CASE("Scope: join rethrows the exception of a child that never suspended", "[scope]") {
-    Scope scope;
-    scope.spawn(fails("at once"));
-    CHECK_THROWS_WITH(join(scope).get(), "at once");
 }
 
 TEST_CASE("Scope: one join at a time", "[scope]") {
@@ -136,135 +120,96 @@ TEST_CASE("Scope: one join at a time", "[scope]") {
     REQUIRE(second.done());
     CHECK_THROWS_AS(second.get(), std::logic_error);
 
-    SECTION("a second one leaves the first alone") {
+    SECTION("a second one does not disturb the first") {
         gate.open();
         CHECK(first.done());
     }
-    SECTION("one that is destroyed makes room") {
+    SECTION("another one is possible after the first was destroyed") {
         first.destroy();
         const Coroutine third = join(scope);
         CHECK(!third.done());
         gate.open();
         CHECK(third.done());
     }
-    SECTION("one that is destroyed is not resumed") {
+    SECTION("a destroyed one is not resumed") {
         first.destroy();
         gate.open();
     }
 }
 
-TEST_CASE("Scope: destroying it destroys suspended children and never blocks", "[scope]") {
+TEST_CASE("Scope: its destructor destroys suspended children and does not block", "[scope]") {
     const auto alive = std::make_shared<int>();
-    auto scope = std::make_unique<Scope>();
-    Gate a;
-    Gate b;
-    scope->spawn(wait_holding(a, alive));
-    scope->spawn(wait_holding(b, alive));
+    Owner scope = std::make_unique<Scope>();
+    Gate a, b;
+    scope->spawn(wait_at(a, alive));
+    scope->spawn(wait_at(b, alive));
     const Coroutine joiner = join(*scope);
+    [[maybe_unused]] const auto not_awaited = scope->join();
     CHECK(alive.use_count() == 3);
     scope.reset();
     CHECK(alive.use_count() == 1);
     CHECK(!joiner.done());
 }
 
-TEST_CASE("Scope: what a finished child took is gone after the next spawn or join", "[scope]") {
+TEST_CASE("Scope: a finished task is destroyed, with its locals", "[scope]") {
     const auto alive = std::make_shared<int>();
-    struct Holder {
-        std::shared_ptr<int> held;
-        Gate& gate;
-        Holder(std::shared_ptr<int> h, Gate& g) : held(std::move(h)), gate(g) {}
-        Task<> run() { co_await gate; }
+    const auto run = [](Gate& gate, std::shared_ptr<int> held) -> Task<> {
+        co_await wait_at(gate, std::move(held));
     };
-    const auto run = [](std::unique_ptr<Holder> holder) -> Task<> { co_await holder->run(); };
     Scope scope;
-    Gate a;
-    scope.spawn(run(std::make_unique<Holder>(alive, a)));
-    a.open();
-    CHECK(alive.use_count() == 1); // a task's locals end with the task
-    const Coroutine joiner = join(scope);
-    CHECK(joiner.done());
+    Gate gate;
+    scope.spawn(run(gate, alive));
+    CHECK(alive.use_count() == 2);
+    gate.open();
+    CHECK(alive.use_count() == 1);
+    CHECK(join(scope).done());
 }
 
-TEST_CASE("Scope: the joiner may destroy it, on top of the last child", "[scope]") {
-    auto scope = std::make_unique<Scope>();
+TEST_CASE("Scope: the joiner may destroy it", "[scope]") {
+    Owner scope = std::make_unique<Scope>();
     Gate gate;
     scope->spawn(wait_at(gate));
-    const auto owner = [](std::unique_ptr<Scope>& owned) -> Coroutine {
-        co_await owned->join();
-        owned.reset();
-    };
-    const Coroutine joiner = owner(scope);
-    gate.open();
+    const Coroutine joiner = join_and_destroy(scope);
+    SECTION("when it is resumed by the last child") { gate.open(); }
+    SECTION("when it is resumed inside a spawn") {
+        // The new child lets the other one end, and is then the last one itself.
+        const auto opens = [](Gate& other) -> Task<> {
+            other.open();
+            co_return;
+        };
+        scope->spawn(opens(gate));
+    }
     CHECK(joiner.done());
     CHECK(!scope);
 }
 
-TEST_CASE("Scope: the joiner may destroy it inside a spawn", "[scope]") {
-    auto scope = std::make_unique<Scope>();
-    Gate first;
-    const auto owner = [](std::unique_ptr<Scope>& owned) -> Coroutine {
-        co_await owned->join();
-        owned.reset();
-    };
-    scope->spawn(wait_at(first));
-    const Coroutine joiner = owner(scope);
-    // The spawned child ends the other one; after that it is the last and ends the join.
-    const auto ends_other = [](Gate& gate) -> Task<> {
-        gate.open();
-        co_return;
-    };
-    scope->spawn(ends_other(first));
-    CHECK(joiner.done());
-    CHECK(!scope);
-}
-
-TEST_CASE("Scope: a child may destroy it while spawn runs that child", "[scope]") {
+TEST_CASE("Scope: a child may destroy it before its first suspension", "[scope]") {
+    enum class Then { end, fail, suspend };
     const auto alive = std::make_shared<int>();
-    auto scope = std::make_unique<Scope>();
-    Gate other;
-    Gate mine;
-    scope->spawn(wait_holding(other, alive));
-
-    SECTION("and end") {
-        const auto child = [](std::unique_ptr<Scope>& owned, std::shared_ptr<int>) -> Task<> {
-            owned.reset();
-            co_return;
-        };
-        scope->spawn(child(scope, alive));
-    }
-    SECTION("and fail") {
-        const auto child = [](std::unique_ptr<Scope>& owned, std::shared_ptr<int>) -> Task<> {
-            owned.reset();
-            throw std::runtime_error("lost");
-            co_return;
-        };
-        scope->spawn(child(scope, alive));
-    }
-    SECTION("and suspend, which destroys it") {
-        const auto child = [](std::unique_ptr<Scope>& owned, Gate& gate,
-                              std::shared_ptr<int>) -> Task<> {
-            owned.reset();
-            co_await gate;
-        };
-        scope->spawn(child(scope, mine, alive));
+    Owner scope = std::make_unique<Scope>();
+    Gate other, gate;
+    scope->spawn(wait_at(other, alive));
+    const auto destroy = [](Owner& owned, Gate& at, Then then, std::shared_ptr<int>) -> Task<> {
+        owned.reset();
+        if (then == Then::fail) throw std::runtime_error("lost");
+        if (then == Then::suspend) co_await at; // which destroys it
+    };
+    SECTION("and end, fail or suspend") {
+        const auto then = GENERATE(Then::end, Then::fail, Then::suspend);
+        scope->spawn(destroy(scope, gate, then, alive));
     }
     SECTION("two spawns deep") {
-        const auto inner = [](std::unique_ptr<Scope>& owned, std::shared_ptr<int>) -> Task<> {
-            owned.reset();
-            co_return;
+        const auto outer = [&destroy](Owner& owned, Gate& at, std::shared_ptr<int> held) -> Task<> {
+            owned->spawn(destroy(owned, at, Then::end, held));
+            co_await at;
         };
-        const auto outer = [&inner](std::unique_ptr<Scope>& owned, Gate& gate,
-                                    std::shared_ptr<int> held) -> Task<> {
-            owned->spawn(inner(owned, held));
-            co_await gate;
-        };
-        scope->spawn(outer(scope, mine, alive));
+        scope->spawn(outer(scope, gate, alive));
     }
     CHECK(!scope);
     CHECK(alive.use_count() == 1);
 }
 
-TEST_CASE("Scope: takes any awaitable", "[scope]") {
+TEST_CASE("Scope: spawns any awaitable", "[scope]") {
     EpollExecutor executor;
     const auto body = [&]() -> Task<> {
         Scope scope;
@@ -283,11 +228,11 @@ TEST_CASE("Scope: takes any awaitable", "[scope]") {
     executor.run(body());
 }
 
-TEST_CASE("Scope: thousands of children that come and go", "[scope]") {
+TEST_CASE("Scope: thousands of children", "[scope]") {
     EpollExecutor executor;
     int ended = 0;
-    const auto child = [&](int turns) -> Task<> {
-        for (int i = 0; i < turns; ++i) co_await executor.schedule();
+    const auto child = [&](int iterations) -> Task<> {
+        for (int i = 0; i < iterations; ++i) co_await executor.schedule();
         ++ended;
     };
     const auto body = [&]() -> Task<> {

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT
-// sync_wait: results, exceptions, completion on another thread.
 #include <asyncverbs/coro/sync_wait.hpp>
 
-#include <atomic>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -11,19 +8,13 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
+#include "coro/tasks.hpp"
 #include "support/catch.hpp"
 
 using namespace asyncverbs;
+using namespace asyncverbs::support;
 
 namespace {
-
-Task<int> number(int n) { co_return n; }
-Task<std::unique_ptr<int>> owned() { co_return std::make_unique<int>(9); }
-Task<int&> same(int& n) { co_return n; }
-Task<> fails() {
-    throw std::runtime_error("failed");
-    co_return;
-}
 
 struct Immovable {
     Immovable() = default;
@@ -36,9 +27,9 @@ struct Immovable {
 
 } // namespace
 
-TEST_CASE("sync_wait: gives what the awaitable gives", "[sync_wait]") {
+TEST_CASE("sync_wait: returns the result of the awaitable", "[sync_wait]") {
     CHECK(sync_wait(number(1)) == 1);
-    CHECK(*sync_wait(owned()) == 9);
+    CHECK(*sync_wait(owned(9)) == 9);
     int n = 0;
     int& reference = sync_wait(same(n));
     CHECK(&reference == &n);
@@ -50,18 +41,18 @@ TEST_CASE("sync_wait: gives what the awaitable gives", "[sync_wait]") {
     CHECK(sync_wait(Immovable()) == "text");
     Immovable lvalue;
     CHECK(sync_wait(lvalue) == "text");
-    CHECK_THROWS_WITH(sync_wait(fails()), "failed");
+    CHECK_THROWS_WITH(sync_wait(fails("failed")), "failed");
 }
 
 TEST_CASE("sync_wait: blocks until another thread completes it", "[sync_wait]") {
     EpollExecutor executor;
     std::thread thread([&] { executor.run(); });
+    const auto there = [&](int n) -> Task<int> {
+        co_await executor.schedule();
+        if (n % 10 == 9) throw std::runtime_error("failed there");
+        co_return n;
+    };
     for (int i = 0; i < 1000; ++i) {
-        const auto there = [&](int n) -> Task<int> {
-            co_await executor.schedule();
-            if (n % 10 == 9) throw std::runtime_error("failed there");
-            co_return n;
-        };
         if (i % 10 == 9) {
             CHECK_THROWS_WITH(sync_wait(there(i)), "failed there");
         } else {

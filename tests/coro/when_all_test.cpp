@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
-// when_all: results, order, failure, destruction, completion on several threads.
 #include <asyncverbs/coro/when_all.hpp>
 
 #include <coroutine>
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <thread>
 #include <tuple>
 #include <variant>
@@ -15,39 +13,25 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
+#include "coro/tasks.hpp"
 #include "support/catch.hpp"
-#include "support/coroutine.hpp"
-#include "support/gate.hpp"
 
 using namespace asyncverbs;
+using namespace asyncverbs::support;
 using namespace std::chrono_literals;
-using asyncverbs::support::Coroutine;
-using asyncverbs::support::Gate;
 
 namespace {
 
-Task<int> number(int n) { co_return n; }
-Task<> nothing() { co_return; }
-Task<int&> same(int& n) { co_return n; }
-Task<std::unique_ptr<int>> owned(int n) { co_return std::make_unique<int>(n); }
-Task<int> after(Gate& gate, int n) {
-    co_await gate;
-    co_return n;
-}
-Task<int> fails_after(Gate& gate, const char* text) {
-    co_await gate;
-    throw std::runtime_error(text);
-}
-
-template <class T>
-Coroutine store(Task<T> task, std::unique_ptr<T>& result) {
-    auto value = co_await std::move(task);
-    result = std::make_unique<T>(std::move(value));
+template <class... T>
+auto vector_of(Task<T>... tasks) {
+    std::vector<Task<std::common_type_t<T...>>> all;
+    (all.push_back(std::move(tasks)), ...);
+    return all;
 }
 
 } // namespace
 
-TEST_CASE("when_all: gives a tuple of the results, monostate for void", "[when_all]") {
+TEST_CASE("when_all: returns a tuple of the results, monostate for void", "[when_all]") {
     int n = 5;
     auto all = when_all(number(1), nothing(), owned(3), same(n));
     static_assert(
@@ -64,50 +48,37 @@ TEST_CASE("when_all: gives a tuple of the results, monostate for void", "[when_a
     CHECK(sync_wait(when_all()) == std::tuple<>());
 }
 
-TEST_CASE("when_all: gives a vector of the results", "[when_all]") {
+TEST_CASE("when_all: returns a vector of the results", "[when_all]") {
     std::vector<Task<int>> tasks;
-    for (int i = 0; i < 100; ++i) tasks.push_back(number(i));
-    const std::vector<int> results = sync_wait(when_all(std::move(tasks)));
-    REQUIRE(results.size() == 100);
-    for (int i = 0; i < 100; ++i) CHECK(results[static_cast<std::size_t>(i)] == i);
-
+    std::vector<int> expected;
+    for (int i = 0; i < 100; ++i) {
+        tasks.push_back(number(i));
+        expected.push_back(i);
+    }
+    CHECK(sync_wait(when_all(std::move(tasks))) == expected);
     CHECK(sync_wait(when_all(std::vector<Task<int>>())).empty());
-    std::vector<Task<>> voids;
-    voids.push_back(nothing());
-    voids.push_back(nothing());
-    CHECK(sync_wait(when_all(std::move(voids))).size() == 2);
-    std::vector<Task<bool>> bools;
-    bools.push_back([]() -> Task<bool> { co_return true; }());
-    CHECK(sync_wait(when_all(std::move(bools))) == std::vector<bool>{true});
-    std::vector<Task<std::unique_ptr<int>>> owners;
-    owners.push_back(owned(8));
-    CHECK(*sync_wait(when_all(std::move(owners))).front() == 8);
+    CHECK(sync_wait(when_all(vector_of(nothing(), nothing()))).size() == 2);
+    const auto yes = []() -> Task<bool> { co_return true; };
+    CHECK(sync_wait(when_all(vector_of(yes()))) == std::vector<bool>{true});
+    CHECK(*sync_wait(when_all(vector_of(owned(8)))).front() == 8);
 }
 
 TEST_CASE("when_all: starts in order and continues after the last", "[when_all]") {
-    Gate a;
-    Gate b;
+    Gate a, b;
     std::unique_ptr<std::tuple<int, int>> result;
-    const Coroutine coroutine = store(when_all(after(a, 1), after(b, 2)), result);
+    const Coroutine coroutine = store(when_all(number_after(a, 1), number_after(b, 2)), result);
     REQUIRE(a.waiting);
     REQUIRE(b.waiting);
-    SECTION("in order") {
-        a.open();
-        CHECK(!result);
-        b.open();
-    }
-    SECTION("in reverse") {
-        b.open();
-        CHECK(!result);
-        a.open();
-    }
+    const bool in_order = GENERATE(true, false);
+    (in_order ? a : b).open();
+    CHECK(!result);
+    (in_order ? b : a).open();
     REQUIRE(result);
     CHECK(*result == std::tuple(1, 2));
 }
 
-TEST_CASE("when_all: awaits lvalues where they are", "[when_all]") {
-    Gate a;
-    Gate b;
+TEST_CASE("when_all: awaits lvalues in place", "[when_all]") {
+    Gate a, b;
     std::unique_ptr<std::tuple<std::monostate, std::monostate>> result;
     const Coroutine coroutine = store(when_all(a, b), result);
     a.open();
@@ -116,12 +87,10 @@ TEST_CASE("when_all: awaits lvalues where they are", "[when_all]") {
 }
 
 TEST_CASE("when_all: all complete before the first exception is rethrown", "[when_all]") {
-    Gate a;
-    Gate b;
-    Gate c;
+    Gate a, b, c;
     std::unique_ptr<std::tuple<int, int, int>> result;
-    const Coroutine coroutine =
-        store(when_all(fails_after(a, "late"), fails_after(b, "first"), after(c, 1)), result);
+    const Coroutine coroutine = store(
+        when_all(fails_after(a, "late"), fails_after(b, "first"), number_after(c, 1)), result);
     b.open();
     a.open();
     CHECK(!coroutine.done());
@@ -131,30 +100,26 @@ TEST_CASE("when_all: all complete before the first exception is rethrown", "[whe
     CHECK(!result);
 }
 
-TEST_CASE("when_all: destroyed while suspended, it destroys its branches", "[when_all]") {
+TEST_CASE("when_all: destroying it destroys its tasks", "[when_all]") {
     const auto alive = std::make_shared<int>();
-    const auto holds = [](std::shared_ptr<int>, Gate& gate) -> Task<> { co_await gate; };
-    Gate a;
-    Gate b;
-    SECTION("a tuple") {
+    Gate a, b;
+    SECTION("of a tuple, suspended") {
         std::unique_ptr<std::tuple<std::monostate, std::monostate>> result;
-        Coroutine coroutine = store(when_all(holds(alive, a), holds(alive, b)), result);
+        Coroutine coroutine = store(when_all(wait_at(a, alive), wait_at(b, alive)), result);
         CHECK(alive.use_count() == 3);
         a.open();
         coroutine.destroy();
     }
-    SECTION("a vector") {
-        std::vector<Task<>> tasks;
-        tasks.push_back(holds(alive, a));
-        tasks.push_back(holds(alive, b));
+    SECTION("of a vector, suspended") {
         std::unique_ptr<std::vector<std::monostate>> result;
-        Coroutine coroutine = store(when_all(std::move(tasks)), result);
+        Coroutine coroutine =
+            store(when_all(vector_of(wait_at(a, alive), wait_at(b, alive))), result);
         CHECK(alive.use_count() == 3);
         b.open();
         coroutine.destroy();
     }
     SECTION("never started") {
-        auto task = when_all(holds(alive, a));
+        auto task = when_all(wait_at(a, alive));
         CHECK(alive.use_count() == 2);
     }
     CHECK(alive.use_count() == 1);
@@ -167,7 +132,7 @@ TEST_CASE("when_all: takes the executor's awaitables", "[when_all]") {
     CHECK(scheduled == std::monostate());
 }
 
-TEST_CASE("when_all: branches may end on different threads", "[when_all]") {
+TEST_CASE("when_all: tasks may end on different threads", "[when_all]") {
     EpollExecutor a;
     EpollExecutor b;
     std::thread thread_a([&] { a.run(); });
