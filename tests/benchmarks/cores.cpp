@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "support/simulated_verbs_state.hpp"
+#include "support/simulation/simulation.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::simulated::SimulatedVerbs;

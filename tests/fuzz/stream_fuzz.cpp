@@ -23,7 +23,7 @@
 #include "fuzz/require.hpp"
 #include "support/coroutine.hpp"
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_state.hpp"
+#include "support/simulation/simulation.hpp"
 
 using namespace asyncverbs;
 using fuzz::require;

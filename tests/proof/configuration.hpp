@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "proof/step.hpp"
-#include "support/simulated_verbs_options.hpp"
+#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::proof {
 

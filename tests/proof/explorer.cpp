@@ -10,7 +10,7 @@
 #include "proof/run.hpp"
 #include "proof/schedule.hpp"
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_state.hpp"
+#include "support/simulation/simulation.hpp"
 
 #include <signal.h>
 

@@ -22,7 +22,7 @@
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_fixture.hpp"
+#include "support/epoll.hpp"
 
 using namespace asyncverbs;
 using simulated::ArmModel;
@@ -158,7 +158,7 @@ TEST_CASE("field: no arm is downgraded to solicited completions", "[proof][field
 TEST_CASE("field: three events on one edge", "[proof][field-13][I3]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     Fixture f(ProviderModel{.arm_model = model});
-    simulated::Epoll edge(f.cq->completion_queue().channel().fd(), EPOLLET);
+    support::Epoll edge(f.cq->completion_queue().channel().fd(), EPOLLET);
     // What an edge-triggered loop does: it hears of an edge once.
     const auto turn = [&] {
         if (edge.events() != 0) f.notifier.notify();

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-//
-// Simulated connection manager: a link-time stand-in for librdmacm over the simulated verbs. Both
-// ends of a connection are in the process, and the network between them answers at once unless it
-// is held. Its calls are verbs to SimulatedVerbs: counted, hooked, made to fail and audited there.
-// What would wait for ever, such as destroying an identifier with events that were read and not
+// Simulated connection manager: a link-time replacement for librdmacm on the simulated verbs. Both
+// ends of a connection are in this process, and the network between them answers at once unless it
+// is held. SimulatedVerbs treats its calls like verbs: it counts, hooks, fails and audits them. A
+// call that would hang, such as destroying an identifier with events that were read and not
 // acknowledged, fails the test instead.
 #pragma once
 
@@ -16,7 +15,7 @@
 
 namespace asyncverbs::simulated {
 
-// Declared after its SimulatedVerbs, whose first device all ways lead over; one at a time. Its
+// Declared after its SimulatedVerbs; all connections use the first device. One at a time. Its
 // functions may be called from any thread.
 class SimulatedCm {
 public:
@@ -25,16 +24,16 @@ public:
     SimulatedCm(const SimulatedCm&) = delete;
     SimulatedCm& operator=(const SimulatedCm&) = delete;
 
-    // From now on such a call succeeds and nothing follows: its event never comes.
+    // From now on this call succeeds, but its event never arrives.
     void hold(std::string_view call);
-    // The next such call is followed by this event instead of its own.
+    // This event replaces the event of the next such call.
     void answer(std::string_view call, rdma_cm_event_type type, int status = 0,
                 const std::string& data = {});
-    // An event out of nowhere.
+    // Queues an event that no call caused.
     void push(const rdma_cm_id* id, rdma_cm_event_type type, int status = 0,
               const std::string& data = {});
 
-    // The identifier that the application got last.
+    // The identifier that was created last.
     rdma_cm_id* newest() const;
 };
 

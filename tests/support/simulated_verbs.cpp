@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// The simulated verbs as a test sees them: the functions by which it controls the simulation. The
-// verbs themselves, and what happens inside, are in the other files of this name.
 #include "support/simulated_verbs.hpp"
 
-#include "support/simulated_verbs_state.hpp"
+#include "support/simulation/simulation.hpp"
 
 #include <stdexcept>
 
@@ -12,7 +9,7 @@ namespace asyncverbs::simulated {
 
 namespace {
 
-// Simulations that ended with live objects: their handles may still be used by destructors.
+// Simulations that ended with live objects, whose handles destructors may still use.
 std::vector<std::unique_ptr<Simulation>>& abandoned() {
     static std::vector<std::unique_ptr<Simulation>> simulations;
     return simulations;
@@ -164,7 +161,7 @@ void SimulatedVerbs::set_gids(std::string_view name, std::uint8_t port,
 void SimulatedVerbs::push(ibv_cq* cq, const ibv_wc& wc, bool solicited) {
     const CompletionQueue::Entry entry{.wc = wc, .solicited = solicited};
     {
-        const std::shared_lock beside_others(simulation_->mutex);
+        const std::shared_lock shared(simulation_->mutex);
         auto& queue = living<CompletionQueue>(*simulation_, cq);
         const std::lock_guard lock(queue.events_mutex());
         if (queue.broken || !queue.full()) {
@@ -172,7 +169,7 @@ void SimulatedVerbs::push(ibv_cq* cq, const ibv_wc& wc, bool solicited) {
             return;
         }
     }
-    const std::lock_guard lock(simulation_->mutex); // an overrun concerns the device
+    const std::lock_guard lock(simulation_->mutex); // an overrun changes the context as well
     simulation_->post_completion(living<CompletionQueue>(*simulation_, cq), entry);
 }
 
@@ -312,7 +309,7 @@ void SimulatedVerbs::on_call(std::function<void(const Call&)> hook) {
     simulation_->hooked = simulation_->hook != nullptr;
 }
 
-// --- what happened ---
+// --- observation ---
 
 std::uint64_t SimulatedVerbs::calls(std::string_view verb) const {
     const std::lock_guard lock(simulation_->mutex);

@@ -2,7 +2,7 @@
 #include <asyncverbs/verbs/gid.hpp>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs_options.hpp"
+#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using simulated::ipv4_gid;

@@ -2,7 +2,7 @@
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs_options.hpp"
+#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
-//
-// The objects behind the handles of the simulated verbs. Each derives from the C struct that the
-// application sees, and adds what the library, the driver and the device would keep about it.
+// The objects behind the handles of the simulated verbs. Each derives from the C struct of the
+// application, and adds the state of the library, the driver and the device.
 #pragma once
 
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_events.hpp"
-#include "support/split_mutex.hpp"
+#include "support/simulation/event_queue.hpp"
+#include "support/simulation/split_mutex.hpp"
 
 #include <rdma/rdma_cma.h>
 
@@ -21,14 +20,14 @@
 
 namespace asyncverbs::simulated {
 
-// What every object has besides its native part. `users` are the live objects that need it.
+// The part that all objects have. `users` is the number of live objects that need this one.
 struct Tracked {
     bool alive = true;
     std::uint32_t number = 0;
     int users = 0;
 };
 
-// Events about one object that the application must acknowledge before it is destroyed.
+// Events of one object, which the application must acknowledge before it destroys the object.
 struct EventAccount {
     std::uint32_t reported = 0;
     std::uint32_t acked = 0;
@@ -44,7 +43,7 @@ struct Device : ibv_device, Tracked {
     bool plugged = true;
 };
 
-// What precedes the ibv_context of an extended one in memory: see verbs_get_ctx().
+// Precedes the ibv_context of an extended context in memory: see verbs_get_ctx().
 struct alignas(verbs_context) ContextExtension {
     std::array<std::byte, offsetof(verbs_context, context)> bytes{};
 
@@ -115,14 +114,14 @@ struct alignas(64) CompletionChannel : ibv_comp_channel, Tracked {
     }
     Context& owner() { return context_; }
 
-    TriedMutex mutex;                    // of the queues that report on it, too
+    TriedMutex mutex;                    // also guards the queues that report on the channel
     EventQueue<CompletionQueue*> events; // null: readiness without an event
 
 private:
     Context& context_;
 };
 
-// What an ibv_cq_ex has behind what it shares with ibv_cq, in the same order.
+// The members of ibv_cq_ex after those that it shares with ibv_cq, in the same order.
 struct CqExtension {
     std::uint32_t comp_mask;
     ibv_wc_status status;
@@ -135,8 +134,7 @@ struct CqExtension {
 static_assert(offsetof(ibv_cq_ex, comp_mask) == sizeof(ibv_cq));
 static_assert(sizeof(ibv_cq) + sizeof(CqExtension) == sizeof(ibv_cq_ex));
 
-// Guarded, besides by Simulation::mutex, by events_mutex(): who has both may write, though he has
-// but a share of the former.
+// Guarded by events_mutex() together with Simulation::mutex, which may be held shared.
 struct alignas(64) CompletionQueue : ibv_cq, CqExtension, Tracked {
     using Native = ibv_cq;
     static constexpr std::string_view kind = "completion queue";
@@ -147,7 +145,7 @@ struct alignas(64) CompletionQueue : ibv_cq, CqExtension, Tracked {
         ibv_wc wc{};
         bool solicited = false;
         bool is_receive = false;
-        std::uint32_t slots = 0; // of the work queue that polling it frees
+        std::uint32_t slots = 0; // slots of the work queue that polling it frees
         std::uint64_t timestamp = 0;
     };
 
@@ -169,8 +167,8 @@ struct alignas(64) CompletionQueue : ibv_cq, CqExtension, Tracked {
     std::optional<Entry> current; // between ibv_start_poll and ibv_end_poll
     ibv_moderate_cq moderation{};
     Arm arm = Arm::none;
-    // Index model: an arm carries the sequence number of the events that were read, and the device
-    // fires once per number.
+    // Index model: an arm carries the number of events that were read, and the device fires once
+    // per number.
     std::uint32_t arm_sequence = 1;
     std::uint32_t fired_sequence = 0;
     bool broken = false;
@@ -238,7 +236,7 @@ struct QueuePair : ibv_qp, Tracked {
     CompletionQueue& receive_queue_cq;
     SharedReceiveQueue* shared_queue;
     ibv_qp_init_attr init_attr{};
-    // The device's view; ibv_qp::state is the application's, as of its last modify or query.
+    // The state of the device; ibv_qp::state is that of the last modify or query.
     ibv_qp_attr attr{};
     std::deque<SendRequest> sends;
     std::deque<ReceiveRequest> receives;
@@ -253,8 +251,8 @@ struct QueuePair : ibv_qp, Tracked {
 struct CmId;
 
 struct CmEvent {
-    CmId* id = nullptr;      // whom it is about
-    CmId* request = nullptr; // RDMA_CM_EVENT_CONNECT_REQUEST: the identifier that comes with it
+    CmId* id = nullptr;      // the subject of the event
+    CmId* request = nullptr; // RDMA_CM_EVENT_CONNECT_REQUEST: the new identifier
     rdma_cm_event_type type{};
     int status = 0;
     std::string data{};

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
+// The implementation of the simulated verbs: the Simulation that owns all objects, and the
+// functions that run a verb on it. Simulation::mutex guards everything, including the objects.
 //
-// The inside of the simulated verbs: the one Simulation that owns all objects, and the path that
-// every verb takes through it. All of it, the objects included, is guarded by Simulation::mutex.
-//
-// The verbs by which a completion queue is polled share that mutex, so that threads which have a
-// queue each do not wait for each other. What they touch is guarded by the mutex of the queue's
-// events as well, see CompletionQueue; everything else they only read.
+// The verbs that poll and arm a completion queue share that mutex, so that threads with one queue
+// each do not wait for each other. The data that they modify is also guarded by the mutex of the
+// events of the queue, see CompletionQueue; they only read everything else.
 #pragma once
 
 #include "support/simulated_verbs.hpp"
-#include "support/simulated_verbs_objects.hpp"
-#include "support/split_mutex.hpp"
+#include "support/simulation/objects.hpp"
+#include "support/simulation/split_mutex.hpp"
 
 #include <array>
 #include <atomic>
@@ -41,10 +40,7 @@ enum class Verb : std::size_t {
     close_device,
     query_device,
     query_port,
-    query_gid,
     query_gid_ex,
-    query_gid_table,
-    query_pkey,
     get_async_event,
     ack_async_event,
     alloc_pd,
@@ -56,7 +52,6 @@ enum class Verb : std::size_t {
     create_cq,
     create_cq_ex,
     modify_cq,
-    resize_cq,
     destroy_cq,
     get_cq_event,
     ack_cq_events,
@@ -77,7 +72,6 @@ enum class Verb : std::size_t {
     post_srq_recv,
     create_ah,
     destroy_ah,
-    fork_init,
     create_event_channel,
     destroy_event_channel,
     create_id,
@@ -98,7 +92,7 @@ enum class Verb : std::size_t {
 };
 inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::init_qp_attr) + 1;
 
-// How a verb reports an error when it behaves as documented; `never`: it cannot.
+// How a verb reports an error according to its documentation; `never`: it cannot fail.
 enum class Convention { positive, negative, minus_one, null, never };
 
 struct VerbInfo {
@@ -109,16 +103,16 @@ struct VerbInfo {
 };
 
 const VerbInfo& info(Verb verb);
-// Throws std::invalid_argument for a name that no verb has.
+// Throws std::invalid_argument for an unknown name.
 const VerbInfo& info(std::string_view name);
 
 struct Outcome {
     int error = 0;
-    int value = 0; // what an int verb returns when there is no error
+    int value = 0; // the result of an int verb without an error
     ErrnoSign sign = ErrnoSign::usual;
 };
 
-// All objects of one kind. A destroyed one stays, so that its use is noticed and not undefined.
+// All objects of one kind. Destroyed objects stay, so that their use is detected.
 template <class Object>
 class Registry {
 public:
@@ -132,7 +126,7 @@ public:
         return object;
     }
 
-    // Dead or alive; null if no such object ever existed.
+    // Alive or destroyed; null if no such object ever existed.
     Object* find(const Native* native) const {
         const auto found = by_handle_.find(native);
         return found == by_handle_.end() ? nullptr : found->second;
@@ -164,28 +158,30 @@ public:
     }
 
     void record(std::string problem) {
-        const std::lock_guard lock(problems_mutex_); // for those who share `mutex`
+        const std::lock_guard lock(problems_mutex_); // `mutex` may be held shared
         problems.push_back(std::move(problem));
     }
     void record(Verb verb, const std::string& what) {
         record(std::string(info(verb).name) + ": " + what);
     }
 
-    // The object behind a handle. One that was destroyed, or never was, is a recorded problem.
+    // The object behind a handle. Null, and a recorded problem, if it was destroyed or never
+    // existed.
     template <class Object>
     Object* check(Verb verb, const typename Object::Native* native);
-    // The same for a verb that is not a release: EINVAL, or EIO when the device is gone.
+    // The same for a verb that is not a release: returns EINVAL, or EIO after the device was
+    // removed.
     template <class Object>
     int use(Verb verb, const typename Object::Native* native, Object*& object);
-    // Marks an object as destroyed unless others need it, which is a recorded problem and EBUSY.
+    // Marks an object as destroyed. EBUSY, and a recorded problem, if other objects need it.
     template <class Object>
     int release(Verb verb, Object& object);
-    // Destroying an object with these accounts would wait for ever if they do not match.
+    // Records a problem if acknowledgements are missing: destroying the object would hang.
     template <class Object>
     void check_account(Verb verb, const Object& object, const EventAccount& account,
                        std::string_view events);
 
-    // One call: counts it, and returns the error that was injected for it, if any.
+    // Counts the call, and returns the error that was injected for it, if any.
     Outcome enter(Verb verb);
     void call_hook(const Call& call) {
         if (hooked) call_present_hook(call);
@@ -205,13 +201,13 @@ public:
 
     QueuePair* find_qp(std::uint32_t qp_num) const;
     void queue_qp_event(QueuePair& qp, ibv_event_type type);
-    // The device gives up a queue pair: state ERR, everything posted is flushed.
+    // State ERR: all posted requests are flushed.
     void to_error(QueuePair& qp);
-    // Everything posted completes with IBV_WC_WR_FLUSH_ERR.
+    // All posted requests complete with IBV_WC_WR_FLUSH_ERR.
     void flush(QueuePair& qp);
-    // Tries the first send of a queue pair; true if it completed.
+    // Executes the first send of a queue pair; false if it has to wait.
     bool step(QueuePair& qp);
-    // Moves what can move: the sends of one queue pair, or up to `limit` of all.
+    // Executes all possible sends: of one queue pair, or up to `limit` of all.
     void progress(QueuePair& qp);
     int progress_all(int limit = std::numeric_limits<int>::max());
     void expire_retries();
@@ -222,11 +218,11 @@ public:
     int live_objects() const;
 
     std::vector<std::string> problems;
-    Calls calls{}; // but for those of threads that shared `mutex`
+    Calls calls{}; // without those of threads that shared `mutex`
     int failures_injected = 0;
     bool held = false;
     bool dereg_in_use_allowed = false;
-    bool peers_to_tell = false; // a queue pair failed: what its peers sent to it must not wait
+    bool peers_to_tell = false; // a queue pair failed: sends of its peers must not wait for it
     std::uint32_t next_qp_num = 17;
     std::map<std::uint32_t, QueuePair*> qps_by_number;
     std::unordered_map<std::uint32_t, MemoryRegion*> regions_by_key;
@@ -235,7 +231,7 @@ public:
     std::atomic<bool> hooked = false;
 
     struct PendingFailure {
-        std::optional<Verb> verb; // none: any verb that can fail and releases nothing
+        std::optional<Verb> verb; // nullopt: any verb that can fail, except releases
         Failure failure;
     };
     std::vector<PendingFailure> pending_failures;
@@ -254,6 +250,8 @@ private:
         registries_;
 };
 
+using Lock = Simulation::Lock;
+
 template <class Object>
 std::string describe(const Object& object) {
     return std::string(Object::kind) + " " + std::to_string(object.number);
@@ -266,15 +264,13 @@ ibv_wc error_completion(std::uint64_t wr_id, ibv_wc_status status, std::uint32_t
 const PortOptions* find_port(const Context& context, std::uint32_t port);
 // 0, EINVAL for an index outside the table, or ENODATA for an empty entry.
 int find_gid(const Context& context, std::uint32_t port, std::uint32_t index, GidEntry& entry);
-// Can the device reach this address: port, source GID, and a destination that is one?
+// Whether port, source GID and destination are valid.
 bool valid_address(const Context& context, const ibv_ah_attr& attr);
 
 // The verbs that applications call through ibv_context::ops.
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc);
 int req_notify_cq(ibv_cq* cq, int solicited_only);
-// Takes the oldest completion off the queue.
-CompletionQueue::Entry take_entry(Simulation& simulation, CompletionQueue& cq);
-// What ibv_create_cq and ibv_create_cq_ex have in common; 0 or an errno.
+// For ibv_create_cq and ibv_create_cq_ex; returns 0 or an errno.
 int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
               const ibv_cq_init_attr_ex& attributes, CompletionQueue*& created);
 ibv_cq_ex* create_cq_ex(ibv_context* context, ibv_cq_init_attr_ex* attributes);
@@ -283,7 +279,7 @@ int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
 int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 
-// Told of each problem that is left when a simulation ends.
+// Called with each problem that is left when a simulation ends.
 void report_problem(const std::string& problem);
 
 // The simulation that the verbs act on; null when no SimulatedVerbs exists.
@@ -331,14 +327,14 @@ template <class Object>
 void Simulation::check_account(Verb verb, const Object& object, const EventAccount& account,
                                std::string_view events) {
     if (account.reported != account.acked) {
-        record(verb, "would wait for ever: of " + describe(object) + ", " +
+        record(verb, "would hang: of " + describe(object) + ", " +
                          std::to_string(account.reported) + " " + std::string(events) +
                          " were read and " + std::to_string(account.acked) + " acknowledged");
     }
 }
 
-// Runs one verb: hook, count, injected failure or body, hook. The body is called with the
-// simulation and its lock, and returns an Outcome. Nothing is thrown into the C caller.
+// Runs a verb: hook, count, injected failure or body, hook. The body is called with the simulation
+// and its lock, and returns an Outcome. No exception reaches the C caller.
 template <class Body>
 Outcome run(Verb verb, const void* object, Body body) noexcept {
     Simulation* simulation = active();
@@ -348,7 +344,7 @@ Outcome run(Verb verb, const void* object, Body body) noexcept {
     simulation->call_hook({info(verb).name, object, Call::Moment::before});
     Outcome outcome;
     {
-        Simulation::Lock lock(simulation->mutex);
+        Lock lock(simulation->mutex);
         outcome = simulation->enter(verb);
         if (outcome.error == 0) {
             outcome = body(*simulation, lock);
@@ -364,10 +360,10 @@ int run_int(Verb verb, const void* object, Body body) noexcept {
     return report(verb, run(verb, object, body));
 }
 
-// The same for a verb on one completion queue, or on its channel, beside those of other threads.
-// The body takes the mutex of the queue's events, and is called with either kind of lock.
+// The same for a verb on one completion queue, or on its channel, concurrently with those of other
+// threads. The body locks the mutex of the events of the queue, and gets either kind of lock.
 template <class Body>
-int run_beside(Verb verb, const void* object, Body body) noexcept {
+int run_concurrently(Verb verb, const void* object, Body body) noexcept {
     Simulation* simulation = active();
     if (simulation == nullptr) {
         return report(verb, {.error = ENODEV});
@@ -382,15 +378,49 @@ int run_beside(Verb verb, const void* object, Body body) noexcept {
     return run_int(verb, object, body);
 }
 
-// For verbs that return a new object: the body stores it in its last argument.
+// A verb on an object: the body gets the object. EIO after the device was removed.
+template <class Object, class Body>
+int run_on(Verb verb, const typename Object::Native* native, Body body) noexcept {
+    return run_int(verb, native, [&](Simulation& simulation, Lock&) -> Outcome {
+        Object* object = nullptr;
+        const int error = simulation.use<Object>(verb, native, object);
+        return error != 0 ? Outcome{.error = error} : body(simulation, *object);
+    });
+}
+
+// A verb that destroys an object: EBUSY, and a recorded problem, if other objects need it; else the
+// body releases its parents.
+template <class Object, class Body>
+int run_destroy(Verb verb, const typename Object::Native* native, Body body) noexcept {
+    return run_int(verb, native, [&](Simulation& simulation, Lock&) -> Outcome {
+        Object* object = simulation.check<Object>(verb, native);
+        const int error = object == nullptr ? EINVAL : simulation.release(verb, *object);
+        if (error == 0) {
+            body(simulation, *object);
+        }
+        return {.error = error};
+    });
+}
+
+// A verb that returns a new object: the body stores it in its last argument, and returns an errno.
 template <class Native, class Body>
 Native* run_create(Verb verb, const void* parent, Body body) noexcept {
     Native* created = nullptr;
-    const Outcome outcome = run(verb, parent, [&](Simulation& simulation, Simulation::Lock&) {
+    const Outcome outcome = run(verb, parent, [&](Simulation& simulation, Lock&) {
         return Outcome{.error = body(simulation, created)};
     });
     report(verb, outcome);
     return outcome.error == 0 ? created : nullptr;
+}
+
+// The same for a child of another object, which the body gets.
+template <class Native, class Parent, class Body>
+Native* run_create_in(Verb verb, const typename Parent::Native* native, Body body) noexcept {
+    return run_create<Native>(verb, native, [&](Simulation& simulation, Native*& created) {
+        Parent* parent = nullptr;
+        const int error = simulation.use<Parent>(verb, native, parent);
+        return error != 0 ? error : body(simulation, *parent, created);
+    });
 }
 
 } // namespace asyncverbs::simulated

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
-//
-// The simulated verbs that have no state: names of enumerators, and rates. The texts are not those
-// of libibverbs, so that no test depends on them.
+// Texts of enumerators. They differ from those of libibverbs, so that no test depends on either.
 #include <infiniband/verbs.h>
 
-#include <algorithm>
+#include <cstddef>
 #include <span>
 
 namespace {
 
-// The name at an enumerator that counts from zero.
+// The name of an enumerator; they count from zero.
 const char* name_at(std::span<const char* const> names, int value) {
     return value >= 0 && static_cast<std::size_t>(value) < names.size()
                ? names[static_cast<std::size_t>(value)]
@@ -69,21 +67,6 @@ constexpr const char* event_names[] = {
 constexpr const char* port_state_names[] = {"no state change", "down",   "init",
                                             "armed",           "active", "active defer"};
 
-constexpr const char* node_type_names[] = {
-    "unknown", "channel adapter", "switch", "router", "RNIC", "usNIC", "usNIC UDP", "unspecified"};
-
-struct Rate {
-    ibv_rate rate;
-    int mbps;
-};
-
-constexpr Rate rates[] = {
-    {IBV_RATE_2_5_GBPS, 2500},   {IBV_RATE_5_GBPS, 5000},     {IBV_RATE_10_GBPS, 10000},
-    {IBV_RATE_14_GBPS, 14062},   {IBV_RATE_20_GBPS, 20000},   {IBV_RATE_25_GBPS, 25781},
-    {IBV_RATE_40_GBPS, 40000},   {IBV_RATE_50_GBPS, 53125},   {IBV_RATE_100_GBPS, 103125},
-    {IBV_RATE_200_GBPS, 206250}, {IBV_RATE_400_GBPS, 425000},
-};
-
 } // namespace
 
 extern "C" const char* ibv_wc_status_str(ibv_wc_status status) {
@@ -96,29 +79,4 @@ extern "C" const char* ibv_event_type_str(ibv_event_type event) {
 
 extern "C" const char* ibv_port_state_str(ibv_port_state state) {
     return name_at(port_state_names, static_cast<int>(state));
-}
-
-extern "C" const char* ibv_node_type_str(ibv_node_type type) {
-    return name_at(node_type_names, static_cast<int>(type));
-}
-
-extern "C" int ibv_rate_to_mbps(ibv_rate rate) {
-    const auto* found = std::ranges::find(rates, rate, &Rate::rate);
-    return found == std::end(rates) ? -1 : found->mbps;
-}
-
-extern "C" ibv_rate mbps_to_ibv_rate(int mbps) {
-    const auto* found = std::ranges::find(rates, mbps, &Rate::mbps);
-    return found == std::end(rates) ? IBV_RATE_MAX : found->rate;
-}
-
-extern "C" int ibv_rate_to_mult(ibv_rate rate) {
-    const int mbps = ibv_rate_to_mbps(rate);
-    return mbps < 0 ? -1 : mbps / 2500;
-}
-
-extern "C" ibv_rate mult_to_ibv_rate(int mult) {
-    const auto* found =
-        std::ranges::find_if(rates, [&](const Rate& rate) { return rate.mbps / 2500 == mult; });
-    return found == std::end(rates) ? IBV_RATE_MAX : found->rate;
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// The simulated verbs of completion channels and completion queues: poll, arm, events and their
-// acknowledgement, with the arm model of the device's provider.
-#include "support/simulated_verbs_state.hpp"
+// Completion channels and completion queues, ordinary and extended: poll, arm by the arm model of
+// the provider, events and their acknowledgement.
+#include "support/simulation/simulation.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -11,7 +10,6 @@
 namespace asyncverbs::simulated {
 
 using Arm = CompletionQueue::Arm;
-using Lock = Simulation::Lock;
 
 ibv_wc error_completion(std::uint64_t wr_id, ibv_wc_status status, std::uint32_t qp_num) {
     constexpr std::uint32_t garbage = 0xdeadbeef;
@@ -92,7 +90,7 @@ void arm_flag(CompletionQueue& cq, Arm wanted) {
 
 void arm_index(Simulation& simulation, CompletionQueue& cq, Arm wanted) {
     if (cq.fired_sequence == cq.arm_sequence) {
-        return; // the event of the last arm was not read yet, so this one is not new
+        return; // ignored: the event of the previous arm was not read yet
     }
     arm_flag(cq, wanted);
     const bool fires = std::ranges::any_of(cq.entries, [&](const CompletionQueue::Entry& entry) {
@@ -122,8 +120,7 @@ void free_slots(Simulation& simulation, const CompletionQueue::Entry& entry) {
     }
 }
 
-} // namespace
-
+// Removes the oldest completion.
 CompletionQueue::Entry take_entry(Simulation& simulation, CompletionQueue& cq) {
     const CompletionQueue::Entry entry = cq.entries.front();
     cq.entries.pop_front();
@@ -131,6 +128,8 @@ CompletionQueue::Entry take_entry(Simulation& simulation, CompletionQueue& cq) {
     free_slots(simulation, entry);
     return entry;
 }
+
+} // namespace
 
 int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
               const ibv_cq_init_attr_ex& attributes, CompletionQueue*& created) {
@@ -164,7 +163,7 @@ int create_cq(Simulation& simulation, Verb verb, ibv_context* context,
 }
 
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
-    return run_beside(Verb::poll_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
+    return run_concurrently(Verb::poll_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
         auto* polled = simulation.check<CompletionQueue>(Verb::poll_cq, cq);
         if (polled == nullptr || num_entries < 0) {
             return {.error = EINVAL};
@@ -181,7 +180,7 @@ int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc) {
 }
 
 int req_notify_cq(ibv_cq* cq, int solicited_only) {
-    return run_beside(Verb::req_notify_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
+    return run_concurrently(Verb::req_notify_cq, cq, [&](Simulation& simulation, auto&) -> Outcome {
         CompletionQueue* armed = nullptr;
         if (const int error = simulation.use<CompletionQueue>(Verb::req_notify_cq, cq, armed)) {
             return {.error = error};
@@ -189,7 +188,7 @@ int req_notify_cq(ibv_cq* cq, int solicited_only) {
         const std::lock_guard lock(armed->events_mutex());
         ++armed->counters.arms;
         if (armed->broken) {
-            return {}; // accepted, and never answered
+            return {}; // accepted, but never fires
         }
         const Arm wanted = solicited_only != 0 ? Arm::solicited : Arm::any;
         if (armed->provider().arm_model == ArmModel::index) {
@@ -201,6 +200,114 @@ int req_notify_cq(ibv_cq* cq, int solicited_only) {
     });
 }
 
+namespace {
+
+CompletionQueue& simulated(ibv_cq_ex* cq) {
+    return *static_cast<CompletionQueue*>(ibv_cq_ex_to_cq(cq));
+}
+
+int take_next(Simulation& simulation, CompletionQueue& cq) {
+    if (cq.entries.empty()) return ENOENT;
+    cq.current = take_entry(simulation, cq);
+    cq.extended()->wr_id = cq.current->wc.wr_id;
+    cq.extended()->status = cq.current->wc.status;
+    return 0;
+}
+
+int start_poll(ibv_cq_ex* cq, ibv_poll_cq_attr* attributes) {
+    return run_int(Verb::start_poll, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        auto* polled = simulation.check<CompletionQueue>(Verb::start_poll, ibv_cq_ex_to_cq(cq));
+        if (polled == nullptr || attributes->comp_mask != 0) return {.error = EINVAL};
+        if (polled->current) simulation.record(Verb::start_poll, "without ibv_end_poll before");
+        ++polled->counters.polls;
+        polled->counters.empty_polls += polled->entries.empty() ? 1u : 0u;
+        return {.error = take_next(simulation, *polled)};
+    });
+}
+
+int next_poll(ibv_cq_ex* cq) {
+    return run_int(Verb::next_poll, cq, [&](Simulation& simulation, Lock&) -> Outcome {
+        CompletionQueue& polled = simulated(cq);
+        if (!polled.current) simulation.record(Verb::next_poll, "without ibv_start_poll");
+        return {.error = take_next(simulation, polled)};
+    });
+}
+
+void end_poll(ibv_cq_ex* cq) { simulated(cq).current.reset(); }
+
+const ibv_wc& current(ibv_cq_ex* cq) { return simulated(cq).current.value().wc; }
+std::uint64_t timestamp(ibv_cq_ex* cq) { return simulated(cq).current.value().timestamp; }
+
+void set_readers(ibv_cq_ex& cq, std::uint64_t wc_flags) {
+    cq.start_poll = start_poll;
+    cq.next_poll = next_poll;
+    cq.end_poll = end_poll;
+    cq.read_opcode = [](ibv_cq_ex* c) { return current(c).opcode; };
+    cq.read_vendor_err = [](ibv_cq_ex* c) { return current(c).vendor_err; };
+    cq.read_wc_flags = [](ibv_cq_ex* c) { return current(c).wc_flags; };
+    // Fields that were not requested cannot be read.
+    if (wc_flags & IBV_WC_EX_WITH_BYTE_LEN) {
+        cq.read_byte_len = [](ibv_cq_ex* c) { return current(c).byte_len; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_IMM) {
+        cq.read_imm_data = [](ibv_cq_ex* c) { return current(c).imm_data; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_QP_NUM) {
+        cq.read_qp_num = [](ibv_cq_ex* c) { return current(c).qp_num; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_SRC_QP) {
+        cq.read_src_qp = [](ibv_cq_ex* c) { return current(c).src_qp; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_SLID) {
+        cq.read_slid = [](ibv_cq_ex* c) { return std::uint32_t{current(c).slid}; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_SL) {
+        cq.read_sl = [](ibv_cq_ex* c) { return current(c).sl; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_DLID_PATH_BITS) {
+        cq.read_dlid_path_bits = [](ibv_cq_ex* c) { return current(c).dlid_path_bits; };
+    }
+    if (wc_flags & IBV_WC_EX_WITH_COMPLETION_TIMESTAMP) cq.read_completion_ts = timestamp;
+    if (wc_flags & IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK) {
+        cq.read_completion_wallclock_ns = [](ibv_cq_ex* c) { return timestamp(c) * 1'000'000; };
+    }
+}
+
+} // namespace
+
+ibv_cq_ex* create_cq_ex(ibv_context* context, ibv_cq_init_attr_ex* attributes) {
+    return run_create<ibv_cq_ex>(
+        Verb::create_cq_ex, context, [&](Simulation& simulation, ibv_cq_ex*& created) {
+            const DeviceOptions& options = static_cast<Context*>(context)->opened_device.options;
+            const std::uint64_t offered =
+                IBV_WC_STANDARD_FLAGS |
+                (options.completion_timestamps ? IBV_WC_EX_WITH_COMPLETION_TIMESTAMP |
+                                                     IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK
+                                               : 0);
+            if ((attributes->wc_flags & ~offered) != 0 || attributes->comp_mask != 0) {
+                return EOPNOTSUPP;
+            }
+            CompletionQueue* cq = nullptr;
+            if (const int error =
+                    create_cq(simulation, Verb::create_cq_ex, context, *attributes, cq)) {
+                return error;
+            }
+            created = cq->extended();
+            set_readers(*created, attributes->wc_flags);
+            return 0;
+        });
+}
+
+int modify_cq(ibv_cq* cq, ibv_modify_cq_attr* attributes) {
+    return run_on<CompletionQueue>(Verb::modify_cq, cq,
+                                   [&](Simulation&, CompletionQueue& modified) -> Outcome {
+                                       if (attributes->attr_mask != IBV_CQ_ATTR_MODERATE)
+                                           return {.error = EINVAL};
+                                       modified.moderation = attributes->moderate;
+                                       return {};
+                                   });
+}
+
 } // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
@@ -208,38 +315,26 @@ using namespace asyncverbs::simulated;
 // --- completion channels ---
 
 extern "C" ibv_comp_channel* ibv_create_comp_channel(ibv_context* context) {
-    return run_create<ibv_comp_channel>(
+    return run_create_in<ibv_comp_channel, Context>(
         Verb::create_comp_channel, context,
-        [&](Simulation& simulation, ibv_comp_channel*& created) {
-            Context* parent = nullptr;
-            if (const int error =
-                    simulation.use<Context>(Verb::create_comp_channel, context, parent)) {
-                return error;
-            }
-            ++parent->users;
-            created = &simulation.registry<CompletionChannel>().add(*parent);
+        [&](Simulation& simulation, Context& parent, ibv_comp_channel*& created) {
+            ++parent.users;
+            created = &simulation.registry<CompletionChannel>().add(parent);
             return 0;
         });
 }
 
 extern "C" int ibv_destroy_comp_channel(ibv_comp_channel* channel) {
     constexpr Verb verb = Verb::destroy_comp_channel;
-    return run_int(verb, channel, [&](Simulation& simulation, Lock&) -> Outcome {
-        auto* destroyed = simulation.check<CompletionChannel>(verb, channel);
-        if (destroyed == nullptr) {
-            return {.error = EINVAL};
-        }
-        if (const int error = simulation.release(verb, *destroyed)) {
-            return {.error = error};
-        }
-        if (!destroyed->events.close()) {
-            simulation.record(verb, "the descriptor of " + describe(*destroyed) +
-                                        " was read or closed by somebody else");
-        }
-        destroyed->fd = -1;
-        --destroyed->owner().users;
-        return {};
-    });
+    return run_destroy<CompletionChannel>(
+        verb, channel, [&](Simulation& simulation, CompletionChannel& destroyed) {
+            if (!destroyed.events.close()) {
+                simulation.record(verb, "the descriptor of " + describe(destroyed) +
+                                            " was read or closed by the application");
+            }
+            destroyed.fd = -1;
+            --destroyed.owner().users;
+        });
 }
 
 // --- completion queues ---
@@ -260,58 +355,37 @@ extern "C" ibv_cq* ibv_create_cq(ibv_context* context, int cqe, void* cq_context
         });
 }
 
-extern "C" int ibv_resize_cq(ibv_cq* cq, int cqe) {
-    return run_int(Verb::resize_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
-        CompletionQueue* resized = nullptr;
-        if (const int error = simulation.use<CompletionQueue>(Verb::resize_cq, cq, resized)) {
-            return {.error = error};
-        }
-        if (!valid_depth(resized->owner(), cqe) ||
-            resized->entries.size() > static_cast<std::size_t>(cqe)) {
-            return {.error = EINVAL};
-        }
-        resized->cqe = capacity(*resized, cqe);
-        return {};
-    });
-}
-
 extern "C" int ibv_destroy_cq(ibv_cq* cq) {
-    return run_int(Verb::destroy_cq, cq, [&](Simulation& simulation, Lock&) -> Outcome {
-        auto* destroyed = simulation.check<CompletionQueue>(Verb::destroy_cq, cq);
-        if (destroyed == nullptr) {
-            return {.error = EINVAL};
-        }
-        if (const int error = simulation.release(Verb::destroy_cq, *destroyed)) {
-            return {.error = error};
-        }
-        // Events that were not read go with the queue; those that were read must be acknowledged.
-        if (CompletionChannel* channel = destroyed->completion_channel) {
-            channel->events.remove_if([&](const CompletionQueue* of) { return of == destroyed; });
-            --channel->users;
-            --channel->refcnt;
-        }
-        Context& parent = destroyed->owner();
-        parent.async_events.remove_if([&](const ibv_async_event& event) {
-            return event.event_type == IBV_EVENT_CQ_ERR && event.element.cq == destroyed;
+    return run_destroy<CompletionQueue>(
+        Verb::destroy_cq, cq, [&](Simulation& simulation, CompletionQueue& destroyed) {
+            // Unread events are dropped with the queue; events that were read must be acknowledged.
+            if (CompletionChannel* channel = destroyed.completion_channel) {
+                channel->events.remove_if(
+                    [&](const CompletionQueue* of) { return of == &destroyed; });
+                --channel->users;
+                --channel->refcnt;
+            }
+            Context& parent = destroyed.owner();
+            parent.async_events.remove_if([&](const ibv_async_event& event) {
+                return event.event_type == IBV_EVENT_CQ_ERR && event.element.cq == &destroyed;
+            });
+            simulation.check_account(Verb::destroy_cq, destroyed, destroyed.completion_events,
+                                     "completion events");
+            simulation.check_account(Verb::destroy_cq, destroyed, destroyed.async_events,
+                                     "asynchronous events");
+            if (destroyed.current) {
+                simulation.record(Verb::destroy_cq, "ibv_start_poll without ibv_end_poll");
+            }
+            destroyed.entries.clear();
+            --parent.users;
         });
-        simulation.check_account(Verb::destroy_cq, *destroyed, destroyed->completion_events,
-                                 "completion events");
-        simulation.check_account(Verb::destroy_cq, *destroyed, destroyed->async_events,
-                                 "asynchronous events");
-        if (destroyed->current) {
-            simulation.record(Verb::destroy_cq, "ibv_start_poll without ibv_end_poll");
-        }
-        destroyed->entries.clear();
-        --parent.users;
-        return {};
-    });
 }
 
 // --- completion events ---
 
 extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** cq_context) {
     constexpr Verb verb = Verb::get_cq_event;
-    return run_beside(verb, channel, [&](Simulation& simulation, auto& lock) -> Outcome {
+    return run_concurrently(verb, channel, [&](Simulation& simulation, auto& lock) -> Outcome {
         while (true) {
             auto* source = simulation.check<CompletionChannel>(verb, channel);
             if (source == nullptr) {
@@ -333,7 +407,7 @@ extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** c
             }
             const auto event = source->events.pop();
             if (!event || *event == nullptr) {
-                continue; // nothing behind the readiness: block again, or EAGAIN
+                continue; // no event: block again, or EAGAIN
             }
             CompletionQueue& reported = **event;
             ++reported.completion_events.reported;
@@ -347,7 +421,7 @@ extern "C" int ibv_get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** c
 }
 
 extern "C" void ibv_ack_cq_events(ibv_cq* cq, unsigned int nevents) {
-    run_beside(Verb::ack_cq_events, cq, [&](Simulation& simulation, auto&) -> Outcome {
+    run_concurrently(Verb::ack_cq_events, cq, [&](Simulation& simulation, auto&) -> Outcome {
         auto* acked = simulation.check<CompletionQueue>(Verb::ack_cq_events, cq);
         if (acked == nullptr) {
             return {};

@@ -1,16 +1,170 @@
 // SPDX-License-Identifier: MIT
-//
-// The wire of the simulated verbs: what was posted moves between queue pairs of the simulation, in
-// order and without loss, with the completions and errors that a reliable or datagram one gives.
-#include "support/simulated_verbs_transfer.hpp"
+// Moves posted work requests between the queue pairs of the simulation, in order and without loss,
+// with the completions and errors of a reliable connection or of datagrams.
+#include "support/simulation/simulation.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
 
 namespace asyncverbs::simulated {
 
+using Bytes = std::vector<std::byte>;
+using Entry = CompletionQueue::Entry;
+
 namespace {
 
-using Entry = CompletionQueue::Entry;
+// The bytes at an address of a region; null if any of them is outside.
+std::byte* translate(const MemoryRegion& region, std::uint64_t address, std::uint64_t length) {
+    if (address < region.iova || length > region.length ||
+        address - region.iova > region.length - length) {
+        return nullptr;
+    }
+    return static_cast<std::byte*>(region.addr) + (address - region.iova);
+}
+
+std::byte* local_bytes(const Simulation& simulation, const QueuePair& qp, const ibv_sge& sge,
+                       unsigned int access) {
+    const MemoryRegion* region = simulation.find_region(sge.lkey);
+    if (region == nullptr || region->lkey != sge.lkey || &region->domain != &qp.domain ||
+        (region->access & access) != access) {
+        return nullptr;
+    }
+    return translate(*region, sge.addr, sge.length);
+}
+
+ibv_wc_opcode completed_opcode(ibv_wr_opcode opcode) {
+    switch (opcode) {
+    case IBV_WR_RDMA_WRITE:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+        return IBV_WC_RDMA_WRITE;
+    case IBV_WR_RDMA_READ:
+        return IBV_WC_RDMA_READ;
+    case IBV_WR_ATOMIC_CMP_AND_SWP:
+        return IBV_WC_COMP_SWAP;
+    case IBV_WR_ATOMIC_FETCH_AND_ADD:
+        return IBV_WC_FETCH_ADD;
+    default:
+        return IBV_WC_SEND;
+    }
+}
+
+// The bytes of a region of the responder, if key, protection domain, range and access allow it.
+std::byte* remote_bytes(const Simulation& simulation, const QueuePair& responder,
+                        std::uint64_t address, std::uint32_t rkey, std::uint64_t length,
+                        unsigned int access) {
+    const MemoryRegion* region = simulation.find_region(rkey);
+    if (region == nullptr || region->rkey != rkey || &region->domain != &responder.domain ||
+        (region->access & access) != access ||
+        (responder.attr.qp_access_flags & access) != access) {
+        return nullptr;
+    }
+    return translate(*region, address, length);
+}
+
+std::size_t total_length(const std::vector<ibv_sge>& sges) {
+    std::size_t sum = 0;
+    for (const ibv_sge& sge : sges) {
+        sum += sge.length;
+    }
+    return sum;
+}
+
+// Copies the memory of a request to `data`. False: a local protection error.
+bool gather(const Simulation& simulation, const QueuePair& qp, const SendRequest& request,
+            Bytes& data) {
+    if ((request.wr.send_flags & IBV_SEND_INLINE) != 0) {
+        data = request.inline_data;
+        return true;
+    }
+    for (const ibv_sge& sge : request.sges) {
+        if (sge.length == 0) {
+            continue;
+        }
+        const std::byte* from = local_bytes(simulation, qp, sge, 0);
+        if (from == nullptr) {
+            return false;
+        }
+        data.insert(data.end(), from, from + sge.length);
+    }
+    return true;
+}
+
+// Copies `data` to the memory of a request. False: a local protection error.
+bool scatter(const Simulation& simulation, const QueuePair& qp, const std::vector<ibv_sge>& sges,
+             std::span<const std::byte> data) {
+    for (const ibv_sge& sge : sges) {
+        if (data.empty()) {
+            break;
+        }
+        std::byte* to = local_bytes(simulation, qp, sge, IBV_ACCESS_LOCAL_WRITE);
+        if (to == nullptr) {
+            return false;
+        }
+        const std::size_t count = std::min<std::size_t>(data.size(), sge.length);
+        std::memcpy(to, data.data(), count);
+        data = data.subspan(count);
+    }
+    return true;
+}
+
+// Completes the first send of a queue pair.
+void complete_send(Simulation& simulation, QueuePair& qp, ibv_wc_status status,
+                   std::size_t byte_len = 0) {
+    const SendRequest request = std::move(qp.sends.front());
+    qp.sends.pop_front();
+    const bool by_poll = qp.provider().slots_freed_by_poll;
+    if (!by_poll) {
+        --qp.send_slots_used;
+    }
+    if (status == IBV_WC_SUCCESS && !request.signaled) {
+        ++qp.unsignaled_done;
+        return;
+    }
+    Entry entry;
+    entry.slots = by_poll ? qp.unsignaled_done + 1 : 0;
+    qp.unsignaled_done = 0;
+    if (status == IBV_WC_SUCCESS) {
+        entry.wc.wr_id = request.wr.wr_id;
+        entry.wc.qp_num = qp.qp_num;
+        entry.wc.opcode = completed_opcode(request.wr.opcode);
+        entry.wc.byte_len = static_cast<std::uint32_t>(byte_len);
+    } else {
+        entry.wc = error_completion(request.wr.wr_id, status, qp.qp_num);
+    }
+    simulation.post_completion(qp.send_queue_cq, entry);
+}
+
+void complete_receive(Simulation& simulation, QueuePair& qp, Entry entry) {
+    entry.is_receive = true;
+    entry.wc.qp_num = qp.qp_num;
+    if (qp.shared_queue == nullptr) {
+        if (qp.provider().slots_freed_by_poll) {
+            entry.slots = 1;
+        } else {
+            --qp.receive_slots_used;
+        }
+    }
+    simulation.post_completion(qp.receive_queue_cq, entry);
+}
+
+// Removes the next request of the receive queue, which is not empty.
+ReceiveRequest take_receive(Simulation& simulation, QueuePair& qp) {
+    std::deque<ReceiveRequest>& queue = qp.receive_queue();
+    ReceiveRequest request = std::move(queue.front());
+    queue.pop_front();
+    if (SharedReceiveQueue* srq = qp.shared_queue;
+        srq != nullptr && srq->receives.size() < srq->attr.srq_limit) {
+        srq->attr.srq_limit = 0;
+        ibv_async_event event{};
+        event.event_type = IBV_EVENT_SRQ_LIMIT_REACHED;
+        event.element.srq = srq;
+        simulation.queue_async_event(srq->owner(), event);
+    }
+    return request;
+}
 
 constexpr std::size_t grh_size = sizeof(ibv_grh);
 
@@ -25,7 +179,7 @@ void fail_receive(Simulation& simulation, QueuePair& qp, std::uint64_t wr_id,
     simulation.to_error(qp);
 }
 
-// The entry that a message makes at its receiver, apart from the data.
+// The completion of a message at its receiver.
 Entry received(const SendRequest& request, const ReceiveRequest& receive, std::size_t length) {
     Entry entry;
     entry.wc.wr_id = receive.wr_id;
@@ -52,7 +206,7 @@ bool port_active(QueuePair& qp) {
     return port != nullptr && port->attr.state == IBV_PORT_ACTIVE && !qp.owner().disassociated;
 }
 
-// Not up yet, or behind a port that is down: the sender's retries go on.
+// Not ready to receive yet, or behind a port that is down: the sender keeps retrying.
 bool may_answer_later(QueuePair& peer) {
     return peer.attr.qp_state == IBV_QPS_RESET || peer.attr.qp_state == IBV_QPS_INIT ||
            !port_active(peer);
@@ -63,7 +217,7 @@ bool never_answers(const QueuePair& peer, const QueuePair& qp) {
            peer.attr.dest_qp_num != qp.qp_num;
 }
 
-// The sender fails first: a queue pair may be its own peer, and flushes all that it has left.
+// The sender fails first: a queue pair may be its own peer, and flushes its other requests.
 void send(Simulation& simulation, QueuePair& qp, QueuePair& peer, const Bytes& data) {
     const ReceiveRequest receive = take_receive(simulation, peer);
     if (data.size() > total_length(receive.sges)) {
@@ -118,7 +272,7 @@ void rdma_read(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
             return;
         }
     }
-    // A copy, since source and target may overlap.
+    // Source and target may overlap: copy the data first.
     const Bytes data(from, from + length);
     if (!scatter(simulation, qp, request.sges, data)) {
         fail_send(simulation, qp, IBV_WC_LOC_PROT_ERR);
@@ -156,7 +310,7 @@ void atomic(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
     complete_send(simulation, qp, IBV_WC_SUCCESS, sizeof before);
 }
 
-// The first send of a connected queue pair; false if it has to wait.
+// Executes the first send of a connected queue pair; false if it has to wait.
 bool move_reliable(Simulation& simulation, QueuePair& qp) {
     QueuePair* peer = simulation.find_qp(qp.attr.dest_qp_num);
     if (peer != nullptr && may_answer_later(*peer)) {
@@ -183,7 +337,7 @@ bool move_reliable(Simulation& simulation, QueuePair& qp) {
     }
     if (needs_receive(opcode) && peer->receive_queue().empty()) {
         if (qp.attr.rnr_retry == 7) {
-            return false; // retries for ever
+            return false; // unlimited retries
         }
         fail_send(simulation, qp, IBV_WC_RNR_RETRY_EXC_ERR);
         return true;
@@ -204,7 +358,7 @@ bool waits_for_receive(const Simulation& simulation, QueuePair& qp) {
 
 // --- datagrams ---
 
-// What the receiver learns about the path, from the address handle of the sender.
+// The header that the receiver gets, from the address handle of the sender.
 Bytes route_header(Simulation& simulation, QueuePair& qp, const SendRequest& request) {
     ibv_grh grh{};
     const AddressHandle* handle = simulation.registry<AddressHandle>().find(request.wr.wr.ud.ah);
@@ -216,7 +370,7 @@ Bytes route_header(Simulation& simulation, QueuePair& qp, const SendRequest& req
     return {bytes.begin(), bytes.end()};
 }
 
-// A datagram that finds no receive, no match of the Q_Key or no room is lost without a trace.
+// A datagram is dropped if it has no receive, the wrong Q_Key or not enough space.
 void deliver_datagram(Simulation& simulation, QueuePair& qp, const SendRequest& request,
                       const Bytes& data) {
     QueuePair* target = simulation.find_qp(request.wr.wr.ud.remote_qpn);

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// The calls of librdmacm, each what the library, the kernel and the network would do about it.
+// The calls of librdmacm: the effects of the library, the kernel and the network.
 #include "support/simulated_cm.hpp"
-
-#include "support/simulated_verbs_state.hpp"
+#include "support/simulation/simulation.hpp"
 
 #include <arpa/inet.h>
 
@@ -23,15 +21,15 @@ namespace asyncverbs::simulated {
 
 namespace {
 
-// What the peer's program says is padded to what the message has room for.
+// The private data of the application is padded to the size of the field in the message.
 constexpr std::size_t request_room = 56;
 constexpr std::size_t reply_room = 196;
 constexpr std::size_t reject_room = 148;
 constexpr int rejected_by_program = 28;
 constexpr int nobody_listens = 8;
 
-// An event in the hands of the application, until it is acknowledged.
-struct GivenEvent : rdma_cm_event {
+// An event that the application has read and not acknowledged yet.
+struct ReadEvent : rdma_cm_event {
     CmEvent source{};
 };
 
@@ -40,7 +38,7 @@ struct Network {
     ibv_context* device = nullptr;
     std::set<std::string, std::less<>> held;
     std::map<std::string, CmEvent, std::less<>> answers;
-    std::map<const rdma_cm_event*, std::unique_ptr<GivenEvent>> given;
+    std::map<const rdma_cm_event*, std::unique_ptr<ReadEvent>> given;
     CmId* newest = nullptr;
     std::uint16_t next_port = 40'000;
 };
@@ -57,7 +55,7 @@ std::string padded(const void* data, std::size_t size, std::size_t room) {
     return text;
 }
 
-// The event that follows a call, unless the test wants it otherwise.
+// Queues the event that follows a call, unless the test holds or replaces it.
 void follow(Verb verb, CmEvent event) {
     const std::string_view call = info(verb).name;
     if (network->held.contains(call)) {
@@ -96,7 +94,7 @@ CmId* find_listener(Simulation& simulation, std::uint16_t port) {
 
 void drop(Simulation& simulation, CmId& id);
 
-// The events about an identifier that nobody has read.
+// Drops the unread events of an identifier.
 void discard_events(Simulation& simulation, CmId& id) {
     std::vector<CmId*> requests;
     channel_of(id).events.remove_if([&](const CmEvent& event) {
@@ -113,13 +111,13 @@ void discard_events(Simulation& simulation, CmId& id) {
     }
 }
 
-// What the kernel does about an identifier that is no more.
+// Destroys an identifier, and notifies its peer.
 void drop(Simulation& simulation, CmId& id) {
     id.alive = false;
     --channel_of(id).users;
     if (!id.listening && id.peer != nullptr && id.peer->alive) {
         CmId& peer = *id.peer;
-        if (peer.peer == nullptr) { // it asked, and this was to answer
+        if (peer.peer == nullptr) { // its request was not answered
             queue({&peer, nullptr, RDMA_CM_EVENT_REJECTED, rejected_by_program,
                    std::string(reject_room, '\0')});
         } else if (!id.left) {
@@ -130,10 +128,10 @@ void drop(Simulation& simulation, CmId& id) {
     discard_events(simulation, id);
 }
 
-// A call about an identifier.
+// A call on an identifier.
 template <class Body>
 int run_on_id(Verb verb, rdma_cm_id* native, Body body) {
-    return run_int(verb, native, [&](Simulation& simulation, Simulation::Lock&) -> Outcome {
+    return run_int(verb, native, [&](Simulation& simulation, Lock&) -> Outcome {
         CmId* const id = simulation.check<CmId>(verb, native);
         return {.error = id == nullptr ? EINVAL : body(simulation, *id)};
     });
@@ -141,7 +139,7 @@ int run_on_id(Verb verb, rdma_cm_id* native, Body body) {
 
 } // namespace
 
-// --- what tests do ---
+// --- control ---
 
 SimulatedCm::SimulatedCm() {
     if (network) {
@@ -155,12 +153,12 @@ SimulatedCm::SimulatedCm() {
 }
 
 SimulatedCm::~SimulatedCm() {
-    const std::unique_ptr<Network> gone = std::move(network);
+    const std::unique_ptr<Network> ended = std::move(network);
     const std::lock_guard lock(active()->mutex);
-    for (std::size_t events = gone->given.size(); events > 0; --events) {
+    for (std::size_t events = ended->given.size(); events > 0; --events) {
         active()->record("leaked: an event that was read and not acknowledged");
     }
-    static_cast<Context*>(gone->device)->alive = false; // as at the end of the process
+    static_cast<Context*>(ended->device)->alive = false; // closed at the end of the process
 }
 
 void SimulatedCm::hold(std::string_view call) {
@@ -192,7 +190,6 @@ rdma_cm_id* SimulatedCm::newest() const {
 } // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;
-using Lock = Simulation::Lock;
 
 // --- channels and events ---
 
@@ -213,7 +210,7 @@ extern "C" void rdma_destroy_event_channel(rdma_event_channel* channel) {
         }
         if (!destroyed->events.close()) {
             simulation.record(verb, "the descriptor of " + describe(*destroyed) +
-                                        " was read or closed by somebody else");
+                                        " was read or closed by the application");
         }
         destroyed->fd = -1;
         return {};
@@ -238,7 +235,7 @@ extern "C" int rdma_get_cm_event(rdma_event_channel* channel, rdma_cm_event** ev
         if (!read) {
             return {.error = EAGAIN};
         }
-        auto given = std::make_unique<GivenEvent>();
+        auto given = std::make_unique<ReadEvent>();
         given->source = std::move(*read);
         CmId& id = *given->source.id;
         ++id.events.reported;

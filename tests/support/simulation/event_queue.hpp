@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// A queue of events behind a real descriptor, as the kernel has it behind a completion channel and
-// behind a context: readable while events are queued, blocking or not as fcntl says, an error
-// condition without data once the device is gone.
+// A queue of events with a real file descriptor, like the kernel's behind a completion channel or a
+// context: readable while events are queued, blocking or not as set by fcntl, in an error condition
+// without data after the device was removed.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +11,8 @@
 
 namespace asyncverbs::simulated {
 
-// A datagram socket that holds one byte, a token, per queued event, or as many as the kernel lets
-// it hold. Each token that is added is a new edge for epoll.
+// A datagram socket that holds one byte, a token, per queued event, up to the limit of the kernel.
+// Each token that is added is a new edge for epoll.
 class EventDescriptor {
 public:
     EventDescriptor();
@@ -22,15 +21,15 @@ public:
     EventDescriptor& operator=(const EventDescriptor&) = delete;
 
     int fd() const { return fd_; }
-    // Puts tokens until there is one per event, or as many as the descriptor holds.
+    // Adds tokens until there is one per event, or the descriptor is full.
     void fill(std::size_t events);
-    // Takes tokens away until there are no more than events.
+    // Removes tokens until there are no more than events.
     void drain(std::size_t events);
-    // A reader took one token by read_token.
+    // A reader has read one token.
     void token_taken() { --tokens_; }
-    // EPOLLERR without EPOLLIN, until a reader takes the error.
+    // EPOLLERR without EPOLLIN, until a reader consumes the error.
     void raise_error();
-    // Closes the descriptor. False if it was read or closed by somebody else.
+    // Closes the descriptor. False if the application read or closed it.
     bool close();
 
 private:
@@ -50,7 +49,7 @@ public:
     bool empty() const { return events_.empty(); }
     std::size_t size() const { return events_.size(); }
 
-    // Nothing is queued once the device is gone.
+    // After finish(), events are ignored.
     void push(const Event& event) {
         if (finished_) {
             return;
@@ -59,7 +58,7 @@ public:
         descriptor_.fill(events_.size());
     }
 
-    // The event that belongs to a token that was read; nothing if it was removed meanwhile.
+    // The event of a token that was read; std::nullopt if it was removed meanwhile.
     std::optional<Event> pop() {
         descriptor_.token_taken();
         std::optional<Event> event;
@@ -80,12 +79,12 @@ public:
         return removed;
     }
 
-    // What is queued can still be read; after that there is an error instead of a wait.
+    // Queued events can still be read; after them, readers get an error.
     void finish() {
         finished_ = true;
         raise_error_if_finished();
     }
-    // A reader got an error instead of a token: it is there for the next one too.
+    // A reader got an error instead of a token: raise it again for the next reader.
     void read_failed() { raise_error_if_finished(); }
     bool at_end() const { return finished_ && events_.empty(); }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// A shared mutex whose holders do not meet: each thread that shares it has a part of its own, on
-// its own cache lines, and whoever wants it alone takes all parts. So threads that share it run
-// side by side as if there were none, which a std::shared_mutex with its one count cannot do.
+// A shared mutex without contention between shared holders: each thread that shares it has its own
+// part, on its own cache lines; an exclusive holder takes all parts. The one counter of a
+// std::shared_mutex would slow down the threads that share it.
 #pragma once
 
 #include <array>
@@ -14,8 +13,8 @@
 
 namespace asyncverbs::simulated {
 
-// Taken by trying where it is free: so who counts the calls of pthread_mutex_lock, as counters.hpp
-// does, sees those who have to wait for each other, and the locks of the code under test.
+// Locks a free mutex with try_lock, so that counters.hpp, which counts calls of pthread_mutex_lock,
+// counts only contention in the simulation and the locks of the code under test.
 class TriedMutex : public std::mutex {
 public:
     void lock() {
@@ -23,11 +22,12 @@ public:
     }
 };
 
-// For std::unique_lock and std::shared_lock. Beside its part of the mutex each thread has a Local.
+// For std::unique_lock and std::shared_lock. Each thread also has its own Local.
 template <class Local>
 class SplitMutex {
 public:
-    // With a part for this thread, so that a test's failing allocations are those of its subject.
+    // Allocates the part of this thread, so that injected allocation failures hit the code under
+    // test.
     SplitMutex() { mine(); }
 
     void lock() {
@@ -42,10 +42,10 @@ public:
     void lock_shared() { mine().mutex.lock(); }
     void unlock_shared() { mine().mutex.unlock(); }
 
-    // While shared: what no other thread touches meanwhile.
+    // While shared: the Local of this thread.
     Local& local() { return mine().local; }
 
-    // While alone.
+    // While exclusive.
     template <class Function>
     void for_each_local(Function function) const {
         for (std::size_t i = 0; i < used_; ++i) function(parts_[i]->local);
@@ -57,8 +57,8 @@ private:
         Local local{};
     };
 
-    // The more parts, the longer it takes to take all; threads beyond these share. The thread
-    // sanitizer, too, wants no more than 64 locks to be held at a time.
+    // More threads than this share parts: taking all parts takes time, and the thread sanitizer
+    // supports no more than 64 held locks.
     static constexpr std::size_t max_parts = 32;
 
     static std::uint64_t next_id() {
@@ -67,7 +67,7 @@ private:
     }
 
     Part& mine() {
-        // By number: another mutex may be at the address that this one had.
+        // By number: a new mutex may have the address of a destroyed one.
         thread_local std::uint64_t of = 0;
         thread_local Part* part = nullptr;
         if (of != id_) {
@@ -88,7 +88,7 @@ private:
     }
 
     const std::uint64_t id_ = next_id();
-    TriedMutex all_; // taken first; guards what follows
+    TriedMutex all_; // locked first; guards the members below
     std::size_t threads_ = 0;
     std::size_t used_ = 0;
     std::array<std::unique_ptr<Part>, max_parts> parts_;

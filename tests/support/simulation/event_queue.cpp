@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
-//
-// The descriptor of an event queue, made of a pair of datagram sockets: they keep message
-// boundaries, block like any descriptor, and are the only kind that the kernel can be made to
-// report with EPOLLERR but without EPOLLIN.
-#include "support/simulated_verbs_events.hpp"
+// The descriptor is one of a pair of datagram sockets: they keep message boundaries, can block, and
+// are the only kind of descriptor for which the kernel can report EPOLLERR without EPOLLIN.
+#include "support/simulation/event_queue.hpp"
 
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -48,9 +46,9 @@ void EventDescriptor::drain(std::size_t events) {
 }
 
 void EventDescriptor::raise_error() {
-    // A datagram socket whose peer disconnects while it has data unread gets ECONNRESET and stays
-    // open for reading, which epoll reports as EPOLLERR alone. A blocked reader takes that error
-    // away, so the peer may have to connect again first, by a name that the kernel chooses.
+    // If the peer of a datagram socket disconnects with unread data, the socket gets ECONNRESET and
+    // stays open for reading, which epoll reports as EPOLLERR alone. A blocked reader consumes the
+    // error, so the peer may have to connect again first, by a name that the kernel chooses.
     sockaddr_un name{};
     name.sun_family = AF_UNIX;
     ::bind(fd_, reinterpret_cast<const sockaddr*>(&name), sizeof name.sun_family);

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+// Protection domains, memory regions and address handles.
+#include "support/simulation/simulation.hpp"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace asyncverbs::simulated {
+
+MemoryRegion* Simulation::find_region(std::uint32_t key) const {
+    const auto found = regions_by_key.find(key);
+    return found == regions_by_key.end() ? nullptr : found->second;
+}
+
+namespace {
+
+constexpr unsigned int writes_locally_too = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC;
+
+ibv_mr* register_region(ibv_pd* pd, void* address, std::size_t length, std::uint64_t iova,
+                        unsigned int access) {
+    return run_create_in<ibv_mr, ProtectionDomain>(
+        Verb::reg_mr, pd, [&](Simulation& simulation, ProtectionDomain& domain, ibv_mr*& created) {
+            const bool remote_only =
+                (access & writes_locally_too) != 0 && (access & IBV_ACCESS_LOCAL_WRITE) == 0;
+            if (remote_only || length == 0) {
+                return EINVAL;
+            }
+            if (address == nullptr) {
+                return EFAULT;
+            }
+            MemoryRegion& region = simulation.registry<MemoryRegion>().add(domain);
+            ++domain.users;
+            region.addr = address;
+            region.length = length;
+            region.handle = region.number;
+            region.iova = iova;
+            region.access = access;
+            // Never equal, so that using the wrong one fails.
+            region.lkey = region.number << 8 | 0x1u;
+            region.rkey = region.number << 8 | 0x2u;
+            simulation.regions_by_key[region.lkey] = &region;
+            simulation.regions_by_key[region.rkey] = &region;
+            created = &region;
+            return 0;
+        });
+}
+
+bool uses(const std::vector<ibv_sge>& sges, const MemoryRegion& region) {
+    return std::ranges::any_of(
+        sges, [&](const ibv_sge& sge) { return sge.length != 0 && sge.lkey == region.lkey; });
+}
+
+template <class Requests>
+void report_use(Simulation& simulation, const Requests& requests, const MemoryRegion& region,
+                const std::string& where) {
+    if (std::ranges::any_of(requests,
+                            [&](const auto& request) { return uses(request.sges, region); })) {
+        simulation.record(Verb::dereg_mr, describe(region) +
+                                              " is still used by a request that is posted to " +
+                                              where);
+    }
+}
+
+// The device may access the buffer of a request until the request completes.
+void report_uses(Simulation& simulation, const MemoryRegion& region) {
+    for (const QueuePair& qp : simulation.registry<QueuePair>().all()) {
+        report_use(simulation, qp.sends, region, describe(qp));
+        report_use(simulation, qp.receives, region, describe(qp));
+    }
+    for (const SharedReceiveQueue& srq : simulation.registry<SharedReceiveQueue>().all()) {
+        report_use(simulation, srq.receives, region, describe(srq));
+    }
+}
+
+} // namespace
+
+} // namespace asyncverbs::simulated
+
+using namespace asyncverbs::simulated;
+
+extern "C" ibv_pd* ibv_alloc_pd(ibv_context* context) {
+    return run_create_in<ibv_pd, Context>(
+        Verb::alloc_pd, context, [&](Simulation& simulation, Context& parent, ibv_pd*& created) {
+            ProtectionDomain& domain = simulation.registry<ProtectionDomain>().add(parent);
+            domain.handle = domain.number;
+            ++parent.users;
+            created = &domain;
+            return 0;
+        });
+}
+
+extern "C" int ibv_dealloc_pd(ibv_pd* pd) {
+    return run_destroy<ProtectionDomain>(
+        Verb::dealloc_pd, pd,
+        [&](Simulation&, ProtectionDomain& domain) { --domain.owner().users; });
+}
+
+extern "C" ibv_mr*(ibv_reg_mr)(ibv_pd* pd, void* address, std::size_t length, int access) {
+    return register_region(pd, address, length, reinterpret_cast<std::uintptr_t>(address),
+                           static_cast<unsigned int>(access));
+}
+
+extern "C" ibv_mr* ibv_reg_mr_iova2(ibv_pd* pd, void* address, std::size_t length,
+                                    std::uint64_t iova, unsigned int access) {
+    return register_region(pd, address, length, iova, access);
+}
+
+extern "C" int ibv_dereg_mr(ibv_mr* mr) {
+    return run_destroy<MemoryRegion>(Verb::dereg_mr, mr,
+                                     [&](Simulation& simulation, MemoryRegion& region) {
+                                         if (!simulation.dereg_in_use_allowed) {
+                                             report_uses(simulation, region);
+                                         }
+                                         simulation.regions_by_key.erase(region.lkey);
+                                         simulation.regions_by_key.erase(region.rkey);
+                                         region.lkey = 0;
+                                         region.rkey = 0;
+                                         --region.domain.users;
+                                     });
+}
+
+extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
+    return run_create_in<ibv_ah, ProtectionDomain>(
+        Verb::create_ah, pd,
+        [&](Simulation& simulation, ProtectionDomain& domain, ibv_ah*& created) {
+            if (!valid_address(domain.owner(), *attr)) {
+                return EINVAL;
+            }
+            AddressHandle& handle = simulation.registry<AddressHandle>().add(domain);
+            handle.handle = handle.number;
+            handle.attr = *attr;
+            ++domain.users;
+            created = &handle;
+            return 0;
+        });
+}
+
+extern "C" int ibv_destroy_ah(ibv_ah* ah) {
+    return run_destroy<AddressHandle>(
+        Verb::destroy_ah, ah, [&](Simulation&, AddressHandle& handle) { --handle.domain.users; });
+}
