@@ -14,44 +14,36 @@
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
+#include "verbs/fixture.hpp"
 
 using namespace asyncverbs;
 using simulated::SimulatedVerbs;
 using support::contains;
 using support::failure_text;
+using support::Parents;
+using support::poll;
 
 static_assert(!std::is_copy_constructible_v<AddressHandle>);
 static_assert(std::is_nothrow_move_constructible_v<AddressHandle>);
 
 namespace {
 
-struct Datagrams {
-    Datagrams() : domain(Context::open()), cq(domain.context(), 64) {}
-
-    QueuePair queue_pair() const { return QueuePair(domain, cq, cq, {.type = IBV_QPT_UD}); }
-
-    ProtectionDomain domain;
-    CompletionQueue cq;
-};
+constexpr QueuePairOptions datagrams{.type = IBV_QPT_UD};
 
 } // namespace
 
-TEST_CASE("a datagram goes where its address handle leads", "[verbs][address_handle]") {
+TEST_CASE("a datagram arrives at the peer of its address handle", "[verbs][address_handle]") {
     SimulatedVerbs verbs;
-    const Datagrams ends;
+    const Parents ends;
     std::array<std::byte, 64> memory{std::byte{42}};
     const MemoryRegion region(ends.domain, memory);
-    QueuePair sender = ends.queue_pair();
-    QueuePair receiver = ends.queue_pair();
+    QueuePair sender = ends.queue_pair(datagrams);
+    QueuePair receiver = ends.queue_pair(datagrams);
     sender.activate();
     receiver.activate();
     const AddressHandle handle(ends.domain, sender, receiver.local_address());
 
-    ibv_sge to = region.slice(8, 48).sge();
-    ibv_recv_wr recv{};
-    recv.sg_list = &to;
-    recv.num_sge = 1;
-    receiver.post_recv(recv);
+    receiver.post_recv(1, region.slice(8, 48));
     ibv_sge from = region.slice(0, 8).sge();
     ibv_send_wr send{};
     send.sg_list = &from;
@@ -60,15 +52,14 @@ TEST_CASE("a datagram goes where its address handle leads", "[verbs][address_han
     send.send_flags = IBV_SEND_SIGNALED;
     send.wr.ud = {handle.native_handle(), receiver.qp_num(), InitOptions{}.qkey};
     sender.post_send(send);
-    std::array<ibv_wc, 4> wcs{};
-    CHECK(ibv_poll_cq(ends.cq.native_handle(), 4, wcs.data()) == 2);
-    CHECK(memory[8 + 40] == std::byte{42}); // behind the GRH
+    CHECK(poll(ends.cq).size() == 2);
+    CHECK(memory[8 + 40] == std::byte{42}); // after the GRH
 }
 
 TEST_CASE("an address handle keeps its domain", "[verbs][address_handle]") {
     SimulatedVerbs verbs;
-    auto ends = std::make_unique<Datagrams>();
-    QueuePair qp = ends->queue_pair();
+    auto ends = std::make_unique<Parents>();
+    QueuePair qp = ends->queue_pair(datagrams);
     qp.init();
     {
         AddressHandle handle(ends->domain, qp, qp.local_address());
@@ -86,10 +77,11 @@ TEST_CASE("an address handle keeps its domain", "[verbs][address_handle]") {
     CHECK(verbs.live_objects() == 0);
 }
 
-TEST_CASE("an address handle that cannot be had says why", "[verbs][address_handle]") {
+TEST_CASE("an address handle that cannot be created is reported with the reason",
+          "[verbs][address_handle]") {
     SimulatedVerbs verbs;
-    const Datagrams ends;
-    QueuePair qp = ends.queue_pair();
+    const Parents ends;
+    QueuePair qp = ends.queue_pair(datagrams);
     const QueuePairAddress remote = qp.local_address();
     const auto text = [&](std::errc code, const QueuePairAddress& peer) {
         return failure_text(code, [&] { AddressHandle handle(ends.domain, qp, peer); });

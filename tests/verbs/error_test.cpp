@@ -17,7 +17,7 @@ TEST_CASE("a failed verb is named with its errno", "[verbs][error]") {
     CHECK(error.code() == std::errc::not_enough_memory);
 }
 
-TEST_CASE("a failed verb's errno may have either sign", "[verbs][error]") {
+TEST_CASE("the errno of a failed verb may have either sign", "[verbs][error]") {
     CHECK(failure_of([] { throw_verb_error("ibv_modify_qp", -EINVAL); }).code() ==
           std::errc::invalid_argument);
     CHECK(failure_of([] { throw_verb_error("ibv_modify_qp", -EPERM); }).code() ==

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs what is expected to fail and hands back the error, so that a test can look at its code and
-// at every part of its text.
-// Naming what failed is a promise of this layer, and REQUIRE_THROWS_AS alone would not check it.
+// Returns the error of an action that must fail, so that a test can check its code and its text.
 #pragma once
 
 #include <string>
@@ -23,7 +21,7 @@ std::system_error failure_of(Action&& action) {
     throw 0; // not reached
 }
 
-// The text of the error, which must also have this code.
+// The text of an error with this code.
 template <class Action>
 std::string failure_text(std::errc code, Action&& action) {
     const std::system_error error = failure_of(std::forward<Action>(action));

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/gid.hpp>
 
 #include <cerrno>
 #include <vector>
+
+#include <asyncverbs/verbs/device.hpp>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
@@ -34,29 +35,56 @@ int selected(const std::vector<GidEntry>& gids) {
 
 } // namespace
 
-TEST_CASE("the GID of choice is RoCE v2 and IPv4-mapped", "[verbs][gid]") {
+TEST_CASE("a GID is written as an IPv6 address", "[verbs][gid_text]") {
+    CHECK(gid_text(ipv4_gid(10, 7, 0, 1)) == "::ffff:10.7.0.1");
+    CHECK(gid_text(link_local_gid(1)) == "fe80::ff:fe00:1");
+    CHECK(gid_text(ibv_gid{}) == "::");
+}
+
+TEST_CASE("a GID of zeros is empty", "[verbs][gid_text]") {
+    CHECK(is_empty_gid(ibv_gid{}));
+    for (auto& byte : {0, 7, 15}) {
+        ibv_gid gid{};
+        gid.raw[byte] = 1;
+        CHECK_FALSE(is_empty_gid(gid));
+    }
+}
+
+TEST_CASE("a GID may hold an IPv4 address", "[verbs][gid_text]") {
+    CHECK(is_ipv4_mapped_gid(ipv4_gid(10, 7, 0, 1)));
+    CHECK_FALSE(is_ipv4_mapped_gid(link_local_gid(1)));
+    CHECK_FALSE(is_ipv4_mapped_gid(ibv_gid{}));
+    ibv_gid almost = ipv4_gid(10, 7, 0, 1);
+    almost.raw[0] = 1;
+    CHECK_FALSE(is_ipv4_mapped_gid(almost));
+    almost = ipv4_gid(10, 7, 0, 1);
+    almost.raw[11] = 0;
+    CHECK_FALSE(is_ipv4_mapped_gid(almost));
+}
+
+TEST_CASE("the preferred GID is RoCE v2 and IPv4-mapped", "[verbs][gid]") {
     CHECK(selected({v1_local, v2_local, v1_ipv4, v2_ipv4}) == 3);
     CHECK(selected({v2_ipv4, v2_local}) == 0);
     CHECK(selected({none, none, v2_local, none, v2_ipv4}) == 4);
 }
 
-TEST_CASE("the next best GID is any RoCE v2", "[verbs][gid]") {
+TEST_CASE("the next choice is any RoCE v2 GID", "[verbs][gid]") {
     CHECK(selected({v1_local, v1_ipv4, v2_local}) == 2);
     CHECK(selected({none, v2_local, v1_ipv4}) == 1);
 }
 
-TEST_CASE("RoCE v1 and InfiniBand GIDs are better than none", "[verbs][gid]") {
+TEST_CASE("RoCE v1 and InfiniBand GIDs are the last choice", "[verbs][gid]") {
     CHECK(selected({none, v1_local}) == 1);
     CHECK(selected({infiniband}) == 0);
 }
 
-TEST_CASE("of equally good GIDs the first is chosen", "[verbs][gid]") {
+TEST_CASE("of several GIDs in the same class the first is selected", "[verbs][gid]") {
     CHECK(selected({v1_ipv4, v1_local}) == 0);
     CHECK(selected({v2_local, v2_local}) == 0);
     CHECK(selected({v2_ipv4, v2_ipv4}) == 0);
 }
 
-TEST_CASE("a GID that an address vector cannot name is not chosen", "[verbs][gid]") {
+TEST_CASE("a GID beyond the index range of an address vector is not selected", "[verbs][gid]") {
     std::vector<GidEntry> gids(257);
     gids[256] = v2_ipv4;
     gids[255] = v1_local;

@@ -18,6 +18,7 @@
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
+#include "verbs/fixture.hpp"
 
 using namespace asyncverbs;
 using simulated::DeviceOptions;
@@ -27,6 +28,9 @@ using simulated::SimulatedVerbs;
 using support::contains;
 using support::failure_of;
 using support::failure_text;
+using support::Parents;
+using support::poll;
+using support::port_in;
 
 static_assert(!std::is_copy_constructible_v<QueuePair>);
 static_assert(std::is_nothrow_move_constructible_v<QueuePair>);
@@ -40,20 +44,6 @@ static_assert(std::is_trivially_destructible_v<RtsOptions>);
 static_assert(std::is_trivially_destructible_v<QueuePairAddress>);
 
 namespace {
-
-// The parents of a queue pair.
-struct Parents {
-    explicit Parents(int depth = 64)
-        : context(Context::open()), domain(context), cq(context, depth) {}
-
-    QueuePair queue_pair(const QueuePairOptions& options = {}) const {
-        return QueuePair(domain, cq, cq, options);
-    }
-
-    Context context;
-    ProtectionDomain domain;
-    CompletionQueue cq;
-};
 
 ibv_qp_attr attributes(const QueuePair& qp) {
     ibv_qp_attr attr{};
@@ -89,17 +79,11 @@ DeviceOptions infiniband_device() {
     return {.name = "ib0", .ports = {port}};
 }
 
-PortOptions port_in(ibv_port_state state) {
-    PortOptions port;
-    port.attr.state = state;
-    return port;
-}
-
 } // namespace
 
 // --- creation, ownership ---
 
-TEST_CASE("a queue pair is made as its options say", "[verbs][queue_pair]") {
+TEST_CASE("a queue pair is created with its options", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     const CompletionQueue recv_cq(parents.context, 64);
@@ -145,12 +129,12 @@ TEST_CASE("a queue pair keeps its parents", "[verbs][queue_pair]") {
         {
             const QueuePair taken(std::move(qp));
         }
-        // A weak pointer that is left must not delay the parents.
+        // A remaining weak pointer must not keep the parents.
         CHECK(verbs.live_objects() == 0);
     }
 }
 
-TEST_CASE("each queue pair has a PSN of its own", "[verbs][queue_pair]") {
+TEST_CASE("each queue pair has its own PSN", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     const QueuePair first = parents.queue_pair();
@@ -160,7 +144,7 @@ TEST_CASE("each queue pair has a PSN of its own", "[verbs][queue_pair]") {
     CHECK(detail::arbitrary_psn(0xffffffff) <= 0xffffff);
 }
 
-TEST_CASE("queues of another context are refused", "[verbs][queue_pair]") {
+TEST_CASE("completion queues of another context are rejected", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents ours;
     const Parents others;
@@ -193,21 +177,10 @@ TEST_CASE("capacities beyond the device are reported with its limits", "[verbs][
     CHECK(verbs.calls("ibv_create_qp") == 0);
     CHECK(parents.cq.reserved() == 0);
     CHECK(parents.queue_pair({.max_send_wr = 100, .max_recv_wr = 100}).qp_num() != 0);
-    // The one limit that no device tells.
+    // The only limit that no device reports.
     CHECK_THAT(text({.max_inline_data = 100000}),
                contains("ibv_create_qp (max_inline_data 100000): Invalid argument"));
     CHECK(parents.cq.reserved() == 0);
-}
-
-TEST_CASE("a queue pair that cannot be had names the verb", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    for (auto sign : {ErrnoSign::usual, ErrnoSign::negative}) {
-        verbs.fail("ibv_create_qp", {.error = ENOMEM, .sign = sign});
-        CHECK(failure_text(std::errc::not_enough_memory, [&] { (void)parents.queue_pair(); }) ==
-              "ibv_create_qp: Cannot allocate memory");
-        CHECK(parents.cq.reserved() == 0);
-    }
 }
 
 TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][queue_pair][I5]") {
@@ -240,7 +213,7 @@ TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][que
         try {
             build();
             complete = verbs.failures_injected() == failures;
-            // Only a GID that cannot be read may be passed over.
+            // Only an unreadable GID may be skipped.
             CHECK((complete || failed == "ibv_query_gid_ex"));
         } catch (const std::system_error& error) {
             CHECK(error.code() == std::errc::io_error);
@@ -276,7 +249,7 @@ TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_p
     CHECK(parents.cq.reserved() == 0);
 }
 
-TEST_CASE("send and receive queues are counted apart (I10)", "[verbs][queue_pair][I10]") {
+TEST_CASE("send and receive queues are counted separately (I10)", "[verbs][queue_pair][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(16);
     const CompletionQueue recv_cq(parents.context, 8);
@@ -296,7 +269,7 @@ TEST_CASE("send and receive queues are counted apart (I10)", "[verbs][queue_pair
     CHECK(recv_cq.reserved() == 0);
 }
 
-TEST_CASE("capacity outlives the owner of the queue", "[verbs][queue_pair]") {
+TEST_CASE("the reserved entries outlive the owner of the completion queue", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     auto parents = std::make_unique<Parents>(32);
     const auto capacity = parents->cq.capacity();
@@ -320,7 +293,7 @@ TEST_CASE("the slots of a queue pair that stays alive stay reserved", "[verbs][q
     CHECK(ibv_destroy_qp(left_over) == 0);
 }
 
-// --- bringing up ---
+// --- connecting ---
 
 TEST_CASE("two queue pairs connect and exchange a message", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
@@ -335,35 +308,17 @@ TEST_CASE("two queue pairs connect and exchange a message", "[verbs][queue_pair]
     CHECK(receiver.state() == IBV_QPS_RTS);
 
     ibv_sge to = region.slice(8, 8).sge();
-    ibv_recv_wr recv = recv_request(to);
-    receiver.post_recv(recv);
+    receiver.post_recv(recv_request(to));
     ibv_sge from = region.slice(0, 8).sge();
-    ibv_send_wr send = send_request(from);
-    sender.post_send(send);
-    std::array<ibv_wc, 4> wcs{};
-    CHECK(ibv_poll_cq(parents.cq.native_handle(), 4, wcs.data()) == 2);
+    sender.post_send(send_request(from));
+    const std::vector<ibv_wc> wcs = poll(parents.cq);
+    REQUIRE(wcs.size() == 2);
     CHECK(wcs[0].status == IBV_WC_SUCCESS);
     CHECK(wcs[1].status == IBV_WC_SUCCESS);
     CHECK(memory[8] == std::byte{42});
 }
 
-TEST_CASE("requests may be written where they are posted", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    std::array<std::byte, 16> memory{};
-    const MemoryRegion region(parents.domain, memory);
-    QueuePair qp = parents.queue_pair();
-    qp.connect(qp.local_address());
-    ibv_sge sge = region.slice().sge();
-    verbs.hold_delivery();
-    qp.post_recv(recv_request(sge));
-    qp.post_send(send_request(sge));
-    CHECK(verbs.posted_receives(qp.native_handle()) == 1);
-    CHECK(verbs.posted_sends(qp.native_handle()) == 1);
-    qp.to_error();
-}
-
-TEST_CASE("bringing up sets what the defaults promise", "[verbs][queue_pair]") {
+TEST_CASE("connecting uses the documented defaults", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -402,7 +357,7 @@ TEST_CASE("bringing up sets what the defaults promise", "[verbs][queue_pair]") {
     CHECK(rts.max_rd_atomic == 1);
 }
 
-TEST_CASE("bringing up takes what is given", "[verbs][queue_pair]") {
+TEST_CASE("connecting uses the given options", "[verbs][queue_pair]") {
     PortOptions second;
     second.gids.resize(4);
     second.gids[3] = {simulated::ipv4_gid(10, 7, 0, 9)};
@@ -459,7 +414,7 @@ TEST_CASE("without a port the first active one is used", "[verbs][queue_pair]") 
     CHECK(attributes(qp).port_num == 2);
 }
 
-TEST_CASE("the local address may be asked for before init", "[verbs][queue_pair]") {
+TEST_CASE("the local address is available before init", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -475,7 +430,7 @@ TEST_CASE("the local address may be asked for before init", "[verbs][queue_pair]
     CHECK(qp.local_address().psn == 5);
 }
 
-TEST_CASE("init that fails changes nothing", "[verbs][queue_pair]") {
+TEST_CASE("a failed init changes nothing", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -485,7 +440,7 @@ TEST_CASE("init that fails changes nothing", "[verbs][queue_pair]") {
     CHECK(qp.local_address() == before);
 }
 
-TEST_CASE("InfiniBand is reached by LID", "[verbs][queue_pair]") {
+TEST_CASE("an InfiniBand peer is reached by LID", "[verbs][queue_pair]") {
     SimulatedVerbs verbs({infiniband_device()});
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -499,7 +454,7 @@ TEST_CASE("InfiniBand is reached by LID", "[verbs][queue_pair]") {
     CHECK(attr.path_mtu == IBV_MTU_2048);
 }
 
-TEST_CASE("InfiniBand is reached by GID where the peer has one", "[verbs][queue_pair]") {
+TEST_CASE("an InfiniBand peer with a GID is reached by GID", "[verbs][queue_pair]") {
     SimulatedVerbs verbs({infiniband_device()});
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -532,7 +487,7 @@ TEST_CASE("a UD queue pair is activated", "[verbs][queue_pair]") {
     CHECK(gid_text(other.local_address().gid) == "fe80::ff:fe00:1");
 }
 
-TEST_CASE("RC and UD are not mixed up", "[verbs][queue_pair]") {
+TEST_CASE("steps of the wrong type of queue pair are rejected", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair ud = parents.queue_pair({.type = IBV_QPT_UD});
@@ -546,7 +501,7 @@ TEST_CASE("RC and UD are not mixed up", "[verbs][queue_pair]") {
     CHECK(ud.state() == IBV_QPS_RESET);
 }
 
-TEST_CASE("steps out of order are refused", "[verbs][queue_pair]") {
+TEST_CASE("steps out of order are rejected", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -562,7 +517,7 @@ TEST_CASE("steps out of order are refused", "[verbs][queue_pair]") {
           "ibv_modify_qp (to RTR): Invalid argument");
 }
 
-TEST_CASE("a step that fails names verb and state, whatever the sign", "[verbs][queue_pair]") {
+TEST_CASE("a failed step names verb and state, in every sign of the errno", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -626,7 +581,7 @@ TEST_CASE("bad ports, GIDs and PSNs are reported", "[verbs][queue_pair]") {
     qp.init({.gid_index = 255});
 }
 
-TEST_CASE("an iWARP device is told apart", "[verbs][queue_pair]") {
+TEST_CASE("an iWARP device is reported", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
@@ -635,7 +590,7 @@ TEST_CASE("an iWARP device is told apart", "[verbs][queue_pair]") {
                contains("sim0 is an iWARP device"));
 }
 
-TEST_CASE("peers and options that cannot be are reported", "[verbs][queue_pair]") {
+TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {
     PortOptions slow;
     slow.attr.active_mtu = IBV_MTU_1024;
     SimulatedVerbs verbs({{.name = "sim0", .ports = {slow}}});
@@ -679,13 +634,10 @@ TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
     const MemoryRegion target(parents.domain, received);
     QueuePair qp = parents.queue_pair();
     qp.connect(qp.local_address());
-    const auto poll = [&] {
-        std::array<ibv_wc, 4> wcs{};
-        const int count = ibv_poll_cq(parents.cq.native_handle(), 4, wcs.data());
-        std::vector<ibv_wc> polled(wcs.begin(), wcs.begin() + count);
-        std::sort(polled.begin(), polled.end(),
-                  [](const ibv_wc& a, const ibv_wc& b) { return a.wr_id < b.wr_id; });
-        return polled;
+    const auto polled = [&] {
+        std::vector<ibv_wc> wcs = poll(parents.cq);
+        std::ranges::sort(wcs, {}, &ibv_wc::wr_id);
+        return wcs;
     };
 
     SECTION("signaled, unless the flags say otherwise") {
@@ -696,7 +648,7 @@ TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
         } else {
             qp.post_send(8, source.slice(3, 4), 0);
         }
-        const std::vector<ibv_wc> wcs = poll();
+        const std::vector<ibv_wc> wcs = polled();
         REQUIRE(wcs.size() == (signaled ? 2 : 1));
         CHECK(wcs[0].wr_id == 7);
         CHECK(wcs[0].status == IBV_WC_SUCCESS);
@@ -713,7 +665,7 @@ TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
     SECTION("a receive takes no more than the slice") {
         qp.post_recv(7, target.slice(2, 4));
         qp.post_send(8, source.slice(0, 5));
-        CHECK(poll()[0].status == IBV_WC_LOC_LEN_ERR);
+        CHECK(polled()[0].status == IBV_WC_LOC_LEN_ERR);
         CHECK(received == std::array<std::byte, 8>{});
     }
     SECTION("errors are those of the other forms") {
@@ -734,7 +686,7 @@ TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
     }
 }
 
-TEST_CASE("posting that fails names the verb, whatever the sign", "[verbs][queue_pair]") {
+TEST_CASE("failed posting names the verb, in every sign of the errno", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     std::array<std::byte, 16> memory{};
@@ -761,7 +713,8 @@ TEST_CASE("posting that fails names the verb, whatever the sign", "[verbs][queue
     CHECK(error == std::errc::not_enough_memory);
 }
 
-TEST_CASE("a full queue is reported with the first request left over", "[verbs][queue_pair]") {
+TEST_CASE("a full queue is reported with the first request that was not posted",
+          "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     std::array<std::byte, 16> memory{};
@@ -786,9 +739,8 @@ TEST_CASE("a full queue is reported with the first request left over", "[verbs][
     CHECK(verbs.posted_sends(qp.native_handle()) == 2);
     CHECK(verbs.posted_receives(qp.native_handle()) == 2);
     verbs.release_delivery();
-    std::array<ibv_wc, 4> wcs{};
-    CHECK(ibv_poll_cq(parents.cq.native_handle(), 4, wcs.data()) == 4);
-    CHECK(qp.post_recv(recvs[2], error) == nullptr); // and the error is cleared
+    CHECK(poll(parents.cq).size() == 4);
+    CHECK(qp.post_recv(recvs[2], error) == nullptr); // and clears the error
     CHECK_FALSE(error);
     CHECK(qp.post_send(sends[2], error) == nullptr);
     CHECK_FALSE(error);
@@ -801,17 +753,15 @@ TEST_CASE("in the error state outstanding requests are flushed", "[verbs][queue_
     const MemoryRegion region(parents.domain, memory);
     QueuePair qp = parents.queue_pair();
     qp.init();
-    ibv_sge sge = region.slice().sge();
-    ibv_recv_wr recv = recv_request(sge, 7);
-    qp.post_recv(recv);
+    qp.post_recv(7, region.slice());
     std::error_code error = make_wc_error(IBV_WC_GENERAL_ERR);
     qp.to_error(error);
     CHECK_FALSE(error);
     CHECK(qp.state() == IBV_QPS_ERR);
-    ibv_wc wc{};
-    REQUIRE(ibv_poll_cq(parents.cq.native_handle(), 1, &wc) == 1);
-    CHECK(wc.wr_id == 7);
-    CHECK(wc.status == IBV_WC_WR_FLUSH_ERR);
+    const std::vector<ibv_wc> wcs = poll(parents.cq);
+    REQUIRE(wcs.size() == 1);
+    CHECK(wcs[0].wr_id == 7);
+    CHECK(wcs[0].status == IBV_WC_WR_FLUSH_ERR);
     qp.to_error();
     CHECK(qp.state() == IBV_QPS_ERR);
 }
@@ -849,7 +799,7 @@ TEST_CASE("a moved-from queue pair owns nothing", "[verbs][queue_pair]") {
     CHECK(first.post_recv(recv, error) == &recv);
     CHECK(error == std::errc::invalid_argument);
 
-    // What moved keeps what init() chose.
+    // The new owner keeps the selection of init().
     second.connect(remote);
     CHECK(second.state() == IBV_QPS_RTS);
     first = std::move(second);
@@ -862,4 +812,14 @@ TEST_CASE("a moved-from queue pair owns nothing", "[verbs][queue_pair]") {
     };
     moved(parents.cq, "CompletionQueue");
     moved(parents.domain, "ProtectionDomain");
+}
+
+TEST_CASE("queue pair addresses are equal if all fields are", "[verbs][queue_pair]") {
+    const QueuePairAddress address{1, 2, 3, simulated::ipv4_gid(10, 7, 0, 1)};
+    CHECK(address == address);
+    CHECK(QueuePairAddress{} == QueuePairAddress{});
+    CHECK_FALSE(address == QueuePairAddress{2, 2, 3, address.gid});
+    CHECK_FALSE(address == QueuePairAddress{1, 3, 3, address.gid});
+    CHECK_FALSE(address == QueuePairAddress{1, 2, 2, address.gid});
+    CHECK_FALSE(address == QueuePairAddress{1, 2, 3, simulated::ipv4_gid(10, 7, 0, 2)});
 }

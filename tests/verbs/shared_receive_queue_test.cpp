@@ -20,6 +20,7 @@
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
+#include "verbs/fixture.hpp"
 
 using namespace asyncverbs;
 using simulated::DeviceOptions;
@@ -27,6 +28,8 @@ using simulated::ErrnoSign;
 using simulated::SimulatedVerbs;
 using support::contains;
 using support::failure_text;
+using support::Parents;
+using support::poll;
 
 static_assert(!std::is_copy_constructible_v<SharedReceiveQueue>);
 static_assert(std::is_nothrow_move_constructible_v<SharedReceiveQueue>);
@@ -34,20 +37,6 @@ static_assert(std::is_nothrow_move_assignable_v<SharedReceiveQueue>);
 static_assert(std::is_trivially_destructible_v<SharedReceiveQueueOptions>);
 
 namespace {
-
-struct Parents {
-    explicit Parents(int depth = 64)
-        : context(Context::open()), domain(context), cq(context, depth) {}
-
-    QueuePair queue_pair(const SharedReceiveQueue& receives,
-                         const QueuePairOptions& options = {.max_send_wr = 4}) const {
-        return QueuePair(domain, cq, cq, receives, options);
-    }
-
-    Context context;
-    ProtectionDomain domain;
-    CompletionQueue cq;
-};
 
 ibv_recv_wr request(std::uint64_t id) {
     return {.wr_id = id, .next = nullptr, .sg_list = nullptr, .num_sge = 0};
@@ -61,18 +50,9 @@ ibv_send_wr send_request(ibv_sge* sge = nullptr) {
     return wr;
 }
 
-std::vector<ibv_wc> poll(const CompletionQueue& cq) {
-    std::vector<ibv_wc> all;
-    ibv_wc wc{};
-    while (ibv_poll_cq(cq.native_handle(), 1, &wc) == 1) {
-        all.push_back(wc);
-    }
-    return all;
-}
-
 } // namespace
 
-TEST_CASE("a shared receive queue is made as its options say", "[verbs][shared_receive_queue]") {
+TEST_CASE("a shared receive queue is created with its options", "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;
     const SharedReceiveQueue queue(parents.domain, {.max_wr = 5, .max_sge = 3});
@@ -85,7 +65,7 @@ TEST_CASE("a shared receive queue is made as its options say", "[verbs][shared_r
     CHECK(queue.shared_handle().get() == queue.native_handle());
 }
 
-TEST_CASE("whichever queue pair a message comes to takes the next shared receive",
+TEST_CASE("each queue pair takes the next shared receive for its message",
           "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;
@@ -126,7 +106,8 @@ TEST_CASE("whichever queue pair a message comes to takes the next shared receive
     CHECK(poll(parents.cq)[0].status == IBV_WC_LOC_LEN_ERR);
 }
 
-TEST_CASE("a queue pair has no receives beside the shared ones", "[verbs][shared_receive_queue]") {
+TEST_CASE("a queue pair with shared receives has no receives of its own",
+          "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;
     const SharedReceiveQueue queue(parents.domain);
@@ -154,7 +135,7 @@ TEST_CASE("queue pairs keep their shared receive queue", "[verbs][shared_receive
     CHECK(verbs.calls("ibv_destroy_srq") == 1);
     CHECK(verbs.live_objects() == 0);
 
-    // By itself it keeps the domain and the device.
+    // It keeps the domain and the device.
     auto parents = std::make_unique<Parents>();
     const SharedReceiveQueue queue(parents->domain);
     parents.reset();
@@ -186,22 +167,22 @@ TEST_CASE("shared receives are counted once in each queue (I10)",
     CHECK(parents.cq.reserved() == 16 + 4);
 }
 
-TEST_CASE("shared receives stay counted where others are not any more (I10)",
+TEST_CASE("shared receives are counted after another reservation ended (I10)",
           "[verbs][shared_receive_queue][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(24);
     const CompletionQueue other_cq(parents.context, 16);
     const SharedReceiveQueue queue(parents.domain, {.max_wr = 16});
     const QueuePairOptions options{.max_send_wr = 0};
-    std::optional<QueuePair> gone = parents.queue_pair(queue);
+    std::optional<QueuePair> destroyed = parents.queue_pair(queue);
     const QueuePair first(parents.domain, parents.cq, other_cq, queue, options);
-    gone.reset();
+    destroyed.reset();
     CHECK(parents.cq.reserved() == 0);
     const QueuePair second(parents.domain, parents.cq, other_cq, queue, options);
     CHECK(other_cq.reserved() == 16);
 }
 
-TEST_CASE("shared receives that do not fit are refused (I10)",
+TEST_CASE("shared receives that do not fit are rejected (I10)",
           "[verbs][shared_receive_queue][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(16);
@@ -210,7 +191,7 @@ TEST_CASE("shared receives that do not fit are refused (I10)",
         return failure_text(std::errc::no_buffer_space,
                             [&] { (void)parents.queue_pair(queue, {.max_send_wr = sends}); });
     };
-    // What does not fit takes nothing.
+    // A rejected queue pair reserves nothing.
     CHECK_THAT(text(3), contains("3 send and 0 receive work requests need 3 entries of their "
                                  "completion queue, which has 16, 14 of them reserved"));
     CHECK(parents.cq.reserved() == 0);
@@ -237,7 +218,8 @@ TEST_CASE("shared receives of a queue pair that stays alive stay reserved",
     CHECK(ibv_destroy_qp(left_over) == 0);
 }
 
-TEST_CASE("queue pairs come and go on several threads", "[verbs][shared_receive_queue][I10]") {
+TEST_CASE("queue pairs are created and destroyed on several threads",
+          "[verbs][shared_receive_queue][I10]") {
     SimulatedVerbs verbs;
     const Parents parents(100);
     const SharedReceiveQueue queue(parents.domain, {.max_wr = 10});
@@ -245,7 +227,7 @@ TEST_CASE("queue pairs come and go on several threads", "[verbs][shared_receive_
     const auto make = [&] {
         for (int i = 0; i < 500; ++i) {
             const QueuePair qp = parents.queue_pair(queue, {.max_send_wr = 1});
-            // At most twice: while the last of some queue pairs goes, others may be made anew.
+            // Up to twice as many: a new reservation may start before the previous one ends.
             miscounted = miscounted || parents.cq.reserved() < 10 + 1;
         }
     };
@@ -281,7 +263,7 @@ TEST_CASE("shared receive queues beyond the device are reported with its limits"
     CHECK(SharedReceiveQueue(parents.domain, {.max_wr = 100, .max_sge = 4}).native_handle());
 }
 
-TEST_CASE("a shared receive queue is of the queue pair's domain", "[verbs][shared_receive_queue]") {
+TEST_CASE("a shared receive queue of another domain is rejected", "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;
     const SharedReceiveQueue queue{ProtectionDomain(parents.context)};
@@ -290,7 +272,7 @@ TEST_CASE("a shared receive queue is of the queue pair's domain", "[verbs][share
     CHECK(parents.cq.reserved() == 0);
 }
 
-TEST_CASE("verbs of a shared receive queue that fail are named, whatever the sign",
+TEST_CASE("failed verbs of a shared receive queue are named, in every sign of the errno",
           "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;
@@ -316,7 +298,7 @@ TEST_CASE("verbs of a shared receive queue that fail are named, whatever the sig
           "ibv_modify_srq: Input/output error");
 }
 
-TEST_CASE("a full shared receive queue is reported with the first request left over",
+TEST_CASE("a full shared receive queue is reported with the first request that was not posted",
           "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;

@@ -16,7 +16,7 @@ using asyncverbs::detail::CqReservation;
 using asyncverbs::support::contains;
 using asyncverbs::support::failure_text;
 
-TEST_CASE("capacity is taken whole or not at all (I10)", "[verbs][cq_capacity][I10]") {
+TEST_CASE("capacity is reserved completely or not at all (I10)", "[verbs][cq_capacity][I10]") {
     CqCapacity capacity(10);
     CHECK(capacity.try_reserve(4));
     CHECK_FALSE(capacity.try_reserve(7));
@@ -44,7 +44,7 @@ TEST_CASE("a reservation ends with its object", "[verbs][cq_capacity]") {
     CHECK(recv->reserved() == 0);
 }
 
-TEST_CASE("a reservation that does not fit says the numbers", "[verbs][cq_capacity]") {
+TEST_CASE("a reservation that does not fit is reported with the numbers", "[verbs][cq_capacity]") {
     const auto send = std::make_shared<CqCapacity>(10);
     const auto recv = std::make_shared<CqCapacity>(5);
     const CqReservation before(send, 3, recv, 0);
@@ -61,12 +61,12 @@ TEST_CASE("a reservation that does not fit says the numbers", "[verbs][cq_capaci
                         "has 5, 0 of them"));
     CHECK_THAT(text(send, 4, send, 4),
                contains("4 send and 4 receive work requests need 8 entries"));
-    // What does not fit takes nothing, of neither queue.
+    // A rejected reservation reserves nothing, in neither queue.
     CHECK(send->reserved() == 3);
     CHECK(recv->reserved() == 0);
 }
 
-TEST_CASE("slots can be kept for good", "[verbs][cq_capacity]") {
+TEST_CASE("a reservation can be kept permanently", "[verbs][cq_capacity]") {
     const auto send = std::make_shared<CqCapacity>(10);
     const auto recv = std::make_shared<CqCapacity>(10);
     CqReservation(send, 3, recv, 4).keep();

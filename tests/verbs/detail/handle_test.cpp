@@ -15,20 +15,21 @@ using support::failure_text;
 
 namespace {
 
-// A native object that notes when it is destroyed.
-struct Noted {
+// A native object that logs its destruction.
+struct Logged {
     std::string name;
     std::vector<std::string>* log;
 };
 
-void destroy(Noted* object) { object->log->push_back(object->name); }
+void destroy(Logged* object) { object->log->push_back(object->name); }
 
 } // namespace
 
-TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs][handle][I12]") {
+TEST_CASE("a child is destroyed before its parents, in any order of release",
+          "[verbs][handle][I12]") {
     std::vector<std::string> log;
-    Noted parent{"parent", &log};
-    Noted child{"child", &log};
+    Logged parent{"parent", &log};
+    Logged child{"child", &log};
     auto parent_handle = detail::own<&destroy>(&parent);
     auto child_handle = detail::own<&destroy>(&child, parent_handle);
     parent_handle.reset();
@@ -39,10 +40,10 @@ TEST_CASE("a child is destroyed before its parents, whoever goes first", "[verbs
 
 TEST_CASE("a weak pointer to a child does not keep its parents", "[verbs][handle]") {
     std::vector<std::string> log;
-    Noted parent{"parent", &log};
-    Noted child{"child", &log};
+    Logged parent{"parent", &log};
+    Logged child{"child", &log};
     auto child_handle = detail::own<&destroy>(&child, detail::own<&destroy>(&parent));
-    const std::weak_ptr<Noted> watcher = child_handle;
+    const std::weak_ptr<Logged> watcher = child_handle;
     child_handle.reset();
     CHECK(log == std::vector<std::string>{"child", "parent"});
 }

@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
+#include "verbs/fixture.hpp"
 
 using namespace asyncverbs;
 using simulated::DeviceOptions;
@@ -19,20 +20,81 @@ using simulated::PortOptions;
 using simulated::SimulatedVerbs;
 using support::contains;
 using support::failure_text;
+using support::port_in;
+
+static_assert(!std::is_copy_constructible_v<DeviceList>);
+static_assert(std::is_nothrow_move_constructible_v<DeviceList>);
+static_assert(std::is_nothrow_move_assignable_v<DeviceList>);
 
 static_assert(!std::is_copy_constructible_v<Context>);
 static_assert(std::is_nothrow_move_constructible_v<Context>);
 static_assert(!std::is_convertible_v<ibv_device*, Context>);
 
-namespace {
-
-PortOptions port_in(ibv_port_state state) {
-    PortOptions port;
-    port.attr.state = state;
-    return port;
+TEST_CASE("the device list is a range of devices", "[verbs][device_list]") {
+    SimulatedVerbs verbs({{.name = "mlx5_0"}, {.name = "rxe0"}});
+    const DeviceList devices;
+    std::vector<std::string> names;
+    for (ibv_device* device : devices) {
+        names.emplace_back(ibv_get_device_name(device));
+    }
+    CHECK(names == std::vector<std::string>{"mlx5_0", "rxe0"});
+    CHECK(devices.size() == 2);
+    CHECK_FALSE(devices.empty());
+    CHECK(devices[1] == devices.find("rxe0"));
+    CHECK(devices.native_handle()[0] == devices[0]);
+    CHECK(devices.native_handle()[2] == nullptr);
 }
 
-} // namespace
+TEST_CASE("an unknown device is reported with the existing ones", "[verbs][device_list]") {
+    SimulatedVerbs verbs({{.name = "mlx5_0"}, {.name = "rxe0"}});
+    const DeviceList devices;
+    const std::string text =
+        failure_text(std::errc::no_such_device, [&] { (void)devices.find("rxe"); });
+    CHECK_THAT(text, contains("no RDMA device is named \"rxe\""));
+    CHECK_THAT(text, contains("mlx5_0, rxe0"));
+    CHECK_THAT(failure_text(std::errc::no_such_device, [&] { (void)devices.find(""); }),
+               contains("named \"\""));
+}
+
+TEST_CASE("an empty list is reported with advice", "[verbs][device_list]") {
+    SimulatedVerbs verbs(std::vector<simulated::DeviceOptions>{});
+    const DeviceList devices;
+    CHECK(devices.empty());
+    CHECK(devices.begin() == devices.end());
+    for (const char* name : {"rxe0", ""}) {
+        const std::string text =
+            failure_text(std::errc::no_such_device, [&] { (void)devices.find(name); });
+        CHECK_THAT(text, contains("no RDMA device found"));
+        CHECK_THAT(text, contains("rdma link add"));
+    }
+}
+
+TEST_CASE("a kernel without RDMA has no devices", "[verbs][device_list]") {
+    SimulatedVerbs verbs;
+    for (auto sign : {simulated::ErrnoSign::usual, simulated::ErrnoSign::negative}) {
+        verbs.fail("ibv_get_device_list", {.error = ENOSYS, .sign = sign});
+        const DeviceList devices;
+        CHECK(devices.empty());
+        CHECK(devices.begin() == devices.end());
+        CHECK(devices.native_handle() == nullptr);
+    }
+    CHECK(verbs.failures_injected() == 2);
+}
+
+TEST_CASE("a moved-from device list is empty", "[verbs][device_list]") {
+    SimulatedVerbs verbs;
+    DeviceList first;
+    DeviceList second(std::move(first));
+    CHECK(second.size() == 1);
+    CHECK(first.empty());
+    CHECK(first.begin() == first.end());
+    CHECK(first.native_handle() == nullptr);
+    DeviceList third;
+    third = std::move(second);
+    CHECK(third.size() == 1);
+    CHECK(second.empty());
+    CHECK(verbs.calls("ibv_free_device_list") == 1); // the list that was assigned to
+}
 
 TEST_CASE("a device is opened by name", "[verbs][context]") {
     SimulatedVerbs verbs({{.name = "mlx5_0"}, {.name = "rxe0"}});
@@ -59,7 +121,7 @@ TEST_CASE("without a name the first device with an active port is opened", "[ver
     CHECK(verbs.live_objects() == 0);
 }
 
-TEST_CASE("a device with a name is opened though its port is down", "[verbs][context]") {
+TEST_CASE("a named device is opened even if its port is down", "[verbs][context]") {
     SimulatedVerbs verbs({{.name = "down", .ports = {port_in(IBV_PORT_DOWN)}}});
     CHECK(Context::open("down").name() == "down");
 }
@@ -73,7 +135,7 @@ TEST_CASE("a device has at least one completion vector", "[verbs][context]") {
     }
 }
 
-TEST_CASE("no active port: the error says what there is", "[verbs][context]") {
+TEST_CASE("without an active port the error names all ports", "[verbs][context]") {
     SimulatedVerbs verbs(
         {{.name = "mlx5_0", .ports = {port_in(IBV_PORT_DOWN), port_in(IBV_PORT_INIT)}},
          {.name = "rxe0", .ports = {port_in(IBV_PORT_DOWN)}},
@@ -87,7 +149,7 @@ TEST_CASE("no active port: the error says what there is", "[verbs][context]") {
     CHECK(verbs.live_objects() == 0);
 }
 
-TEST_CASE("no device: the error says what may help", "[verbs][context]") {
+TEST_CASE("without a device the error has advice", "[verbs][context]") {
     SimulatedVerbs verbs(std::vector<DeviceOptions>{});
     for (const char* name : {"", "rxe0"}) {
         CHECK_THAT(failure_text(std::errc::no_such_device, [&] { (void)Context::open(name); }),
@@ -95,7 +157,7 @@ TEST_CASE("no device: the error says what may help", "[verbs][context]") {
     }
 }
 
-TEST_CASE("an unknown device: the error names those there are", "[verbs][context]") {
+TEST_CASE("an unknown device name is reported with the existing ones", "[verbs][context]") {
     SimulatedVerbs verbs({{.name = "mlx5_0"}, {.name = "rxe0"}});
     CHECK_THAT(failure_text(std::errc::no_such_device, [] { (void)Context::open("mlx4_0"); }),
                contains("\"mlx4_0\"; there are: mlx5_0, rxe0"));
@@ -112,16 +174,7 @@ TEST_CASE("a device that cannot be opened does not hide the next", "[verbs][cont
     CHECK_THAT(text, contains("rxe0 (ibv_open_device: Permission denied)"));
 }
 
-TEST_CASE("a named device that cannot be opened names the verb", "[verbs][context]") {
-    SimulatedVerbs verbs;
-    for (auto sign : {ErrnoSign::usual, ErrnoSign::negative}) {
-        verbs.fail("ibv_open_device", {.error = EACCES, .sign = sign});
-        CHECK(failure_text(std::errc::permission_denied, [] { (void)Context::open("sim0"); }) ==
-              "ibv_open_device: Permission denied");
-    }
-}
-
-TEST_CASE("a null device is refused", "[verbs][context]") {
+TEST_CASE("a null device is rejected", "[verbs][context]") {
     SimulatedVerbs verbs;
     CHECK_THAT(failure_text(std::errc::invalid_argument,
                             [] { Context context(static_cast<ibv_device*>(nullptr)); }),
@@ -131,7 +184,7 @@ TEST_CASE("a null device is refused", "[verbs][context]") {
                contains("Context"));
 }
 
-TEST_CASE("the device stays open for those who share it", "[verbs][context]") {
+TEST_CASE("the device stays open while a handle exists", "[verbs][context]") {
     SimulatedVerbs verbs;
     std::shared_ptr<ibv_context> handle = Context::open("sim0").shared_handle();
     CHECK(verbs.calls("ibv_close_device") == 0);
@@ -161,7 +214,7 @@ TEST_CASE("a moved-from context owns nothing", "[verbs][context]") {
     CHECK(second.name() == "sim0");
 }
 
-TEST_CASE("the device's limits can be asked for", "[verbs][context]") {
+TEST_CASE("the limits of the device are queried", "[verbs][context]") {
     DeviceOptions device;
     device.attr.max_cqe = 123;
     SimulatedVerbs verbs({device});
@@ -170,7 +223,7 @@ TEST_CASE("the device's limits can be asked for", "[verbs][context]") {
     CHECK(context.query_device().phys_port_cnt == 1);
 }
 
-TEST_CASE("a query that fails names the verb, whatever the sign", "[verbs][context]") {
+TEST_CASE("a failed query names the verb, in every sign of the errno", "[verbs][context]") {
     SimulatedVerbs verbs;
     const Context context = Context::open("sim0");
     const auto sign =
@@ -186,7 +239,7 @@ TEST_CASE("a query that fails names the verb, whatever the sign", "[verbs][conte
           "ibv_query_gid_ex: No such device");
 }
 
-TEST_CASE("a port out of range is reported with those there are", "[verbs][context]") {
+TEST_CASE("a port out of range is reported with the valid ones", "[verbs][context]") {
     SimulatedVerbs verbs({{.name = "dual", .ports = {PortOptions{}, PortOptions{}}}});
     const Context context = Context::open("dual");
     CHECK(context.query_port(2).active_mtu == IBV_MTU_4096);
@@ -249,7 +302,7 @@ TEST_CASE("an empty GID is reported with those in use", "[verbs][context]") {
     CHECK_THAT(text(), contains("in use are: none"));
 }
 
-TEST_CASE("an empty GID is told from a failure in either sign", "[verbs][context]") {
+TEST_CASE("an empty GID is recognised in either sign of the errno", "[verbs][context]") {
     SimulatedVerbs verbs;
     const Context context = Context::open("sim0");
     verbs.fail("ibv_query_gid_ex", {.error = ENODATA, .sign = ErrnoSign::negative});
