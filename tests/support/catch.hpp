@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-//
-// Catch2 as the system has it: v3 where its umbrella header exists, else v2.13. Tests include this
-// header and never Catch2 itself, so that one source builds on Debian 12 and on newer systems.
+// Catch2 v3 if its umbrella header exists, else v2.13. Tests include this header instead of Catch2,
+// to build on Debian 12 and on newer systems.
 #pragma once
 
 #if __has_include(<catch2/catch_all.hpp>)
@@ -14,7 +13,7 @@
 
 namespace asyncverbs::support {
 
-// The matcher "has this substring", which the two versions name differently.
+// The matcher for a substring, which has a different name in the two versions.
 inline auto contains(const std::string& text) {
 #if __has_include(<catch2/catch_all.hpp>)
     return Catch::Matchers::ContainsSubstring(text);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The plainest coroutine type that a test can hold: it starts at once, and the test may destroy
-// it where it is suspended. Written here, so that the tests of AsyncCq rest on no other layer.
+// A minimal coroutine type: it starts at once, and the test may destroy it while it is suspended.
+// Independent of coro/, so that the tests of AsyncCq depend on no other layer.
 #pragma once
 
 #include <coroutine>
@@ -34,7 +34,7 @@ public:
 
     bool done() const noexcept { return handle_.done(); }
 
-    /// Rethrows what the coroutine ended with.
+    /// Rethrows the exception with which the coroutine ended.
     void get() const {
         if (handle_.promise().exception) std::rethrow_exception(handle_.promise().exception);
     }

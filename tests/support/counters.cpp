@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The wrapped symbols behind counters.hpp. The linker turns a call of f in a test's own object
-// files, the library's headers included, into one of __wrap_f, and a call of __real_f into one of
-// f. Not replaced and not interposed, so that those of the sanitizers stay in place.
+// The linker redirects a call of f in the object files of a test, including the headers of the
+// library, to __wrap_f, and a call of __real_f to f. f itself is neither replaced nor interposed,
+// so that the functions of the sanitizers stay in place.
 #include "support/counters.hpp"
 
 #include <fcntl.h>
@@ -25,9 +25,9 @@ thread_local Counters count;
 thread_local int interruptions = 0;
 thread_local int shelters = 0;
 
-// Counts down to the call that fails.
+// Counts down to the failing call.
 struct Countdown {
-    std::size_t left = 0; // 0: none fails
+    std::size_t left = 0; // 0: no call fails
     bool failed = false;
 
     bool fails_now() noexcept {
@@ -39,7 +39,7 @@ thread_local Countdown allocations;
 thread_local Countdown system_calls;
 thread_local const char* failed_call = "";
 
-std::atomic<int> pinnings_left = 0; // to the one that fails; 0: none does
+std::atomic<int> pinnings_left = 0; // until the failing one; 0: none fails
 
 void count_allocation() {
     ++count.allocations;
@@ -173,7 +173,7 @@ int __wrap_timerfd_settime(int fd, int flags, const itimerspec* setting, itimers
 
 } // extern "C"
 
-// C++ functions, by the names of their symbols.
+// C++ functions, by their symbol names.
 using Time = std::chrono::steady_clock::time_point;
 Time real_now() __asm__("__real__ZNSt6chrono3_V212steady_clock3nowEv");
 Time wrapped_now() __asm__("__wrap__ZNSt6chrono3_V212steady_clock3nowEv");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Counts what a piece of code costs: allocations by operator new or aligned_alloc, the system calls
-// of an event loop, readings of the clock, mutexes. They are redirected by the linker: link
+// Counts allocations by operator new and aligned_alloc, the system calls of an event loop, readings
+// of the clock and locked mutexes, and makes them fail. The linker redirects them: link
 // asyncverbs_counters.
 #pragma once
 
@@ -23,7 +23,7 @@ struct Counters {
     }
 };
 
-// What the calling thread has done so far. Read it before and after.
+// The counts of the calling thread. Subtract two values.
 Counters counters() noexcept;
 
 inline Counters operator-(const Counters& a, const Counters& b) noexcept {
@@ -39,27 +39,27 @@ inline Counters operator-(const Counters& a, const Counters& b) noexcept {
     return difference;
 }
 
-// The next epoll_wait of this thread returns EINTR so many times before it does its work.
+// The next `times` calls of epoll_wait on this thread fail with EINTR.
 void interrupt_epoll_wait(int times) noexcept;
 
-// The next allocation of this thread that `skip` others precede throws std::bad_alloc.
+// The allocation of this thread after the next `skip` ones throws std::bad_alloc.
 void fail_allocation(std::size_t skip) noexcept;
 
 // The same for the system calls that can fail (epoll_create1, eventfd, timerfd_create, fcntl,
-// epoll_ctl but for EPOLL_CTL_DEL, epoll_wait): it returns -1 with EIO.
+// epoll_ctl except EPOLL_CTL_DEL, epoll_wait): it returns -1 with EIO.
 void fail_system_call(std::size_t skip) noexcept;
 
-// Takes back what was asked for by these two. Returns whether one of them did fail.
+// Cancels both. Returns whether one of them failed.
 bool stop_failing() noexcept;
 
-// The nth pthread_setaffinity_np from now, on whichever thread, fails with EINVAL.
+// The nth pthread_setaffinity_np from now, on any thread, fails with EINVAL.
 void fail_pinning(int nth) noexcept;
 
-// The name of the system call that failed, "" if none did since fail_system_call().
+// The name of the system call that failed since fail_system_call(), "" if none.
 const char* failed_system_call() noexcept;
 
-// As long as one exists, nothing on this thread fails, or counts towards what is to fail: for a
-// test's own bookkeeping inside the code that it tests.
+// While one exists, no call of this thread fails or counts towards the failing one: for code of the
+// test that runs inside the code under test.
 class FailureShelter {
 public:
     FailureShelter() noexcept;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What a completion queue must survive although no sound program does it: a coroutine whose
-// exception reaches the event loop.
+// A coroutine whose exception reaches the event loop. A completion queue must survive it.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -13,7 +12,7 @@
 
 namespace asyncverbs::support {
 
-// A coroutine that polls once, and lets what it then throws escape to who resumes it.
+// Polls once, then throws into its resumer.
 struct Escaping {
     struct promise_type {
         Escaping get_return_object() noexcept {
@@ -24,7 +23,8 @@ struct Escaping {
         void return_void() const noexcept {}
         void unhandled_exception() const { throw; }
     };
-    // Clang 19 destroys such a coroutine, once it has thrown, as if suspended where it was last.
+    // Clang 19 destroys a coroutine that threw as if it were suspended at its last suspension
+    // point.
     struct Pass {
         bool await_ready() const noexcept { return false; }
         bool await_suspend(std::coroutine_handle<>) const noexcept { return false; }

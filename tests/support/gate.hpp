@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Something to wait at: suspends its coroutine until the test resumes it.
+// An awaitable that suspends its coroutine until the test opens it.
 #pragma once
 
 #include <coroutine>

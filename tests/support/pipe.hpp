@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A pipe for tests: a file descriptor that a test makes readable, unreadable or hung up at will.
+// A pipe: a file descriptor that a test makes readable, unreadable or hung up.
 #pragma once
 
 #include <fcntl.h>
@@ -37,7 +37,7 @@ public:
         }
     }
 
-    /// Takes one byte; false: there was none.
+    /// Reads one byte; false if there was none.
     bool take() const {
         char byte = 0;
         return ::read(reader_, &byte, 1) == 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What nearly every test takes from outside the library, compiled once.
+// Headers that nearly every test includes, compiled once.
 #pragma once
 
 #include <array>

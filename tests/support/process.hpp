@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Another program as part of a test: started with arguments, its output and exit status collected.
-// Whatever happens, it does not outlive its Process object.
+// A child process: started with arguments; collects its output and exit status. The destructor
+// kills it if it still runs.
 #pragma once
 
 #include <fcntl.h>
@@ -25,7 +25,7 @@ namespace asyncverbs::support {
 
 class Process {
 public:
-    // `error_fd`: where standard error goes, if not to where error() reads it.
+    // `error_fd`: the descriptor for standard error; by default error() returns it.
     explicit Process(std::vector<std::string> arguments, int error_fd = -1)
         : output_(make_file("stdout")), error_(make_file("stderr")) {
         std::vector<char*> argv;
@@ -57,8 +57,8 @@ public:
         if (!ended_) ::kill(pid_, SIGKILL);
     }
 
-    // The exit status; 128 + N if signal N ended it; -1 if it has not ended after so long (-1:
-    // ever).
+    // The exit status; 128 + N if signal N ended it; -1 if it still runs after this time (-1: no
+    // limit).
     int wait(int milliseconds = 120'000) {
         if (!ended_) {
             pollfd waited{pid_fd_, POLLIN, 0};

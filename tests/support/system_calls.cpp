@@ -18,7 +18,7 @@
 namespace asyncverbs::support {
 namespace {
 
-// System calls that do not exist: they do nothing but show up in the trace.
+// System calls that do not exist: their only effect is to appear in the trace.
 constexpr long begin_marker = 10001;
 constexpr long end_marker = 10002;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs a program for which io_uring is forbidden, as it is in many containers.
+// Runs a program with io_uring disabled, as in many containers.
 //
 // Usage: without_io_uring PROGRAM [ARGUMENT...]
 #include <linux/filter.h>

@@ -106,7 +106,7 @@ TEST_CASE("each queue pair takes the next shared receive for its message",
     CHECK(poll(parents.cq)[0].status == IBV_WC_LOC_LEN_ERR);
 }
 
-TEST_CASE("a queue pair with shared receives has no receives of its own",
+TEST_CASE("a queue pair with shared receives has no private receives",
           "[verbs][shared_receive_queue]") {
     SimulatedVerbs verbs;
     const Parents parents;

@@ -26,7 +26,7 @@ constexpr std::size_t request_room = 56;
 constexpr std::size_t reply_room = 196;
 constexpr std::size_t reject_room = 148;
 constexpr int rejected_by_program = 28;
-constexpr int nobody_listens = 8;
+constexpr int no_listener = 8;
 
 // An event that the application has read and not acknowledged yet.
 struct ReadEvent : rdma_cm_event {
@@ -374,7 +374,7 @@ extern "C" int rdma_connect(rdma_cm_id* id, rdma_conn_param* parameters) {
         active.parameters = *parameters;
         CmId* const listener = find_listener(simulation, active.route.addr.dst_sin.sin_port);
         if (listener == nullptr) {
-            follow(Verb::connect, {&active, nullptr, RDMA_CM_EVENT_REJECTED, nobody_listens,
+            follow(Verb::connect, {&active, nullptr, RDMA_CM_EVENT_REJECTED, no_listener,
                                    std::string(reject_room, '\0')});
             return 0;
         }

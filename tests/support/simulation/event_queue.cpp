@@ -57,9 +57,9 @@ void EventDescriptor::raise_error() {
     ::connect(peer_, reinterpret_cast<const sockaddr*>(&name), size);
     const char unread = 1;
     ::send(fd_, &unread, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-    sockaddr nobody{};
-    nobody.sa_family = AF_UNSPEC;
-    ::connect(peer_, &nobody, sizeof nobody);
+    sockaddr unspecified{};
+    unspecified.sa_family = AF_UNSPEC;
+    ::connect(peer_, &unspecified, sizeof unspecified);
 }
 
 bool EventDescriptor::close() {

@@ -234,7 +234,7 @@ void send(Simulation& simulation, QueuePair& qp, QueuePair& peer, const Bytes& d
     complete_send(simulation, qp, IBV_WC_SUCCESS, data.size());
 }
 
-void refuse_access(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
+void reject_access(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
     fail_send(simulation, qp, IBV_WC_REM_ACCESS_ERR);
     simulation.to_error(peer);
     simulation.queue_qp_event(peer, IBV_EVENT_QP_ACCESS_ERR);
@@ -246,7 +246,7 @@ void rdma_write(Simulation& simulation, QueuePair& qp, QueuePair& peer, const By
         std::byte* to = remote_bytes(simulation, peer, request.wr.wr.rdma.remote_addr,
                                      request.wr.wr.rdma.rkey, data.size(), IBV_ACCESS_REMOTE_WRITE);
         if (to == nullptr) {
-            refuse_access(simulation, qp, peer);
+            reject_access(simulation, qp, peer);
             return;
         }
         std::memcpy(to, data.data(), data.size());
@@ -268,7 +268,7 @@ void rdma_read(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
         from = remote_bytes(simulation, peer, request.wr.wr.rdma.remote_addr,
                             request.wr.wr.rdma.rkey, length, IBV_ACCESS_REMOTE_READ);
         if (from == nullptr) {
-            refuse_access(simulation, qp, peer);
+            reject_access(simulation, qp, peer);
             return;
         }
     }
@@ -291,7 +291,7 @@ void atomic(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
     std::byte* target = remote_bytes(simulation, peer, operation.remote_addr, operation.rkey,
                                      sizeof(std::uint64_t), IBV_ACCESS_REMOTE_ATOMIC);
     if (target == nullptr) {
-        refuse_access(simulation, qp, peer);
+        reject_access(simulation, qp, peer);
         return;
     }
     std::uint64_t before = 0;
@@ -433,7 +433,7 @@ void Simulation::to_error(QueuePair& qp) {
     if (qp.shared_queue != nullptr) {
         queue_qp_event(qp, IBV_EVENT_QP_LAST_WQE_REACHED);
     }
-    peers_to_tell = true;
+    peers_affected = true;
 }
 
 bool Simulation::step(QueuePair& qp) {
@@ -450,7 +450,7 @@ bool Simulation::step(QueuePair& qp) {
 void Simulation::progress(QueuePair& qp) {
     while (step(qp)) {
     }
-    if (peers_to_tell) {
+    if (peers_affected) {
         progress_all();
     }
 }
@@ -459,7 +459,7 @@ int Simulation::progress_all(int limit) {
     int moved = 0;
     for (bool again = true; again;) {
         again = false;
-        peers_to_tell = false;
+        peers_affected = false;
         for (const auto& numbered : qps_by_number) {
             if (moved < limit && step(*numbered.second)) {
                 ++moved;
