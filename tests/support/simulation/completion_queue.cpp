@@ -299,13 +299,11 @@ ibv_cq_ex* create_cq_ex(ibv_context* context, ibv_cq_init_attr_ex* attributes) {
 }
 
 int modify_cq(ibv_cq* cq, ibv_modify_cq_attr* attributes) {
-    return run_on<CompletionQueue>(Verb::modify_cq, cq,
-                                   [&](Simulation&, CompletionQueue& modified) -> Outcome {
-                                       if (attributes->attr_mask != IBV_CQ_ATTR_MODERATE)
-                                           return {.error = EINVAL};
-                                       modified.moderation = attributes->moderate;
-                                       return {};
-                                   });
+    return run_on<CompletionQueue>(Verb::modify_cq, cq, [&](auto&, auto& modified) -> Outcome {
+        if (attributes->attr_mask != IBV_CQ_ATTR_MODERATE) return {.error = EINVAL};
+        modified.moderation = attributes->moderate;
+        return {};
+    });
 }
 
 } // namespace asyncverbs::simulated
@@ -327,7 +325,7 @@ extern "C" ibv_comp_channel* ibv_create_comp_channel(ibv_context* context) {
 extern "C" int ibv_destroy_comp_channel(ibv_comp_channel* channel) {
     constexpr Verb verb = Verb::destroy_comp_channel;
     return run_destroy<CompletionChannel>(
-        verb, channel, [&](Simulation& simulation, CompletionChannel& destroyed) {
+        verb, channel, [&](Simulation& simulation, auto& destroyed) {
             if (!destroyed.events.close()) {
                 simulation.record(verb, "the descriptor of " + describe(destroyed) +
                                             " was read or closed by the application");
@@ -357,7 +355,7 @@ extern "C" ibv_cq* ibv_create_cq(ibv_context* context, int cqe, void* cq_context
 
 extern "C" int ibv_destroy_cq(ibv_cq* cq) {
     return run_destroy<CompletionQueue>(
-        Verb::destroy_cq, cq, [&](Simulation& simulation, CompletionQueue& destroyed) {
+        Verb::destroy_cq, cq, [&](Simulation& simulation, auto& destroyed) {
             // Unread events are dropped with the queue; events that were read must be acknowledged.
             if (CompletionChannel* channel = destroyed.completion_channel) {
                 channel->events.remove_if(

@@ -260,7 +260,7 @@ extern "C" ibv_context* ibv_open_device(ibv_device* device) {
 
 extern "C" int ibv_close_device(ibv_context* context) {
     return run_destroy<Context>(
-        Verb::close_device, context, [&](Simulation& simulation, Context& closed) {
+        Verb::close_device, context, [&](Simulation& simulation, auto& closed) {
             --closed.opened_device.users;
             if (!closed.async_events.close()) {
                 simulation.record(Verb::close_device,
@@ -271,42 +271,39 @@ extern "C" int ibv_close_device(ibv_context* context) {
 }
 
 extern "C" int ibv_query_device(ibv_context* context, ibv_device_attr* attr) {
-    return run_on<Context>(Verb::query_device, context,
-                           [&](Simulation&, Context& queried) -> Outcome {
-                               *attr = queried.opened_device.options.attr;
-                               return {};
-                           });
+    return run_on<Context>(Verb::query_device, context, [&](auto&, auto& queried) -> Outcome {
+        *attr = queried.opened_device.options.attr;
+        return {};
+    });
 }
 
 extern "C" int(ibv_query_port)(ibv_context* context, std::uint8_t port,
                                _compat_ibv_port_attr* attr) {
-    return run_on<Context>(
-        Verb::query_port, context, [&](Simulation&, Context& queried) -> Outcome {
-            const PortOptions* options = find_port(queried, port);
-            if (options == nullptr) {
-                return {.error = EINVAL};
-            }
-            // This function writes the attributes before port_cap_flags2 only.
-            std::memcpy(attr, &options->attr, offsetof(ibv_port_attr, port_cap_flags2));
-            return {};
-        });
+    return run_on<Context>(Verb::query_port, context, [&](auto&, auto& queried) -> Outcome {
+        const PortOptions* options = find_port(queried, port);
+        if (options == nullptr) {
+            return {.error = EINVAL};
+        }
+        // This function writes the attributes before port_cap_flags2 only.
+        std::memcpy(attr, &options->attr, offsetof(ibv_port_attr, port_cap_flags2));
+        return {};
+    });
 }
 
 extern "C" int _ibv_query_gid_ex(ibv_context* context, std::uint32_t port, std::uint32_t index,
                                  ibv_gid_entry* entry, std::uint32_t flags,
                                  std::size_t entry_size) {
-    return run_on<Context>(Verb::query_gid_ex, context,
-                           [&](Simulation&, Context& queried) -> Outcome {
-                               if (flags != 0 || entry_size < sizeof(ibv_gid_entry)) {
-                                   return {.error = EINVAL};
-                               }
-                               GidEntry found;
-                               if (const int error = find_gid(queried, port, index, found)) {
-                                   return {.error = error};
-                               }
-                               *entry = to_verbs(found, port, index);
-                               return {};
-                           });
+    return run_on<Context>(Verb::query_gid_ex, context, [&](auto&, auto& queried) -> Outcome {
+        if (flags != 0 || entry_size < sizeof(ibv_gid_entry)) {
+            return {.error = EINVAL};
+        }
+        GidEntry found;
+        if (const int error = find_gid(queried, port, index, found)) {
+            return {.error = error};
+        }
+        *entry = to_verbs(found, port, index);
+        return {};
+    });
 }
 
 // --- asynchronous events ---

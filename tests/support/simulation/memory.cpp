@@ -90,9 +90,8 @@ extern "C" ibv_pd* ibv_alloc_pd(ibv_context* context) {
 }
 
 extern "C" int ibv_dealloc_pd(ibv_pd* pd) {
-    return run_destroy<ProtectionDomain>(
-        Verb::dealloc_pd, pd,
-        [&](Simulation&, ProtectionDomain& domain) { --domain.owner().users; });
+    return run_destroy<ProtectionDomain>(Verb::dealloc_pd, pd,
+                                         [&](auto&, auto& domain) { --domain.owner().users; });
 }
 
 extern "C" ibv_mr*(ibv_reg_mr)(ibv_pd* pd, void* address, std::size_t length, int access) {
@@ -106,17 +105,16 @@ extern "C" ibv_mr* ibv_reg_mr_iova2(ibv_pd* pd, void* address, std::size_t lengt
 }
 
 extern "C" int ibv_dereg_mr(ibv_mr* mr) {
-    return run_destroy<MemoryRegion>(Verb::dereg_mr, mr,
-                                     [&](Simulation& simulation, MemoryRegion& region) {
-                                         if (!simulation.dereg_in_use_allowed) {
-                                             report_uses(simulation, region);
-                                         }
-                                         simulation.regions_by_key.erase(region.lkey);
-                                         simulation.regions_by_key.erase(region.rkey);
-                                         region.lkey = 0;
-                                         region.rkey = 0;
-                                         --region.domain.users;
-                                     });
+    return run_destroy<MemoryRegion>(Verb::dereg_mr, mr, [&](Simulation& simulation, auto& region) {
+        if (!simulation.dereg_in_use_allowed) {
+            report_uses(simulation, region);
+        }
+        simulation.regions_by_key.erase(region.lkey);
+        simulation.regions_by_key.erase(region.rkey);
+        region.lkey = 0;
+        region.rkey = 0;
+        --region.domain.users;
+    });
 }
 
 extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
@@ -136,6 +134,6 @@ extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
 }
 
 extern "C" int ibv_destroy_ah(ibv_ah* ah) {
-    return run_destroy<AddressHandle>(
-        Verb::destroy_ah, ah, [&](Simulation&, AddressHandle& handle) { --handle.domain.users; });
+    return run_destroy<AddressHandle>(Verb::destroy_ah, ah,
+                                      [&](auto&, auto& handle) { --handle.domain.users; });
 }

@@ -219,7 +219,7 @@ int post_list(WorkRequest* wr, WorkRequest** bad_wr, Post post) {
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
     *bad_wr = wr; // also for an injected failure
     return run_on<QueuePair>(
-        Verb::post_send, qp, [&](Simulation& simulation, QueuePair& poster) -> Outcome {
+        Verb::post_send, qp, [&](Simulation& simulation, auto& poster) -> Outcome {
             const int error = post_list(wr, bad_wr, [&](const ibv_send_wr& request) {
                 return post_one_send(simulation, poster, request);
             });
@@ -234,7 +234,7 @@ int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
 int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
     *bad_wr = wr;
     return run_on<QueuePair>(
-        Verb::post_recv, qp, [&](Simulation& simulation, QueuePair& poster) -> Outcome {
+        Verb::post_recv, qp, [&](Simulation& simulation, auto& poster) -> Outcome {
             const int error = post_list(wr, bad_wr, [&](const ibv_recv_wr& request) {
                 return post_one_receive(poster, request);
             });
@@ -252,8 +252,7 @@ int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
 int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
     *bad_wr = wr;
     return run_on<SharedReceiveQueue>(
-        Verb::post_srq_recv, srq,
-        [&](Simulation& simulation, SharedReceiveQueue& queue) -> Outcome {
+        Verb::post_srq_recv, srq, [&](Simulation& simulation, auto& queue) -> Outcome {
             const int error = post_list(wr, bad_wr, [&](const ibv_recv_wr& request) {
                 if (request.num_sge < 0 ||
                     static_cast<std::uint32_t>(request.num_sge) > queue.attr.max_sge) {
@@ -322,7 +321,7 @@ extern "C" ibv_qp* ibv_create_qp(ibv_pd* pd, ibv_qp_init_attr* init_attr) {
 }
 
 extern "C" int ibv_query_qp(ibv_qp* qp, ibv_qp_attr* attr, int, ibv_qp_init_attr* init_attr) {
-    return run_on<QueuePair>(Verb::query_qp, qp, [&](Simulation&, QueuePair& queried) -> Outcome {
+    return run_on<QueuePair>(Verb::query_qp, qp, [&](auto&, auto& queried) -> Outcome {
         *attr = queried.attr;
         attr->cur_qp_state = attr->qp_state;
         attr->cap = queried.init_attr.cap;
@@ -334,7 +333,7 @@ extern "C" int ibv_query_qp(ibv_qp* qp, ibv_qp_attr* attr, int, ibv_qp_init_attr
 
 extern "C" int ibv_modify_qp(ibv_qp* qp, ibv_qp_attr* attr, int mask) {
     return run_on<QueuePair>(
-        Verb::modify_qp, qp, [&](Simulation& simulation, QueuePair& modified) -> Outcome {
+        Verb::modify_qp, qp, [&](Simulation& simulation, auto& modified) -> Outcome {
             const ibv_qp_state from = modified.attr.qp_state;
             const ibv_qp_state to = (mask & IBV_QP_STATE) != 0 ? attr->qp_state : from;
             if (!allowed(modified, from, to, mask) || !valid_values(modified, *attr, mask)) {
@@ -357,7 +356,7 @@ extern "C" int ibv_modify_qp(ibv_qp* qp, ibv_qp_attr* attr, int mask) {
 
 extern "C" int ibv_destroy_qp(ibv_qp* qp) {
     return run_destroy<QueuePair>(
-        Verb::destroy_qp, qp, [&](Simulation& simulation, QueuePair& destroyed) {
+        Verb::destroy_qp, qp, [&](Simulation& simulation, auto& destroyed) {
             destroyed.owner().async_events.remove_if(
                 [&](const ibv_async_event& event) { return event.element.qp == &destroyed; });
             simulation.check_account(Verb::destroy_qp, destroyed, destroyed.async_events,
@@ -426,7 +425,7 @@ extern "C" int ibv_query_srq(ibv_srq* srq, ibv_srq_attr* attr) {
 
 extern "C" int ibv_destroy_srq(ibv_srq* srq) {
     return run_destroy<SharedReceiveQueue>(
-        Verb::destroy_srq, srq, [&](Simulation& simulation, SharedReceiveQueue& destroyed) {
+        Verb::destroy_srq, srq, [&](Simulation& simulation, auto& destroyed) {
             destroyed.owner().async_events.remove_if(
                 [&](const ibv_async_event& event) { return event.element.srq == &destroyed; });
             simulation.check_account(Verb::destroy_srq, destroyed, destroyed.async_events,
