@@ -38,8 +38,8 @@ static_assert(CqNotifier<ManualNotifier>);
 static_assert(std::move_constructible<PollOperation> && !std::copyable<PollOperation>);
 static_assert(std::move_constructible<PollWrIdOperation>);
 static_assert(awaitable_of<PollOperation, std::span<ibv_wc>>);
-static_assert(!awaitable<PollOperation&>, "an operation is awaited once, as an rvalue");
-static_assert(awaitable_of<PollWrIdOperation, ibv_wc>);
+static_assert(awaitable_of<PollOperation&, std::span<ibv_wc>>);
+static_assert(awaitable_of<PollWrIdOperation, ibv_wc> && awaitable<PollWrIdOperation&>);
 static_assert(std::movable<AsyncCq> && !std::copyable<AsyncCq>);
 
 namespace {
@@ -272,6 +272,70 @@ TEST_CASE("AsyncCq: an operation can be moved until it is awaited, and then it d
     while (f.notifier.run()) {
     }
     CHECK(got == WrIds{1, 1000});
+}
+
+TEST_CASE("AsyncCq: an operation is awaited as an lvalue, and polls again each time") {
+    Fixture f;
+    struct Local {
+        static Coroutine run(std::optional<AsyncCq>& cq, WrIds& got, std::stop_token stop) {
+            std::array<ibv_wc, 1> wcs{};
+            PollOperation any = cq->poll(wcs, stop);
+            for (int i = 0; i < 3; ++i) {
+                for (const ibv_wc& wc : co_await any) got.push_back(wc.wr_id);
+            }
+            PollWrIdOperation one = cq->poll_wr_id(9);
+            for (int i = 0; i < 2; ++i) {
+                const ibv_wc wc = co_await one;
+                got.push_back(wc.wr_id);
+            }
+            cq.reset(); // before its operations
+        }
+    };
+    std::stop_source stop;
+    WrIds got;
+    f.sim.complete(f.native, 1);
+    const Coroutine consumer = Local::run(f.cq, got, stop.get_token());
+    for (const std::uint64_t id : {2u, 3u, 9u, 9u}) f.complete_and_run(id);
+    CHECK(consumer.done());
+    CHECK(got == WrIds{1, 2, 3, 9, 9});
+    stop.request_stop(); // no longer reaches the destroyed AsyncCq
+}
+
+TEST_CASE("AsyncCq: an operation can be moved between await_ready() and await_suspend()") {
+    // As an await_transform does that wraps the awaiter in its own.
+    struct Wrapper {
+        explicit Wrapper(PollWrIdOperation o) : operation(std::move(o)) {}
+        bool await_ready() { return operation->await_ready(); }
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<> coroutine) {
+            move();
+            return operation->await_suspend(coroutine);
+        }
+        ibv_wc await_resume() {
+            move();
+            return operation->await_resume();
+        }
+        void move() {
+            PollWrIdOperation moved = std::move(*operation);
+            operation.emplace(std::move(moved));
+        }
+        std::optional<PollWrIdOperation> operation;
+    };
+    struct Local {
+        static Coroutine run(AsyncCq& cq, WrIds& got) {
+            for (int i = 0; i < 2; ++i) {
+                Wrapper wrapper(cq.poll_wr_id(9));
+                const ibv_wc wc = co_await wrapper;
+                got.push_back(wc.wr_id);
+            }
+        }
+    };
+    Fixture f;
+    WrIds got;
+    f.sim.complete(f.native, 9);
+    const Coroutine consumer = Local::run(*f.cq, got);
+    CHECK(got == WrIds{9});
+    f.complete_and_run(9);
+    CHECK(got == WrIds{9, 9});
 }
 
 // --- several waiters ---

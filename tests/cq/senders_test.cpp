@@ -39,11 +39,12 @@ template <class R>
 concept suspend_result = std::same_as<R, void> || std::same_as<R, bool> || is_coroutine_handle<R>;
 
 template <class A, class Promise>
-concept is_awaiter = requires(A& awaiter, std::coroutine_handle<Promise> coroutine) {
-    awaiter.await_ready() ? 1 : 0;
-    { awaiter.await_suspend(coroutine) } -> suspend_result;
-    awaiter.await_resume();
-};
+concept is_awaiter =
+    requires(std::remove_reference_t<A>& awaiter, std::coroutine_handle<Promise> coroutine) {
+        awaiter.await_ready() ? 1 : 0;
+        { awaiter.await_suspend(coroutine) } -> suspend_result;
+        awaiter.await_resume();
+    };
 
 // The promise of the standard's adaptation: it looks for as_awaitable first, and else passes on.
 template <class Derived>
@@ -62,9 +63,19 @@ struct WithAwaitTransform {
 };
 struct EnvPromise : WithAwaitTransform<EnvPromise> {};
 
+// GET-AWAITER: what operator co_await returns, or else the awaitable itself.
+template <class A>
+decltype(auto) get_awaiter(A&& awaitable) {
+    if constexpr (requires { std::forward<A>(awaitable).operator co_await(); }) {
+        return std::forward<A>(awaitable).operator co_await();
+    } else {
+        return std::forward<A>(awaitable);
+    }
+}
+
 template <class A, class Promise>
 using awaiter_of =
-    decltype(std::declval<Promise&>().await_transform(std::declval<A>()).operator co_await());
+    decltype(get_awaiter(std::declval<Promise&>().await_transform(std::declval<A>())));
 
 template <class A, class Promise>
 concept is_awaitable =
@@ -84,21 +95,22 @@ static_assert(is_sender<PollWrIdOperation> && std::same_as<value_of<PollWrIdOper
 static_assert(is_sender<Operation> && std::same_as<value_of<Operation>, Completion>);
 static_assert(is_sender<Operation::Wait> && std::same_as<value_of<Operation::Wait>, Completion>);
 
-// Awaited once, so as rvalues alone; the operation of a queue pair any number of times.
-static_assert(!is_awaitable<PollOperation&, EnvPromise>);
+// Awaitable as an lvalue, too, and the awaiter can be moved: libunifex and QCoro need both.
+static_assert(is_awaitable<PollOperation&, EnvPromise>);
 static_assert(!is_awaitable<const PollOperation, EnvPromise>);
-static_assert(!is_awaitable<PollWrIdOperation&, EnvPromise>);
+static_assert(is_awaitable<PollWrIdOperation&, EnvPromise>);
+static_assert(std::move_constructible<awaiter_of<PollOperation, EnvPromise>>);
 static_assert(!is_awaitable<Operation::Wait&, EnvPromise>);
 static_assert(is_awaitable<Operation&, EnvPromise>);
 
 template <class S>
 constexpr bool is_nothrow_sender =
-    std::is_nothrow_move_constructible_v<S> && std::is_nothrow_destructible_v<S> &&
-    noexcept(std::declval<S>().operator co_await());
+    std::is_nothrow_move_constructible_v<S> && std::is_nothrow_destructible_v<S>;
 static_assert(is_nothrow_sender<PollOperation> && is_nothrow_sender<PollWrIdOperation>);
 static_assert(is_nothrow_sender<Operation> && is_nothrow_sender<Operation::Wait>);
+static_assert(noexcept(std::declval<Operation>().operator co_await()));
+static_assert(noexcept(std::declval<Operation::Wait>().operator co_await()));
 static_assert(!std::copy_constructible<PollOperation>);
-static_assert(!std::move_constructible<awaiter_of<PollOperation, EnvPromise>>, "it is pinned");
 
 // --- connect and start: [exec.connect], connect-awaitable ---
 

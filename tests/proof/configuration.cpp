@@ -71,15 +71,15 @@ const std::vector<Scenario>& scenarios() {
         {0, {destroy_cq, destroy_channel}, shared},
         {0, {destroy_cq}, held},
 
-        {0, {}, sink},
-        {0, {cancel}, sink},
-        {0, {destroy_cq}, sink},
-        {0, {cancel, destroy_cq}, sink},
-        {0, {spurious_event}, sink},
-        {0, {fail_read}, sink},
-        {0, {fail_poll}, sink},
-        {0, {fail_arm}, sink},
-        {0, {fail_poll, destroy_cq}, sink},
+        {0, {}, handler},
+        {0, {cancel}, handler},
+        {0, {destroy_cq}, handler},
+        {0, {cancel, destroy_cq}, handler},
+        {0, {spurious_event}, handler},
+        {0, {fail_read}, handler},
+        {0, {fail_poll}, handler},
+        {0, {fail_arm}, handler},
+        {0, {fail_poll, destroy_cq}, handler},
 
         {0, {}, busy},
         {0, {cancel}, busy},
@@ -111,7 +111,7 @@ bool shares(const Scenario& scenario) {
 // Whether there are so many points at which a step can be taken that one completion has to do: two
 // CQs, or many polls, and a step that is not the program's.
 bool among_many(const Scenario& scenario) {
-    return scenario.setting != Setting::plain && scenario.setting != Setting::sink &&
+    return scenario.setting != Setting::plain && scenario.setting != Setting::handler &&
            scenario.steps.size() == 1 && info(scenario.steps.front()).actor != Actor::program;
 }
 

@@ -27,13 +27,13 @@ enum class Setting : std::uint8_t {
     plain,
     shared,    // two AsyncCqs on a SharedChannel; the second one comes with its waiter
     held,      // the same, and the CQs outlive their AsyncCqs, as those of a queue pair do
-    sink,      // the last waiter is not a coroutine, but takes all completions, as a Router does
+    handler,   // the last waiter is a completion handler, as a Router installs one
     busy,      // an empty CQ is polled for a while before it is armed
     adaptive,  // the same, for as long as it has paid
     solicited, // armed for solicited completions alone
 };
 inline constexpr std::array<std::string_view, 7> setting_names = {
-    "", "shared", "held", "sink", "busy", "adaptive", "solicited"};
+    "", "shared", "held", "handler", "busy", "adaptive", "solicited"};
 
 struct Configuration {
     simulated::ArmModel arm_model = simulated::ArmModel::flag;

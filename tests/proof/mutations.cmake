@@ -1,17 +1,17 @@
-# Ways to break the protocol. Each makes a copy of one header and an explorer that is compiled with
-# it; that one has to fail. The shipped headers carry no hooks for this.
+# Ways to break the protocol. Each mutation makes a copy of one header, and an explorer that is
+# compiled with it has to fail. The shipped headers carry no hooks for this.
 #
-# Left out because AsyncCq cannot tell the difference: Registration::detach() forgetting the edge of a
-# wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and an
-# await_suspend() of CqOperation that does not look whether the stop came meanwhile (the pump's wait
-# ends at once then). They are tested with the notifier and with the operation.
+# Two are left out because AsyncCq behaves the same with them: a notifier that forgets the edge of a
+# wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and a
+# PollOperation::await_suspend() that does not check for a stop that came meanwhile (the wait of the
+# wait loop then ends at once). The tests of the notifier and of the operation cover them.
 
 set(mutations "")
 set(list "")
 set(setting "")
 
-# What they have in common is compiled once. They do not run for long, so nothing is optimised, and
-# what is broken is to be found by its effect, not by an assertion inside.
+# The common part is compiled once. The runs are short, so nothing is optimised. NDEBUG: a mutation
+# has to be found by its effect, not by an assertion in the library.
 add_library(mutation_settings INTERFACE)
 target_link_libraries(mutation_settings INTERFACE asyncverbs_proof)
 target_compile_options(mutation_settings INTERFACE -O0 -g0 -w)
@@ -24,12 +24,12 @@ target_precompile_headers(mutation_common PRIVATE
     <infiniband/verbs.h> <algorithm> <array> <atomic> <chrono> <coroutine> <functional> <map>
     <memory> <mutex> <optional> <set> <span> <stop_token> <string> <system_error> <thread>
     <vector>
-    # No mutation is of these, nor of what they include.
-    <asyncverbs/verbs/completion_queue.hpp> <asyncverbs/verbs/completion_queue.hpp>
-    <asyncverbs/verbs/device.hpp> <proof/properties.hpp> <support/simulated_verbs.hpp>)
+    # No mutation changes these, nor the headers that they include.
+    <asyncverbs/verbs/completion_queue.hpp> <asyncverbs/verbs/device.hpp> <proof/properties.hpp>
+    <support/simulated_verbs.hpp>)
 
-# mutation(<name> <header> <text> <text instead>), to be found in the configurations whose name
-# contains ${setting}.
+# mutation(<name> <header> <text> <replacement>): has to be found in the configurations whose name
+# contains ${setting}. <text> must be in the header exactly once.
 function(mutation name header from to)
     set(directory "${CMAKE_CURRENT_BINARY_DIR}/mutations/${name}")
     set(shipped "${PROJECT_SOURCE_DIR}/include/asyncverbs/${header}")
@@ -62,20 +62,20 @@ mutation(no-second-poll cq/cq_poller.hpp
 
 mutation(arm-before-poll cq/cq_poller.hpp
     "    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
-    return arm_and_poll(wcs, timestamps);"
+    if (!armed_) {"
     "    if (!armed_) arm();
     if (const std::size_t polled = poll(wcs, timestamps)) return polled;
-    return arm_and_poll(wcs, timestamps);")
+    if (!armed_) {")
 
 mutation(wait-without-draining cq/cq_poller.hpp
     "    if (const std::size_t polled = poll(wcs, timestamps)) return polled;
-    return arm_and_poll(wcs, timestamps);"
+    if (!armed_) {"
     "    if (const std::size_t polled = poll(wcs, timestamps)) {
         if (!armed_) arm();
         may_wait_ = true;
         return polled;
     }
-    return arm_and_poll(wcs, timestamps);")
+    if (!armed_) {")
 
 mutation(re-arm-while-armed cq/cq_poller.hpp
     "if (!armed_) {"
@@ -91,17 +91,17 @@ mutation(arm-is-not-forgotten cq/cq_poller.hpp
     "may_wait_ = false;")
 
 mutation(timeout-is-ignored cq/detail/cq_state.hpp
-    "if (!yielded) poller_.forget_arm();"
-    "(void)yielded;")
+    "if (!yielding_) poller_.forget_arm();"
+    "")
 
-mutation(polls-for-ever cq/detail/cq_state.hpp
-    "anyone_waits() && !may_wait() &&"
-    "anyone_waits() &&")
+mutation(polls-without-end cq/detail/cq_state.hpp
+    "has_waiters() && !poller_.may_wait() &&"
+    "has_waiters() &&")
 
 # --- events and acks ---
 
 mutation(event-is-not-read cq/detail/cq_state.hpp
-    "if (!events_are_credited_) poller_.consume();"
+    "if (!notifier_reads_events_) poller_.consume();"
     "poller_.forget_arm();")
 
 mutation(ack-is-dropped cq/cq_poller.hpp
@@ -140,7 +140,7 @@ mutation(ack-before-last-use cq/cq_poller.hpp
         ibv_poll_cq(native_, 1, &left);
     }")
 
-mutation(foreign-event-to-own-account cq/cq_poller.hpp
+mutation(foreign-event-is-acked-to-own-cq cq/cq_poller.hpp
     "ibv_ack_cq_events(source, 1);"
     "++unacked_;")
 
@@ -148,7 +148,7 @@ mutation(foreign-event-is-not-acked cq/cq_poller.hpp
     "ibv_ack_cq_events(source, 1);"
     "")
 
-mutation(edge-leaves-own-event cq/cq_poller.hpp
+mutation(reading-stops-at-a-foreign-event cq/cq_poller.hpp
     "ibv_ack_cq_events(source, 1);"
     "ibv_ack_cq_events(source, 1);
         return false;")
@@ -164,51 +164,50 @@ mutation(missed-edge-is-forgotten executor/detail/epoll_loop.hpp
 # --- several waiters ---
 
 mutation(last-in-first-out cq/detail/cq_state.hpp
-    "(waiter.request.wr_id ? selective_ : waiters_).push_back(waiter);"
+    "(waiter.request.wr_id ? wr_id_waiters_ : waiters_).push_back(waiter);"
     "IntrusiveList<CqWaiter> one;
     one.push_back(waiter);
-    (waiter.request.wr_id ? selective_ : waiters_).prepend(one);")
+    (waiter.request.wr_id ? wr_id_waiters_ : waiters_).prepend(one);")
 
-mutation(who-comes-polls-first cq/detail/cq_state.hpp
-    "if (anyone_waits() || must_yield()) return false;"
+mutation(newcomer-polls-before-waiters cq/detail/cq_state.hpp
+    "if (has_waiters() || must_yield()) return false;"
     "if (must_yield()) return false;")
 
-mutation(leftover-is-not-passed-on cq/detail/cq_state.hpp
+mutation(leftovers-are-not-passed-on cq/detail/cq_state.hpp
     "        waiter->handle.resume();"
     "        waiter->handle.resume();
         return;")
 
-mutation(wake-is-not-passed-on cq/detail/cq_state.hpp
-    "    dismiss_stopped();
-    serve();"
+mutation(wake-of-a-stopped-waiter-is-lost cq/detail/cq_state.hpp
+    "    resume_stopped(); // before"
     "    const bool stops = wake_source_.pending();
-    dismiss_stopped();
-    if (!stops) serve();")
+    resume_stopped();
+    if (stops) return resume_failed(); // before")
 
-mutation(pump-sleeps-too-early cq/detail/wait_loop.hpp
-    "return !owner.idle();"
+mutation(wait-loop-suspends-with-waiters cq/detail/wait_loop.hpp
+    "return owner.wait_needed();"
     "return false;")
 
-mutation(pump-is-not-woken cq/detail/cq_state.hpp
-    "if (wait_loop.idle) return wait_loop.handle;"
-    "")
+mutation(wait-loop-is-not-started cq/detail/cq_state.hpp
+    "return start_wait_loop();"
+    "return std::noop_coroutine();")
 
-mutation(rest-of-a-batch-is-dropped cq/detail/cq_state.hpp
-    "spare_.splice(spare_.begin(), unmatched_, kept);"
+mutation(rest-of-a-batch-is-dropped cq/detail/unmatched_completions.hpp
+    "spare_.splice(spare_.begin(), unmatched_, item);"
     "spare_.splice(spare_.begin(), unmatched_);
             break;")
 
-mutation(kept-completions-are-forgotten cq/detail/cq_state.hpp
-    "if (is_first && deliver_kept(request)) return true;"
+mutation(unmatched-completions-are-forgotten cq/detail/cq_state.hpp
+    "if (is_first && !unmatched_.empty() && complete_from_unmatched(request)) return true;"
     "(void)is_first;")
 
-mutation(kept-completions-jump-the-queue cq/detail/cq_state.hpp
+mutation(unmatched-completions-overtake-waiters cq/detail/cq_state.hpp
     "const bool is_first = waiters_.empty() && "
     "const bool is_first = ")
 
-mutation(kept-completions-are-stolen cq/detail/cq_state.hpp
-    "return !awaited(wr_id);"
-    "return true || awaited(wr_id);")
+mutation(poll-takes-an-awaited-wr-id cq/detail/cq_state.hpp
+    "return !is_awaited(wr_id);"
+    "return true || is_awaited(wr_id);")
 
 # --- cancels ---
 
@@ -220,23 +219,23 @@ mutation(cancel-after-poll cq/detail/cq_state.hpp
         }")
 
 mutation(cancel-after-delivery cq/async_cq.hpp
-    "if (request_.outcome != CqRequest::Outcome::delivered) return report();"
-    "if (stop_.stop_requested()) request_.outcome = CqRequest::Outcome::stopped;
-        if (request_.outcome != CqRequest::Outcome::delivered) return report();")
+    "if (request_.outcome != Outcome::delivered) return report_error();"
+    "if (stop_.stop_requested()) request_.outcome = Outcome::stopped;
+        if (request_.outcome != Outcome::delivered) return report_error();")
 
 mutation(poll-before-cancel cq/async_cq.hpp
     "if (stop_.stop_requested()) {"
-    "if (stop_.stop_requested() && !state_.offer(request_)) {")
+    "if (stop_.stop_requested() && !state_.try_complete(request_)) {")
 
 mutation(cancel-reaches-one-waiter-only cq/detail/cq_state.hpp
-    "    waiters_.move_if(leaving_, stops);"
+    "    waiters_.move_if(removed_, stops);"
     "    if (!waiters_.empty() && stops(waiters_.front())) {
         CqWaiter& first = waiters_.front();
         first.unlink();
-        leaving_.push_back(first);
+        removed_.push_back(first);
     }")
 
-mutation(cancels-are-not-renewed cq/detail/wait_loop.hpp
+mutation(wake-source-is-not-reset cq/detail/wait_loop.hpp
     "        stop_source_ = std::stop_source();"
     "")
 
@@ -255,91 +254,92 @@ mutation(failing-read-is-ignored cq/cq_poller.hpp
     "return nullptr;")
 
 mutation(failure-does-not-reach-waiters cq/detail/cq_state.hpp
-    "    fail_if_reported();
-    dismiss_failed();"
-    "    fail_if_reported();")
+    "the queue before its failure
+    resume_failed();"
+    "the queue before its failure")
 
 mutation(failure-does-not-last cq/detail/cq_state.hpp
     "    if (!failure_) {
-        // Whoever"
+        // The waiters were first"
     "    {
-        // Whoever")
+        // The waiters were first")
 
 # --- many CQs on one channel ---
 
 set(setting /shared)
 
 mutation(event-to-the-wrong-queue cq/detail/shared_channel_state.hpp
-    "Node* const node = find(source);"
-    "Node* const node = find(source) ? nodes_.front() : nullptr;")
+    "ChannelSubscription& subscription = *found->second;"
+    "const auto last = std::prev(subscriptions_.end());
+        const auto other = found != last ? last : subscriptions_.begin();
+        ChannelSubscription& subscription = *other->second;")
 
-mutation(event-of-nobody-is-not-acked cq/detail/shared_channel_state.hpp
-    "ibv_ack_cq_events(source, 1); // nobody's any more, or not yet (I4)"
+mutation(unsubscribed-event-is-not-acked cq/detail/shared_channel_state.hpp
+    "ibv_ack_cq_events(source, 1);"
     "")
 
-mutation(one-event-a-wake cq/detail/shared_channel_state.hpp
-    "        ready_.push_back(*node);
+mutation(one-event-per-wake cq/detail/shared_channel_state.hpp
+    "        ready_.push_back(subscription);
     }
 }"
-    "        ready_.push_back(*node);
+    "        ready_.push_back(subscription);
         return;
     }
 }")
 
 mutation(channel-is-not-waited-for cq/detail/shared_channel_state.hpp
-    "    if (wait_loop.idle) return wait_loop.handle;
-    if (!wait_loop.running"
-    "    if (!wait_loop.running")
+    "return start_wait_loop();"
+    "return std::noop_coroutine();")
 
-mutation(stop-of-a-queue-is-not-seen cq/detail/shared_channel_state.hpp
-    "return node.deadline <= now || node.stop.stop_requested();"
-    "return node.deadline <= now;")
+mutation(stop-of-one-queue-is-ignored cq/detail/shared_channel_state.hpp
+    "return subscription.deadline_ <= now || subscription.stop_.stop_requested();"
+    "return subscription.deadline_ <= now;")
 
-mutation(no-ack-at-leave cq/detail/shared_channel_state.hpp
+mutation(unsubscribe-without-ack cq/detail/shared_channel_state.hpp
     "if (const unsigned unclaimed = take_events()) ibv_ack_cq_events(cq_.get(), unclaimed);"
     "")
 
-mutation(event-that-was-read-is-waited-for cq/detail/shared_channel_state.hpp
-    "return events > 0 || stop_token"
-    "return stop_token")
+mutation(waits-despite-a-read-event cq/detail/shared_channel_state.hpp
+    "return events_ > 0 || stop."
+    "return stop.")
 
 mutation(event-is-not-credited cq/detail/wait_loop.hpp
-    "owner.credit(parts.notifier.take_events());"
-    "parts.notifier.take_events();")
+    "owner.credit(resources.notifier.take_events());"
+    "resources.notifier.take_events();")
 
-# --- a sink ---
+# --- a completion handler ---
 
-set(setting /sink)
+set(setting /handler)
 
-mutation(sink-is-not-served cq/detail/cq_state.hpp
-    "if (handler_) return serve_handler();"
-    "if (handler_) return;")
+mutation(handler-is-not-served cq/detail/cq_state.hpp
+    "        serve_handler();"
+    "")
 
 mutation(stop-waits-for-an-empty-queue cq/detail/cq_state.hpp
-    "        handler_->on_completions(polled); // whom it resumes may close us
-        dismiss_stopped();"
+    "        handler_->on_completions(polled); // may close this state
+        resume_stopped();"
     "        handler_->on_completions(polled);")
 
-mutation(sink-keeps-its-queue cq/detail/cq_state.hpp
+mutation(handler-keeps-its-queue cq/detail/cq_state.hpp
     "    handler_.reset(); // it refers to this state"
-    "    if (!wait_loop.running) handler_.reset();")
+    "    if (waiting()) handler_.reset();")
 
-mutation(waits-though-it-has-failed cq/detail/cq_state.hpp
-    "if (wait_loop.idle && !finished()) wait_loop.handle.resume();"
-    "if (wait_loop.idle && !closed_) wait_loop.handle.resume();")
+mutation(waits-after-a-failure cq/detail/cq_state.hpp
+    "if (!finished()) start_wait_loop().resume();"
+    "if (!closed()) start_wait_loop().resume();")
 
 # --- spin, then sleep; solicited completions ---
 
 set(setting /busy)
 
-mutation(spins-in-place-of-the-second-poll cq/cq_poller.hpp
-    "if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;"
-    "if (const std::size_t polled = poll_busily(wcs, timestamps)) return polled;
+mutation(spin-replaces-the-second-poll cq/cq_poller.hpp
+    "if (const std::size_t polled = spin(wcs, timestamps)) return polled;"
+    "if (const std::size_t polled = spin(wcs, timestamps)) return polled;
             arm();
             may_wait_ = true;
             return 0;")
 
-mutation(does-not-spin cq/cq_poller.hpp
+mutation(does-not-spin cq/detail/adaptive_spin.hpp
     "return limit_.count() > 0;"
     "return limit_.count() < 0;")
 

@@ -139,7 +139,7 @@ void Properties::check_turn(int waiter) const {
 
 void Properties::check_error(int waiter, const std::error_code& error) {
     if (error == std::errc::operation_canceled) {
-        if (std::exchange(at(waiter).cancelled, false)) return; // a sink waits on
+        if (std::exchange(at(waiter).cancelled, false)) return; // a handler stays
         run_.violated(property::cancel, waiter_name(waiter) + " was not");
     }
     if (error == std::errc::io_error && failed_) {

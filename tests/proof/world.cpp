@@ -81,8 +81,8 @@ World::World(const Configuration& configuration, Run& run, simulated::SimulatedV
         waiter.queue = configuration.shares()
                            ? &queues_[static_cast<std::size_t>(waiter.number) - 1]
                            : &queues_.front();
-        waiter.is_sink =
-            configuration.setting == Setting::sink && waiter.number == configuration.waiters;
+        waiter.is_handler =
+            configuration.setting == Setting::handler && waiter.number == configuration.waiters;
         if (waiter.number <= configuration.selective) {
             waiter.wanted =
                 static_cast<WrId>(configuration.count(Step::complete) - waiter.number + 1);
@@ -167,7 +167,7 @@ bool World::any_alive() const {
 }
 
 bool World::can_start(const Waiter& waiter) const {
-    if (waiter.is_sink && std::ranges::any_of(waiters_, [](const Waiter& other) {
+    if (waiter.is_handler && std::ranges::any_of(waiters_, [](const Waiter& other) {
             return other.queue->properties.waiting(other.number);
         })) {
         return false; // it would be refused
@@ -176,7 +176,7 @@ bool World::can_start(const Waiter& waiter) const {
 }
 
 bool World::may_cancel(const Waiter& waiter) const {
-    if (waiter.is_sink) return waiter.queue->properties.waiting(waiter.number);
+    if (waiter.is_handler) return waiter.queue->properties.waiting(waiter.number);
     return !waiter.finished && !waiter.stop.stop_requested();
 }
 
@@ -248,9 +248,9 @@ void World::take(const Option& option, std::string_view where) {
     case Step::cancel: {
         Waiter& cancelled = waiter(option.number);
         cancelled.queue->properties.cancelled(option.number);
-        if (cancelled.sink) {
-            cancelled.interrupted = true;
-            cancelled.sink->interrupt();
+        if (cancelled.handler) {
+            cancelled.woken = true;
+            cancelled.handler->wake();
         } else {
             cancelled.stop.request_stop();
         }
@@ -333,10 +333,11 @@ void World::adopt(Queue& queue) {
 void World::start(Waiter& waiter) {
     started_ = waiter.number;
     if (!waiter.queue->cq) adopt(*waiter.queue);
-    if (waiter.is_sink) {
-        waiter.sink = std::make_shared<Sink>(static_cast<SinkOwner&>(*this), *waiter.queue->cq);
+    if (waiter.is_handler) {
+        waiter.handler = std::make_shared<RecordingHandler>(static_cast<HandlerObserver&>(*this),
+                                                            *waiter.queue->cq);
         begins(waiter);
-        Sink::attach(waiter.sink);
+        RecordingHandler::install(waiter.handler);
     } else {
         waiter.coroutine = poll(*this, waiter);
     }
@@ -402,12 +403,12 @@ void World::ends(const Waiter& waiter, std::span<const ibv_wc> completions,
 }
 
 // It takes what comes until there is an error; a cancel concerns who waits for it.
-void World::sink_gets(std::span<const ibv_wc> completions, const std::error_code& error) {
+void World::on_handled(std::span<const ibv_wc> completions, const std::error_code& error) {
     Waiter& self = waiters_.back();
-    const bool interrupted = error == std::errc::operation_canceled;
-    if (interrupted && !std::exchange(self.interrupted, false)) return; // somebody else was
+    const bool woken = error == std::errc::operation_canceled;
+    if (woken && !std::exchange(self.woken, false)) return; // somebody else was
     ends(self, completions, error);
-    if ((!error || interrupted) && self.queue->cq) begins(self);
+    if ((!error || woken) && self.queue->cq) begins(self);
 }
 
 // --- what is watched ---

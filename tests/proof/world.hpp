@@ -23,14 +23,14 @@
 #include "proof/configuration.hpp"
 #include "proof/loop.hpp"
 #include "proof/properties.hpp"
+#include "proof/recording_handler.hpp"
 #include "proof/run.hpp"
-#include "proof/sink.hpp"
 #include "support/coroutine.hpp"
 #include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::proof {
 
-class World : private Watcher, private SinkOwner {
+class World : private Watcher, private HandlerObserver {
 public:
     World(const Configuration& configuration, Run& run, simulated::SimulatedVerbs& sim);
     ~World();
@@ -60,9 +60,9 @@ private:
         WrId wanted = 0;    // by its first poll; 0: any completion
         bool again = false; // polls on and on
         bool finished = false;
-        bool is_sink = false;       // in the place of a coroutine
-        std::shared_ptr<Sink> sink; // once it has started
-        bool interrupted = false;   // the sink, which does not know it yet
+        bool is_handler = false;                   // in the place of a coroutine
+        std::shared_ptr<RecordingHandler> handler; // once it is installed
+        bool woken = false;                        // and the handler was not called yet
         std::stop_source stop;
         support::Coroutine coroutine;
     };
@@ -104,7 +104,7 @@ private:
     void begins(const Waiter& waiter);
     void ends(const Waiter& waiter, std::span<const ibv_wc> completions,
               const std::error_code& error);
-    void sink_gets(std::span<const ibv_wc> completions, const std::error_code& error) override;
+    void on_handled(std::span<const ibv_wc> completions, const std::error_code& error) override;
     Waiter& waiter(int number) { return waiters_[static_cast<std::size_t>(number) - 1]; }
 
     // --- what is watched ---

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// How an AsyncCq waits for its completion channel: a concept that any event loop can model, so
-// that completions are awaited in the loop that a program already has.
 #pragma once
 
 #include <chrono>
@@ -13,31 +11,31 @@
 
 namespace asyncverbs {
 
-/// Tells when one file descriptor, given to its constructor, is readable.
+/// Waits until one file descriptor, given to its constructor, is readable. Any event loop can model
+/// it, so that completions are awaited in the loop that a program already has.
 ///
 /// `co_await n.readable(st)` gives a std::error_code: {} when the fd is readable,
-/// errc::operation_canceled when `st` was stopped first, anything else for an error after which
+/// errc::operation_canceled when `st` was stopped first, any other value for an error after which
 /// waiting is pointless.
 ///
 /// Semantic requirements, which check_notifier() of testing/notifier_conformance.hpp tests:
-///  - It is resumed by the notifier's loop, on the thread that runs that, and only there; or it
-///    completes at once, without suspending.
-///  - A wake is a hint: it may complete with {} although nothing can be read, but not every time.
-///    It must complete when something can be read, whether that came before or after the call: an
-///    edge-triggered notifier remembers an edge that nobody waited for. EPOLLERR and EPOLLHUP
-///    count as readable.
-///  - Destroying the suspended awaiter cancels it: its coroutine is not resumed afterwards, and a
-///    wake that was on the way is the next one's.
-///  - A stop may be requested from any thread, also before the call and while it suspends. It is
-///    never resumed inside request_stop(), but later, by the loop.
-///  - AsyncCq has at most one readable() outstanding. A coroutine that it resumes may wait again,
-///    or destroy the notifier, at once.
-///  - The fd stays open until the notifier is destroyed, and is not the notifier's to read or to
-///    close.
-///  - Moving a notifier is allowed while no readable() is outstanding.
+///  - The coroutine is resumed by the notifier's loop, on the thread that runs the loop, and only
+///    there; or the wait completes at once, without suspending.
+///  - A wake is a hint: the wait may complete with {} although there is nothing to read, but not
+///    every time. It must complete if there is something to read, which may have arrived before or
+///    after the call: an edge-triggered notifier remembers an edge that arrived without a waiter.
+///    EPOLLERR and EPOLLHUP count as readable.
+///  - Destroying the suspended awaiter cancels the wait: its coroutine is not resumed afterwards,
+///    and a wake that was on the way belongs to the next wait.
+///  - A stop may be requested from any thread, also before the call and while it suspends. The
+///    coroutine is never resumed inside request_stop(), but later, by the loop.
+///  - AsyncCq has at most one readable() outstanding. The resumed coroutine may wait again, or
+///    destroy the notifier, at once.
+///  - The fd stays open until the notifier is destroyed. The notifier must not read or close it.
+///  - A notifier may be moved while no readable() is outstanding.
 ///
-/// A model, for a loop that resumes a coroutine when an fd is readable (`watch`), forgets one
-/// (`unwatch`), and resumes one that it still watches because another thread said so (`wake`):
+/// A model, for a loop with three functions: `watch` resumes a coroutine when an fd is readable,
+/// `unwatch` forgets a coroutine, `wake` (from any thread) resumes one that is still watched:
 ///
 ///     class MyNotifier {
 ///     public:
@@ -81,8 +79,8 @@ concept CqNotifier = requires(N& n, std::stop_token st) {
 };
 
 /// A notifier that can also bound the wait: `co_await n.readable(st, max_wait)` gives
-/// errc::timed_out when `max_wait` has passed. Zero comes back after one turn of the loop, with {}
-/// if the fd is readable: a coroutine that never has to wait uses it to let others run.
+/// errc::timed_out when `max_wait` has passed. Zero resumes after one iteration of the loop, with
+/// {} if the fd is readable: a coroutine that never has to wait lets others run this way.
 template <class N>
 concept TimedCqNotifier =
     CqNotifier<N> && requires(N& n, std::stop_token st, std::chrono::nanoseconds max_wait) {
@@ -99,7 +97,7 @@ concept has_awaitable_readable = requires(N& n, std::stop_token st) {
     { n.readable(st) } -> awaitable;
 };
 
-// One error that names the cause, where an unsatisfied constraint gives a page that does not.
+// Gives one error that names the cause, where an unsatisfied constraint gives a page without it.
 template <class N>
 consteval void check_cq_notifier() {
     if constexpr (!has_readable<N>) {
@@ -115,18 +113,12 @@ consteval void check_cq_notifier() {
     }
 }
 
-} // namespace detail
-} // namespace asyncverbs
-
-namespace asyncverbs::detail {
-
-// How AsyncCq and SharedChannel get a notifier from an event loop: for a completion channel, if the
-// loop knows what that is, else for its file descriptor.
-
 // A SharedChannel, whose notifiers are for the completion queues on it.
 template <class Loop>
 concept has_channel = requires(Loop& loop) { loop.channel(); };
 
+// The notifier that an event loop makes: for a completion channel, if the loop accepts one, else
+// for its file descriptor.
 template <class Loop>
 auto loop_notifier(Loop& loop, const CompletionChannel& channel) {
     if constexpr (requires { loop.notifier(channel); }) {
@@ -140,4 +132,5 @@ template <class Loop>
 using loop_notifier_t =
     decltype(loop_notifier(std::declval<Loop&>(), std::declval<const CompletionChannel&>()));
 
-} // namespace asyncverbs::detail
+} // namespace detail
+} // namespace asyncverbs

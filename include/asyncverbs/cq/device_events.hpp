@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// What a device has to say that is no completion: ports that come and go, queue pairs that break,
-// completion queues that were overrun.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -13,7 +11,7 @@
 
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
-#include <asyncverbs/cq/detail/cq_state.hpp>
+#include <asyncverbs/cq/detail/cq_registry.hpp>
 #include <asyncverbs/verbs/detail/handle.hpp>
 #include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/device.hpp>
@@ -21,7 +19,8 @@
 
 namespace asyncverbs {
 
-/// The asynchronous events of a device, awaited.
+/// The asynchronous events of a device, awaited: ports that go up and down, queue pairs that fail,
+/// completion queues that were overrun.
 ///
 ///     DeviceEvents events(context, executor.notifier(context.native_handle()->async_fd));
 ///     for (;;) {
@@ -29,12 +28,13 @@ namespace asyncverbs {
 ///         log(ibv_event_type_str(event.event_type));
 ///     }
 ///
-/// Whoever reads them also keeps AsyncCq from waiting for what will never come (invariant I10):
-/// IBV_EVENT_CQ_ERR fails the AsyncCq of that completion queue, IBV_EVENT_DEVICE_FATAL those of all
-/// queues of the device's Context, on whatever threads they live: what is in the queue is still
-/// delivered, then each waiter and each later poll gets std::errc::io_error, which names the event.
+/// A program that reads them also keeps AsyncCqs from waiting for completions that will never
+/// arrive (invariant I10): IBV_EVENT_CQ_ERR fails the AsyncCq of that completion queue,
+/// IBV_EVENT_DEVICE_FATAL the AsyncCqs of all queues of the device's Context, on any thread. The
+/// completions in the queue are still delivered; then each waiter and each later poll gets
+/// std::errc::io_error, with a text that names the event.
 ///
-/// Takes the Context's asynchronous events over: nobody else may read them.
+/// Takes the Context's asynchronous events over: no other code may read them.
 /// Thread: that of the notifier's loop. Lifetime: keeps the device open; must outlive the tasks
 /// that it returned. See ibv_get_async_event(3).
 template <CqNotifier N>
@@ -48,10 +48,10 @@ public:
         detail::set_non_blocking(context_->async_fd);
     }
 
-    /// The next event. It is acknowledged already, so the object that it names can be destroyed at
-    /// any time: use `element` to tell whom it concerns. One at a time. Throws std::system_error:
-    /// operation_canceled if `stop` is requested, from any thread; else "ibv_get_async_event" (EIO
-    /// once the device is gone) or what the notifier reports.
+    /// The next event; one call at a time. It is acknowledged already, so the object in `element`
+    /// can be destroyed at any time: only compare its address. Throws std::system_error:
+    /// operation_canceled if `stop` is requested, from any thread; else naming ibv_get_async_event
+    /// (EIO once the device is gone), or with the error of the notifier.
     Task<ibv_async_event> next(std::stop_token stop = {}) {
         for (;;) {
             ibv_async_event event{};
@@ -72,7 +72,7 @@ public:
 
 private:
     std::shared_ptr<ibv_context> context_;
-    N notifier_; // destroyed first: it leaves its loop before the fd is closed
+    N notifier_; // destroyed first: it leaves its loop before the fd is closed (I12)
 };
 
 } // namespace asyncverbs

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Many completion queues on one completion channel: one file descriptor and one wait of the event
-// loop for all of them.
 #pragma once
 
 #include <memory>
@@ -21,35 +19,40 @@ namespace asyncverbs {
 ///     AsyncCq requests = AsyncCq::create(context, 256, channel);
 ///     AsyncCq replies = AsyncCq::create(context, 256, channel);
 ///
-/// A wake reads all events of the channel and credits each to the CQ that it names (invariant I4);
-/// who waits for that CQ is resumed, in the order of the events. CQs may come and go at any time,
-/// also while others wait, and in a coroutine that was just resumed. All else is as with a channel
-/// of one's own, whose wake costs one system call less (reading until nothing is left).
+/// One file descriptor and one wait of the event loop serve all of them. A wake reads all events of
+/// the channel and credits each to the CQ that it names (invariant I4); the waiters of that CQ are
+/// resumed, in the order of the events. CQs may be created and destroyed at any time, also while
+/// others are awaited, and by a coroutine that was just resumed. Otherwise an AsyncCq behaves as
+/// with its own channel, where a wake costs one system call less (here the last read finds
+/// nothing).
 ///
 /// Errors: a failing notifier or ibv_get_cq_event(3) is final, for all CQs of the channel. An
 /// exception that escapes from a coroutine ends the waiting for its CQ alone; of several in one
-/// turn the first one leaves the loop.
-/// Thread safety: none, but for stop tokens: the channel and its CQs live on the thread that runs
-/// the notifier's loop. Lifetime: move-only; its AsyncCqs may outlive it and keep what they need.
+/// iteration of the loop, the first one is rethrown to the caller of the loop.
+/// Thread safety: none, except for stop tokens: the channel and its CQs are used on the thread that
+/// runs the notifier's loop. Lifetime: move-only; its AsyncCqs may outlive it, and keep the
+/// channel.
 template <class N>
 class SharedChannel {
-    using Hub = detail::SharedChannelState<TimedCqNotifier<N>>;
+    using State = detail::SharedChannelState;
 
 public:
     /// `notifier` waits for `channel.fd()`.
     SharedChannel(CompletionChannel channel, N notifier)
-        : channel_(std::move(channel)), hub_(start_hub(channel_, std::move(notifier))) {}
+        : channel_(std::move(channel)), state_(make_state(channel_, std::move(notifier))) {}
 
     /// Creates the channel. Loop as in AsyncCq::create(). Throws std::system_error as
     /// CompletionChannel and the notifier do.
     template <class Loop>
     SharedChannel(const Context& context, Loop& loop)
-        : channel_(context), hub_(start_hub(channel_, detail::loop_notifier(loop, channel_))) {}
+        : channel_(context), state_(make_state(channel_, detail::loop_notifier(loop, channel_))) {}
 
-    /// The channel, for creating completion queues: all of them are to be awaited through this.
+    /// The channel, for creating completion queues. All of them must be awaited through this
+    /// object.
     const CompletionChannel& channel() const noexcept { return channel_; }
 
-    /// Waits for events of `cq` alone, once at a time; makes this a Loop for AsyncCq::create().
+    /// A notifier for the events of `cq` alone, for one wait at a time; it makes this class a Loop
+    /// for AsyncCq::create().
     /// Throws std::system_error: invalid_argument if `cq` is on another channel,
     /// device_or_resource_busy if it has a notifier already.
     detail::ChannelNotifier<TimedCqNotifier<N>> notifier(const CompletionQueue& cq) {
@@ -58,22 +61,22 @@ public:
             detail::throw_error(std::errc::invalid_argument,
                                 "the completion queue is not on this SharedChannel");
         }
-        return {hub_, native};
+        return {state_, native};
     }
 
 private:
-    static std::shared_ptr<Hub> start_hub(const CompletionChannel& channel, N notifier) {
+    static std::shared_ptr<State> make_state(const CompletionChannel& channel, N notifier) {
         detail::check_cq_notifier<N>();
-        auto hub = std::make_shared<Hub>(channel.shared_handle());
-        if constexpr (CqNotifier<N>) { // else the error above is the only one
-            detail::start_wait_loop(hub, std::move(notifier));
+        auto state = std::make_shared<State>(channel.shared_handle());
+        if constexpr (CqNotifier<N>) { // otherwise report only the error above
+            detail::WaitLoop::start(state, std::move(notifier));
         }
-        // Its pump refers to the hub as well, so what counts is who else does.
-        return {hub.get(), [hub](Hub*) { hub->close(); }};
+        // The wait loop owns the state, too: close it when the last other reference is released.
+        return {state.get(), [state](State*) { state->close(); }};
     }
 
     CompletionChannel channel_;
-    std::shared_ptr<Hub> hub_;
+    std::shared_ptr<State> state_;
 };
 
 /// The notifier is the one that `loop` makes.

@@ -14,8 +14,8 @@ namespace {
 // A sleep that ended so long after the CQ was found empty.
 void sleep(AdaptiveSpin& window, std::chrono::nanoseconds idle) {
     const auto now = AdaptiveSpin::Clock::time_point(1h);
-    window.begin(now);
-    window.woke(now + idle);
+    window.sleep_begins(now);
+    window.sleep_ended(now + idle);
 }
 
 } // namespace
@@ -54,11 +54,11 @@ TEST_CASE("AdaptiveSpin: an adaptive one follows what sleeps take") {
 TEST_CASE("AdaptiveSpin: an event that no sleep has waited for says nothing") {
     AdaptiveSpin window({.limit = 80us, .adaptive = true});
     const auto now = AdaptiveSpin::Clock::time_point(1h);
-    window.woke(now);
+    window.sleep_ended(now);
     CHECK(window.length() == 0us);
-    window.begin(now);
-    window.end(); // found by the poll after the arm
-    window.woke(now + 1us);
+    window.sleep_begins(now);
+    window.sleep_avoided(); // found by the poll after the arm
+    window.sleep_ended(now + 1us);
     CHECK(window.length() == 0us);
 }
 
@@ -67,15 +67,15 @@ TEST_CASE("AdaptiveSpin: a sleep that is given up counts as one that took longer
     sleep(window, 5us);
     sleep(window, 5us);
     CHECK(window.length() == 20us);
-    window.gave_up(); // nobody sleeps
+    window.sleep_timed_out(); // nobody sleeps
     CHECK(window.length() == 20us);
     for (const auto length : {10us, 0us}) {
-        window.begin(AdaptiveSpin::Clock::time_point(1h));
-        window.gave_up();
+        window.sleep_begins(AdaptiveSpin::Clock::time_point(1h));
+        window.sleep_timed_out();
         CHECK(window.length() == length);
     }
     AdaptiveSpin fixed({.limit = 80us});
-    fixed.begin(AdaptiveSpin::Clock::time_point(1h));
-    fixed.gave_up();
+    fixed.sleep_begins(AdaptiveSpin::Clock::time_point(1h));
+    fixed.sleep_timed_out();
     CHECK(fixed.length() == 80us);
 }

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
-// The exception that is being handled, as what all who wait for a completion queue are told.
 #pragma once
 
 #include <atomic>
-#include <cassert>
 #include <chrono>
 #include <concepts>
 #include <coroutine>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <system_error>
 #include <utility>
@@ -20,24 +19,54 @@
 
 namespace asyncverbs::detail {
 
-/// To be called in a catch block. Keeps the code of a std::system_error.
-inline std::system_error current_failure() {
-    const auto code = std::make_error_code(std::errc::state_not_recoverable);
-    try {
-        throw;
-    } catch (const std::system_error& error) {
-        return error;
-    } catch (const std::exception& error) {
-        return std::system_error(code, error.what());
-    } catch (...) {
-        return std::system_error(code, "an exception of unknown type");
+// Step 3 of CqPoller's protocol: the coroutine that waits for a completion channel on behalf of all
+// waiters. Allocated once per owner, for any type of notifier; suspended while there are no
+// waiters.
+//
+// Owner is derived from WaitLoopOwner: the CqState of one CQ, or the SharedChannelState of several.
+struct WaitLoop {
+    struct promise_type {
+        WaitLoop get_return_object() noexcept {
+            return {std::coroutine_handle<promise_type>::from_promise(*this)};
+        }
+        std::suspend_always initial_suspend() const noexcept { return {}; }
+        std::suspend_never final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() const { throw; }
+    };
+
+    template <class Owner, class N, class T>
+    struct Resources;
+    template <class Owner>
+    struct WaitForWaiters;
+    struct ResumeAtOnce;
+
+    /// Makes the wait loop of `owner`, which waits with `notifier`. It stays suspended until there
+    /// are waiters.
+    template <class Owner, CqNotifier N, CqTracer T = NoTracer>
+    static void start(const std::shared_ptr<Owner>& owner, N notifier, T tracer = {}) {
+        Resources<Owner, N, T> resources(owner, std::move(notifier), std::move(tracer));
+        owner->wait_loop_ = run(std::move(resources)).handle;
     }
-}
 
-// Ends a wait that is in progress, or else the next one, so that whoever waits looks around: a stop
-// token that is renewed each time that its stop was heeded.
+    template <class Owner, class N, class T>
+    static WaitLoop run(Resources<Owner, N, T> resources);
 
-// One thread waits with token(); wake() comes from any thread.
+    template <class Owner, class N, class T>
+    static void restart(Resources<Owner, N, T>& resources);
+
+    static void retire_frame(std::coroutine_handle<> frame);
+
+    std::coroutine_handle<promise_type> handle;
+};
+
+// A notifier that reads the events of the channel itself; take_events() returns the number of those
+// of its CQ.
+template <class N>
+concept reads_events = requires(N& n) { n.take_events(); };
+
+// Ends a wait that is in progress, or else the next one: a stop token that is replaced after each
+// stop. One thread waits with token() and calls reset(); wake() may be called by any thread.
 class WakeSource {
 public:
     std::stop_token token() const noexcept { return stop_source_.get_token(); }
@@ -50,16 +79,17 @@ public:
             source = stop_source_;
         }
         // Calls the notifier, hence with no lock held (I8).
-        // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move): it was copied, by way of a temporary
+        // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move): it was copied, through a temporary
         source.request_stop();
     }
 
     bool pending() const noexcept {
-        // The flag is cheaper to ask, and says that the source will be stopped if it is not yet.
+        // The flag is cheaper to read. It is set a moment before the source is stopped.
         return requested_.load(std::memory_order_relaxed) && stop_source_.stop_requested();
     }
 
-    /// Heeds it: whoever raises a flag from now on interrupts the next wait. May throw bad_alloc.
+    /// A wake() from now on ends the next wait. To be called before the flags are read whose change
+    /// wake() reports. Throws std::bad_alloc.
     void reset() {
         const std::lock_guard lock(mutex_);
         stop_source_ = std::stop_source();
@@ -72,180 +102,186 @@ private:
     std::stop_source stop_source_;
 };
 
-// What the pump of a completion channel and its owner know of each other.
+// State shared by the wait loop and its owner. A derived class also has
+//  - bool wait_needed(): whether there are waiters;
+//  - std::optional<std::chrono::nanoseconds> begin_wait(): the longest time to wait, if bounded;
+//    zero: one iteration of the event loop;
+//  - void after_wait(std::error_code): step 4, and then all that the waiters need. Resumes
+//    coroutines, and may let their exceptions through;
+//  - void on_escaped_exception() noexcept: after_wait() has let an exception through;
+//  - void fail_waiters() noexcept: resumes all waiters with the failure;
+//  - void credit(unsigned events), if the notifier reads the events;
+//  - const CqStatistics& statistics(), if there is a tracer.
+class WaitLoopOwner {
+public:
+    /// Ends the current wait, or else the next one, so that after_wait() is called. From any
+    /// thread.
+    void wake() noexcept { wake_source_.wake(); }
 
-struct WaitLoopState {
-    std::coroutine_handle<> handle; // null once it has ended
-    bool idle = true;
-    bool running = false;       // and may be resuming somebody
-    std::exception_ptr escaped; // of whom it resumed
+    /// The cause, if no completion or event will come any more.
+    const std::optional<std::system_error>& failure() const noexcept { return failure_; }
 
-    /// The owner goes. A pump that is resuming the coroutine that closes it ends by itself when
-    /// that returns.
+protected:
+    /// What to resume when a waiter was added: the wait loop, if it is suspended without waiters.
+    std::coroutine_handle<> start_wait_loop() const noexcept {
+        if (idle_) return wait_loop_;
+        return std::noop_coroutine();
+    }
+
+    /// A wait loop that is resuming the coroutine that calls this ends when that returns.
     void close() noexcept {
-        if (handle && !running) std::exchange(handle, nullptr).destroy();
+        closed_ = true;
+        if (wait_loop_ && !resuming_) std::exchange(wait_loop_, nullptr).destroy();
+    }
+
+    bool closed() const noexcept { return closed_; }
+    bool finished() const noexcept { return closed_ || failure_; }
+    bool waiting() const noexcept { return !idle_ && !resuming_; }
+
+    /// Called in a catch block. The first error is the cause, and it is final: it reaches all
+    /// current and later waiters (I5).
+    void fail() noexcept;
+
+    std::optional<std::system_error> failure_;
+    WakeSource wake_source_;
+
+private:
+    friend WaitLoop;
+
+    std::coroutine_handle<> wait_loop_; // null once it has ended
+    bool idle_ = true;
+    bool resuming_ = false; // in after_wait()
+    bool closed_ = false;
+    std::exception_ptr escaped_; // from after_wait()
+};
+
+inline void WaitLoopOwner::fail() noexcept {
+    if (failure_) return;
+    const auto code = std::make_error_code(std::errc::state_not_recoverable);
+    try {
+        throw;
+    } catch (const std::system_error& error) {
+        failure_.emplace(error);
+    } catch (const std::exception& error) {
+        failure_.emplace(code, error.what());
+    } catch (...) {
+        failure_.emplace(code, "an exception of unknown type");
+    }
+}
+
+// What the wait loop uses. The notifier is destroyed before the owner, which holds the channel: an
+// fd is deregistered before it is closed (I12).
+template <class Owner, class N, class T>
+struct WaitLoop::Resources {
+    Resources(std::shared_ptr<Owner> o, N n, T t)
+        : owner(std::move(o)), tracer(std::move(t)), notifier(std::move(n)) {}
+
+    std::shared_ptr<Owner> owner;
+    [[no_unique_address]] T tracer;
+    N notifier;
+
+    void trace_before_wait() noexcept {
+        if constexpr (!std::same_as<T, NoTracer>) tracer.before_wait(owner->statistics());
+    }
+    void trace_after_wait(std::error_code result) noexcept {
+        if constexpr (!std::same_as<T, NoTracer>) tracer.after_wait(owner->statistics(), result);
     }
 };
 
-// The coroutine that waits for a completion channel on behalf of everybody who waits for its CQ, or
-// CQs: allocated once, whatever the notifier's type. It sleeps while nobody waits.
+// Suspends while there are no waiters. The first waiter resumes it.
+template <class Owner>
+struct WaitLoop::WaitForWaiters {
+    Owner& owner;
+    bool await_ready() const noexcept { return owner.wait_needed(); }
+    void await_suspend(std::coroutine_handle<>) const noexcept { owner.idle_ = true; }
+    void await_resume() const noexcept { owner.idle_ = false; }
+};
 
-// A notifier that has read the channel's events itself, and says how many were of this CQ.
-template <class N>
-concept reads_events = requires(N& n) { n.take_events(); };
-
-// Owner is the CqState of one CQ, or the SharedChannelState of several.
-struct WaitLoop {
-    struct promise_type {
-        WaitLoop get_return_object() noexcept {
-            return {std::coroutine_handle<promise_type>::from_promise(*this)};
-        }
-        std::suspend_always initial_suspend() const noexcept { return {}; }
-        std::suspend_never final_suspend() const noexcept { return {}; }
-        void return_void() const noexcept {}
-        void unhandled_exception() const { throw; }
-    };
-
-    // The notifier goes before the owner, which holds the channel: an fd is deregistered before
-    // it is closed (I12).
-    template <class Owner, class N, class T>
-    struct Resources {
-        Resources(std::shared_ptr<Owner> o, N n, T t)
-            : owner(std::move(o)), tracer(std::move(t)), notifier(std::move(n)) {}
-        std::shared_ptr<Owner> owner;
-        [[no_unique_address]] T tracer;
-        N notifier;
-
-        void trace_before_wait() noexcept {
-            if constexpr (!std::same_as<T, NoTracer>) tracer.before_wait(owner->statistics());
-        }
-        void trace_after_wait(std::error_code result) noexcept {
-            if constexpr (!std::same_as<T, NoTracer>) {
-                tracer.after_wait(owner->statistics(), result);
-            }
-        }
-        void trace_failed_wait() noexcept {
-            if constexpr (!std::same_as<T, NoTracer>) {
-                tracer.after_wait(owner->statistics(), owner->failure().code());
-            }
-        }
-    };
-
-    // Suspended here while nobody waits; the first who does transfers to the wait loop.
-    template <class Owner>
-    struct Idle {
-        Owner& owner;
-        bool await_ready() const noexcept { return !owner.idle(); }
-        void await_suspend(std::coroutine_handle<>) const noexcept { owner.wait_loop.idle = true; }
-        void await_resume() const noexcept { owner.wait_loop.idle = false; }
-    };
-
-    // Suspends and goes on at once. A coroutine that ends with an exception has to be destroyed;
-    // clang 19 then also destroys what was alive where it was last suspended, once more.
-    struct ResumeAtOnce {
-        bool await_ready() const noexcept { return false; }
-        std::coroutine_handle<> await_suspend(std::coroutine_handle<> coroutine) const noexcept {
-            return coroutine;
-        }
-        void await_resume() const noexcept {}
-    };
-
-    // A frame that an exception leaves cannot destroy itself, and nobody else knows it any more. It
-    // is empty; the next one on this thread takes its place, or the thread ends.
-    static void retire_frame(std::coroutine_handle<> frame) {
-        thread_local UniqueCoroutineHandle<promise_type> last;
-        const auto ended = std::coroutine_handle<promise_type>::from_address(frame.address());
-        last = UniqueCoroutineHandle<promise_type>(ended.promise());
+// Suspends and resumes at once. A coroutine that ends with an exception has to be destroyed; clang
+// 19 then destroys the objects a second time that were alive at the last suspension.
+struct WaitLoop::ResumeAtOnce {
+    bool await_ready() const noexcept { return false; }
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<> coroutine) const noexcept {
+        return coroutine;
     }
-
-    template <class Owner, class N, class T>
-    static WaitLoop run(Resources<Owner, N, T> parts);
-
-    // In the place of a pump that an exception is about to end.
-    template <class Owner, class N, class T>
-    static void restart(Resources<Owner, N, T>& parts);
-
-    std::coroutine_handle<promise_type> handle;
+    void await_resume() const noexcept {}
 };
 
 template <class Owner, class N, class T>
-WaitLoop WaitLoop::run(Resources<Owner, N, T> parts) {
-    Owner& owner = *parts.owner;
+WaitLoop WaitLoop::run(Resources<Owner, N, T> resources) {
+    Owner& owner = *resources.owner;
     while (!owner.finished()) {
-        co_await Idle<Owner>{owner};
-        const bool yielding = owner.must_yield();
-        assert(owner.may_wait() || yielding); // I1
+        co_await WaitForWaiters<Owner>{owner};
+        const std::optional<std::chrono::nanoseconds> bound = owner.begin_wait();
 
         std::error_code result;
-        parts.trace_before_wait();
+        resources.trace_before_wait();
         try {
             if constexpr (TimedCqNotifier<N>) {
-                const auto bound = yielding ? std::chrono::nanoseconds(0) : owner.wait_bound();
-                if (yielding || bound.count() != 0) {
-                    result = co_await parts.notifier.readable(owner.stop_token(), bound);
+                if (bound) {
+                    result =
+                        co_await resources.notifier.readable(owner.wake_source_.token(), *bound);
                 } else {
-                    result = co_await parts.notifier.readable(owner.stop_token());
+                    result = co_await resources.notifier.readable(owner.wake_source_.token());
                 }
             } else {
-                result = co_await parts.notifier.readable(owner.stop_token());
+                result = co_await resources.notifier.readable(owner.wake_source_.token());
             }
-            parts.trace_after_wait(result);
+            resources.trace_after_wait(result);
         } catch (...) {
             owner.fail();
-            parts.trace_failed_wait();
+            resources.trace_after_wait(owner.failure_->code());
             result = std::make_error_code(std::errc::operation_canceled); // nothing to consume
         }
 
-        owner.wait_loop.running = true;
+        owner.resuming_ = true;
         try {
-            if constexpr (reads_events<N>) {
-                owner.credit(parts.notifier.take_events());
-            }
-            owner.turn(result, yielding);
+            if constexpr (reads_events<N>) owner.credit(resources.notifier.take_events());
+            owner.after_wait(result);
         } catch (...) {
-            // What a resumed coroutine let escape belongs to whoever runs the loop.
-            owner.wait_loop.escaped = std::current_exception();
-            owner.escaped();
+            // The exception of a resumed coroutine belongs to the caller of the event loop.
+            owner.escaped_ = std::current_exception();
+            owner.on_escaped_exception();
         }
-        owner.wait_loop.running = false;
-        if (owner.wait_loop.escaped) {
-            co_await ResumeAtOnce{}; // where nothing is alive that has a destructor
-            std::exception_ptr escaped = std::exchange(owner.wait_loop.escaped, nullptr);
+        owner.resuming_ = false;
+        if (owner.escaped_) {
+            co_await ResumeAtOnce{}; // where no object with a destructor is alive
+            std::exception_ptr escaped = std::exchange(owner.escaped_, nullptr);
             if (owner.closed()) {
-                retire_frame(owner.wait_loop.handle);
-                const Resources<Owner, N, T> gone(
-                    std::move(parts)); // the last that refers to the owner
+                retire_frame(owner.wait_loop_);
+                // Releases what may be the last reference to the owner.
+                const Resources<Owner, N, T> released(std::move(resources));
             } else if (!owner.finished()) {
-                restart(parts);
+                restart(resources);
             }
             std::rethrow_exception(std::move(escaped));
         }
     }
-    owner.wait_loop.handle = nullptr;
+    owner.wait_loop_ = nullptr;
 }
 
+// Called by a wait loop that is about to end with an exception: starts another one in its place.
 template <class Owner, class N, class T>
-void WaitLoop::restart(Resources<Owner, N, T>& parts) {
-    const std::shared_ptr<Owner> owner = parts.owner;
-    retire_frame(owner->wait_loop.handle);
-    owner->wait_loop.handle = nullptr;
+void WaitLoop::restart(Resources<Owner, N, T>& resources) {
+    const std::shared_ptr<Owner> owner = resources.owner;
+    retire_frame(owner->wait_loop_);
+    owner->wait_loop_ = nullptr;
     try {
-        owner->wait_loop.handle = run(Resources<Owner, N, T>(std::move(parts))).handle;
-    } catch (...) { // no memory
+        owner->wait_loop_ = run(Resources<Owner, N, T>(std::move(resources))).handle;
+    } catch (...) { // out of memory
         owner->fail();
-        return owner->dismiss_all();
+        return owner->fail_waiters();
     }
-    owner->wait_loop.idle = true;
-    if (!owner->idle()) owner->wait_loop.handle.resume();
+    owner->idle_ = true;
+    if (owner->wait_needed()) owner->wait_loop_.resume();
 }
 
-/// An owner whose pump waits with `notifier`.
-template <class Owner, CqNotifier N, CqTracer T = NoTracer>
-void start_wait_loop(const std::shared_ptr<Owner>& owner, N notifier, T tracer = {}) {
-    using Pump = WaitLoop;
-    using Resources = typename Pump::template Resources<Owner, N, T>;
-    owner->wait_loop.handle =
-        Pump::run(Resources(owner, std::move(notifier), std::move(tracer))).handle;
+// A coroutine that exits by an exception stays suspended and must be destroyed by other code. Its
+// frame, without objects in it, is kept until the next one on this thread, or until thread exit.
+inline void WaitLoop::retire_frame(std::coroutine_handle<> frame) {
+    thread_local UniqueCoroutineHandle<promise_type> last;
+    const auto ended = std::coroutine_handle<promise_type>::from_address(frame.address());
+    last = UniqueCoroutineHandle<promise_type>(ended.promise());
 }
 
 } // namespace asyncverbs::detail

@@ -85,7 +85,7 @@ public:
     }
 
     /// Takes the completions from now on.
-    void start() { cq_state_->attach(this->shared_from_this()); }
+    void start() { cq_state_->set_handler(this->shared_from_this()); }
 
     /// The last call. Whoever still waits is never resumed.
     void close() noexcept {
@@ -124,7 +124,7 @@ public:
     void add_stoppable(Stoppable& stoppable) noexcept { stoppable_.push_back(stoppable); }
 
     /// Makes the router look who is to be stopped or resumed. From any thread.
-    void interrupt() noexcept { cq_state_->interrupt(); }
+    void interrupt() noexcept { cq_state_->wake(); }
 
     /// Null, or why no completion will come any more.
     const Failure& failure() const noexcept { return failure_; }
