@@ -132,50 +132,49 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
         std::string verdict;
     };
     const Row rows[] = {
-        {Defect::edge_for_nobody_is_forgotten, "readable: while nobody waits", "in vain"},
-        {Defect::reads, "readable: before the call", "the byte has gone"},
-        {Defect::hang_up_is_ignored, "error: a hang-up", "in vain"},
-        {Defect::error_is_ignored, "error: without anything to read", "in vain"},
+        {Defect::edge_for_nobody_is_forgotten, "readable: while nobody waits", "timeout"},
+        {Defect::reads, "readable: before the call", "the byte is gone"},
+        {Defect::hang_up_is_ignored, "error: a hang-up", "timeout"},
+        {Defect::error_is_ignored, "error: without anything to read", "timeout"},
         {Defect::never_waits, "spurious: does not spin with nothing to read", "spins"},
-        {Defect::wakes_the_other_notifier, "two notifiers: each its own descriptor", "in vain"},
+        {Defect::wakes_the_other_notifier, "two notifiers: each its own descriptor", "timeout"},
         {Defect::resumes_twice, "readable: after the call", "resumed twice"},
         {Defect::resumes_on_a_thread_of_its_own, "readable: after the call", "another thread"},
         {Defect::resumes_in_await_suspend, "readable: while nobody waits",
          "before await_suspend() had returned"},
         {Defect::wait_within_the_resume_is_forgotten,
-         "many rounds: each begins within the resume of the last", "in vain"},
+         "many rounds: each begins within the resume of the last", "timeout"},
         {Defect::throws, "readable: before the call", "thrown by the notifier"},
 
-        {Defect::stop_before_the_call_is_ignored, "stop: before the call", "in vain"},
+        {Defect::stop_before_the_call_is_ignored, "stop: before the call", "timeout"},
         {Defect::stop_while_suspending_is_ignored,
-         "stop: between await_ready() and await_suspend()", "in vain"},
-        {Defect::stop_is_ignored, "stop: while it waits", "in vain"},
-        {Defect::stop_does_not_wake, "stop: from another thread while the loop sleeps", "in vain"},
+         "stop: between await_ready() and await_suspend()", "timeout"},
+        {Defect::stop_is_ignored, "stop: while it waits", "timeout"},
+        {Defect::stop_does_not_wake, "stop: from another thread while the loop sleeps", "timeout"},
         {Defect::stop_resumes_at_once, "stop: while it waits", "inside request_stop()"},
-        {Defect::stop_resumes_at_once, "stop: by another coroutine, in a turn of the loop",
+        {Defect::stop_resumes_at_once, "stop: by another coroutine that the loop resumes",
          "inside request_stop()"},
         {Defect::stop_resumes_at_once, "stop: from another thread while the loop sleeps",
          "another thread"},
         {Defect::stop_is_readable, "stop: before the call", "got {} each time"},
         {Defect::stop_takes_the_edge,
-         "stop: and readable in one turn, of which the next wait is "
-         "told",
-         "in vain"},
+         "stop: and readable in one iteration; the next wait learns of it", "timeout"},
         {Defect::stop_lasts, "stop: while it waits", "a wait that nothing ends gave"},
         {Defect::stop_of_an_earlier_wait_counts, "stop: the token of an earlier wait",
          "a wait that nothing ends gave"},
 
         {Defect::destroyed_is_resumed, "destroyed: while it waits", "after it was destroyed"},
         {Defect::destroyed_in_the_turn_is_resumed,
-         "destroyed: by a coroutine that is resumed in the same turn", "after it was destroyed"},
+         "destroyed: by a coroutine that is resumed in the same iteration",
+         "after it was destroyed"},
         {Defect::destroyed_takes_the_edge,
-         "destroyed: when it is readable, of which the next wait is told", "in vain"},
-        {Defect::closes, "notifier: destroyed, and its descriptor left as it was", "was closed"},
+         "destroyed: when it is readable; the next wait learns of it", "timeout"},
+        {Defect::closes, "notifier: destroyed; its descriptor is unchanged", "was closed"},
         {Defect::knows_a_descriptor_by_its_number,
-         "notifier: destroyed, and the number of its descriptor used again", "in vain"},
-        {Defect::moving_forgets, "notifier: moved", "in vain"},
+         "notifier: destroyed; the number of its descriptor is used again", "timeout"},
+        {Defect::moving_forgets, "notifier: moved", "timeout"},
 
-        {Defect::no_bound, "bounded: the time passes", "in vain"},
+        {Defect::no_bound, "bounded: the time passes", "timeout"},
         {Defect::times_out_early, "bounded: the time passes", "before its time"},
         {Defect::bound_overflows, "bounded: readable in time", "gave"},
         {Defect::bound_of_an_earlier_wait_counts, "bounded: the bound of an earlier wait", "gave"},
@@ -191,7 +190,7 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
     }
     SECTION("readable: as long as it is not read, by a notifier that looks for edges") {
         CHECK_THAT(verdict<BoastfulHarness>(Defect::none, "readable: as long as it is not read"),
-                   contains("in vain"));
+                   contains("timeout"));
         CHECK(verdict(Defect::none, "readable: as long as it is not read") ==
               "there is no such case");
     }
@@ -211,7 +210,7 @@ TEST_CASE("Conformance: a defect that a device shows", "[conformance]") {
         async_cq_cases<DefectiveHarness>(Context::open(), std::chrono::milliseconds(300));
     for (const auto& [defect, name] : rows) {
         DYNAMIC_SECTION(name << ": " << static_cast<int>(defect)) {
-            CHECK_THAT(verdict(defect, name, cases), contains("in vain"));
+            CHECK_THAT(verdict(defect, name, cases), contains("timeout"));
             CHECK(verdict(Defect::none, name, cases) == "it passes");
         }
     }

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// The conformance suite of notifiers, its part that needs a device: completion channels in the loop
-// of a harness, between two queue pairs of one process.
 #pragma once
 
 #include <chrono>
@@ -15,19 +13,20 @@
 
 namespace asyncverbs {
 
-/// The cases of an AsyncCq on a loop of the harness, see NotifierHarness: what notifier_cases()
-/// tries on pipes, on completion channels. `context` is any device with an active port, real or
-/// soft-RoCE (`cmake/soft-roce/run`); the cases keep it open. A harness that also has
-/// `notifier(const CompletionChannel&)` is asked for that.
+/// The cases that need a device: an AsyncCq on a loop of the harness (see NotifierHarness) waits
+/// for completion channels instead of the pipes of notifier_cases(). Two queue pairs of this
+/// process exchange messages. `context` is any device with an active port, real or soft-RoCE
+/// (`cmake/soft-roce/run`); the cases keep it open. If the harness also has
+/// `notifier(const CompletionChannel&)`, that is called.
 template <NotifierHarness H>
 std::vector<ConformanceCase>
 async_cq_cases(Context context, std::chrono::milliseconds patience = std::chrono::seconds(10)) {
     detail::conformance::CaseList<H> cases(patience);
-    detail::conformance::AsyncCqCases<H>::add_to(cases, std::move(context));
+    detail::conformance::add_async_cq_cases(cases, std::move(context));
     return cases.take();
 }
 
-/// Runs all of them and prints their outcomes. Returns how many failed, for main() to return:
+/// Runs all of them and prints the result of each. Returns how many failed, for main() to return:
 ///
 ///     int main() {
 ///         using asyncverbs::check_async_cq, asyncverbs::check_notifier, asyncverbs::Context;

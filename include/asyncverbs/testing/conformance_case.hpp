@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// One case of a conformance suite: a clause of a contract, and the function that tries it. Bound to
-// no test framework: run them all and print, or each within a test of your own.
 #pragma once
 
 #include <cstdio>
@@ -13,23 +11,24 @@
 
 namespace asyncverbs {
 
-/// Why a case failed: what() names the case, what happened, and the clause that was broken.
+/// Thrown by a case that fails: what() names the case, what happened, and the violated clause.
 class ConformanceFailure : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;
 };
 
-/// A case, which is independent of all others and can be run any number of times.
+/// One case of a conformance suite, independent of any test framework. Cases do not depend on each
+/// other and can be run any number of times.
 struct ConformanceCase {
     std::string_view name;   ///< unique within its suite, such as "stop: before the call"
-    std::string_view clause; ///< what the contract says
-    /// Returns if the clause is kept. Throws ConformanceFailure if not. A notifier that blocks for
-    /// ever cannot be interrupted: after some time without progress the case says so on stderr and
+    std::string_view clause; ///< the sentence of the contract that it tries
+    /// Returns if the clause is kept, and throws ConformanceFailure if not. A notifier that blocks
+    /// cannot be interrupted: after some time without progress the case reports that on stderr and
     /// aborts the program.
     std::function<void()> run;
 };
 
-/// Runs `cases` and prints the outcome of each to stdout. Returns how many failed: an exit status.
+/// Runs `cases` and prints the result of each to stdout. Returns how many failed: an exit status.
 inline int run_conformance(const std::vector<ConformanceCase>& cases) {
     int failed = 0;
     for (const ConformanceCase& each : cases) {
@@ -40,7 +39,7 @@ inline int run_conformance(const std::vector<ConformanceCase>& cases) {
             ++failed;
             std::printf("FAILED  %s\n", error.what());
         }
-        std::fflush(stdout); // a case that aborts comes after what is printed
+        std::fflush(stdout); // before a case that aborts
     }
     std::printf("%zu cases, %d failed\n", cases.size(), failed);
     return failed;

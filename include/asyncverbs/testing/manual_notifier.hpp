@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// A notifier without a loop: a test says when the channel is "readable" and when the coroutine
-// that waits for it runs, so that every order of events can be written down.
 #pragma once
 
 #include <coroutine>
@@ -12,15 +10,17 @@
 
 namespace asyncverbs {
 
-/// A CqNotifier driven by hand. Copies share their state: give one to an AsyncCq, keep one.
+/// A CqNotifier without a loop, for tests: the test decides when the channel is "readable" and when
+/// the waiting coroutine runs, so that it can produce every order of events. Copies share their
+/// state: give one to an AsyncCq, keep one.
 ///
 ///     ManualNotifier notifier;
 ///     AsyncCq cq(CompletionQueue(context, 16), notifier);
 ///     auto task = consume(cq);   // waits
 ///     notifier.notify();         // the channel is readable, perhaps
-///     notifier.run();            // what the event loop would do: the consumer resumes
+///     notifier.run();            // in place of the event loop: the consumer resumes
 ///
-/// Thread safety: none, but for stop tokens.
+/// Thread safety: none, except for stop tokens.
 class ManualNotifier {
     struct State {
         std::coroutine_handle<> waiting;
@@ -52,20 +52,20 @@ public:
         std::shared_ptr<State> state_;
     };
 
-    /// Gives what notify() says, at a run() after that; errc::operation_canceled at the first run()
-    /// after `stop` was requested. One at a time.
+    /// Completes in a run() after notify(), with the result passed to that; or with
+    /// errc::operation_canceled in the first run() after `stop` was requested. One at a time.
     Readable readable(std::stop_token stop) { return {state_, std::move(stop)}; }
 
-    /// What readable() gives at the next run(), also if it is not awaited yet.
+    /// Sets what readable() gives in the next run(), also if it is not awaited yet.
     void notify(std::error_code result = {}) { state_->result = result; }
 
     /// Whether readable() is suspended.
     bool waiting() const noexcept { return static_cast<bool>(state_->waiting); }
 
-    /// Whether the stop of the readable() that is suspended was requested.
+    /// Whether readable() is suspended and its stop was requested.
     bool stop_requested() const noexcept { return waiting() && state_->stop.stop_requested(); }
 
-    /// One turn of the loop: resumes readable() if it was notified or its stop was requested.
+    /// One iteration of the loop: resumes readable() if it was notified or its stop was requested.
     /// Returns whether it did.
     bool run() {
         const std::shared_ptr<State> state = state_; // this may be destroyed meanwhile

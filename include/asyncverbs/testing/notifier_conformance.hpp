@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// The contract of CqNotifier as a test that the author of a notifier runs: on pipes and sockets,
-// without a device, in whatever test framework or none.
 #pragma once
 
 #include <chrono>
@@ -48,7 +46,8 @@ concept NotifierHarness =
         h.run_once(at_most);
     };
 
-/// The cases, for a test framework:
+/// The contract of CqNotifier as test cases on pipes and sockets, which need no device and no
+/// particular test framework:
 ///
 ///     TEST_CASE("MyNotifier") {
 ///         for (const auto& each : asyncverbs::notifier_cases<MyHarness>()) {
@@ -56,23 +55,23 @@ concept NotifierHarness =
 ///         }
 ///     }
 ///
-/// Those of TimedCqNotifier are among them if the notifier is one. `patience` is how long something
-/// may take before it is held to have failed; nothing else depends on time.
+/// They include the cases of TimedCqNotifier if the notifier is one. An event that does not happen
+/// within `patience` is a failure; nothing else depends on time.
 template <NotifierHarness H>
 std::vector<ConformanceCase>
 notifier_cases(std::chrono::milliseconds patience = std::chrono::seconds(10)) {
     namespace suite = detail::conformance;
     suite::CaseList<H> cases(patience);
-    suite::ReadinessCases<H>::add_to(cases);
-    suite::StopCases<H>::add_to(cases);
-    suite::LifetimeCases<H>::add_to(cases);
-    if constexpr (TimedCqNotifier<typename suite::Bench<H>::Notifier>) {
-        suite::TimedCases<H>::add_to(cases);
+    suite::add_readiness_cases(cases);
+    suite::add_stop_cases(cases);
+    suite::add_lifetime_cases(cases);
+    if constexpr (TimedCqNotifier<typename suite::Fixture<H>::Notifier>) {
+        suite::add_timed_cases(cases);
     }
     return cases.take();
 }
 
-/// Runs all cases and prints their outcomes. Returns how many failed, for main() to return.
+/// Runs all cases and prints the result of each. Returns how many failed, for main() to return.
 template <NotifierHarness H>
 int check_notifier() {
     return run_conformance(notifier_cases<H>());
