@@ -50,7 +50,8 @@ public:
 
     /// Closes the router that was here before, as its destructor does.
     Router& operator=(Router&& other) noexcept {
-        Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
+        Router old(std::move(other));
+        old.state_.swap(state_); // and is closed with its state
         return *this;
     }
     ~Router() {
