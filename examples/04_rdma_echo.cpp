@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT
-// rdma_echo: sends back what it is sent. One thread, one completion queue, any number of clients:
-// each has a coroutine of its own that reads like a blocking program.
+// rdma_echo: a server that returns every message, and its client. One thread and one completion
+// queue serve any number of clients, each in its own coroutine that reads like a blocking program.
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
 
-#include <getopt.h>
+#include <CLI/CLI.hpp>
 
 #include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -23,9 +23,9 @@ using namespace asyncverbs;
 namespace {
 
 struct Options {
-    std::string host; // empty: be the server
+    std::optional<std::string> host; // none: be the server
     std::string bind;
-    std::string port = "7471";
+    std::uint16_t port = 7471;
     std::uint32_t size = 64;
     std::uint32_t count = 1000;
     std::uint32_t connections = 1;
@@ -36,14 +36,14 @@ constexpr std::uint32_t max_size = 1 << 20;
 constexpr std::uint32_t max_clients = 1024;
 constexpr QueuePairOptions queue_pair_options{.max_send_wr = 1, .max_recv_wr = 2};
 
-// What a client says with its request for a connection.
+// The private data of a client's connection request.
 struct Hello {
     std::array<char, 8> protocol{'e', 'c', 'h', 'o', '1'};
     std::uint32_t size = 0; // of its messages, big-endian
 };
 
-// A device with the completion queue that all connections share. It is that of the first
-// connection: the way to the peer decides.
+// The device, and the completion queue that all connections share. The first connection opens it,
+// since the route to the peer decides which device it is.
 class Device {
 public:
     explicit Device(EpollExecutor& loop) : loop_(loop) {}
@@ -86,7 +86,7 @@ void refuse(IncomingConnection incoming, const std::string& reason) {
 Task<> echo(Device& device, IncomingConnection incoming) {
     const std::uint32_t size = message_size(incoming);
     if (size == 0) {
-        refuse(std::move(incoming), "not a client of this server, or a message too long for it");
+        refuse(std::move(incoming), "not a client of this server, or its messages are too long");
         co_return;
     }
     const std::string peer = incoming.peer_address().text();
@@ -105,20 +105,20 @@ Task<> echo(Device& device, IncomingConnection incoming) {
     for (;; ++messages) {
         const Completion received = co_await receive.wait(error);
         if (error) break;
-        // The next message may come as soon as this one is answered: its buffer comes first.
+        // Post the next receive before the answer: the client then sends its next message.
         receive = qp.post_recv(buffers[(messages + 1) % 2]);
         Operation answer = qp.send(buffers[messages % 2].slice(0, received.bytes()));
         co_await answer.wait(error);
         if (error) break;
     }
-    // A client that leaves flushes the receive that waits for it.
+    // When a client disconnects, the posted receive is flushed.
     const bool left = error == make_wc_error(IBV_WC_WR_FLUSH_ERR);
     std::printf("%s: %s after %llu messages\n", peer.c_str(),
                 left ? "left" : error.message().c_str(), static_cast<unsigned long long>(messages));
     co_await qp.drain();
 }
 
-// One client's trouble is not that of the others.
+// An error on one connection must not end the others.
 Task<> serve(Device& device, IncomingConnection incoming) {
     const std::string peer = incoming.peer_address().text();
     try {
@@ -130,7 +130,7 @@ Task<> serve(Device& device, IncomingConnection incoming) {
 
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Device device(loop);
-    Listener listener(loop, options.bind, options.port);
+    Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("listening on port %u\n", listener.port());
     Scope clients;
     for (std::uint32_t i = 0; options.clients == 0 || i < options.clients; ++i) {
@@ -143,7 +143,8 @@ Task<> run_server(EpollExecutor& loop, const Options& options) {
 // --- the client ---
 
 Task<> talk(EpollExecutor& loop, Device& device, const Options& options) {
-    OutgoingConnection outgoing = co_await resolve(loop, options.host, options.port);
+    const std::string port = std::to_string(options.port);
+    OutgoingConnection outgoing = co_await resolve(loop, *options.host, port);
     device.open(outgoing.context());
     AsyncQp qp = device.make_queue_pair();
     const MemoryRegion memory = device.allocate(2 * std::size_t{options.size});
@@ -154,7 +155,7 @@ Task<> talk(EpollExecutor& loop, Device& device, const Options& options) {
     hello.size = htonl(options.size);
     ConnectOptions connect_options;
     connect_options.private_data = std::as_bytes(std::span(&hello, 1));
-    connect_options.retry_count = 6; // soft-RoCE takes 7 for no limit
+    connect_options.retry_count = 6; // 7 means no limit to soft-RoCE
     Connection connection = co_await outgoing.connect(qp.queue_pair(), connect_options);
 
     for (std::uint32_t i = 0; i < options.count; ++i) {
@@ -187,103 +188,48 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
 
 // --- the command line ---
 
-constexpr const char* help = R"(Usage: rdma_echo [OPTION...]        start a server
-       rdma_echo [OPTION...] HOST   be a client of the server on HOST
-
-The server sends back what it is sent, to any number of clients on one thread. A client sends
-messages one after the other, and checks what comes back.
-
-  -p, --port=PORT          port of the server (7471)
-  -b, --bind=ADDRESS       server: listen on this address only
-      --clients=COUNT      server: end after so many clients (0: never)
-  -s, --size=BYTES         client: size of a message, up to 1 MiB (64)
-  -n, --count=COUNT        client: messages on each connection (1000)
-  -c, --connections=COUNT  client: connections at a time, up to 1024 (1)
-  -h, --help               print this text
-)";
-
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-std::uint32_t number(const char* name, std::uint32_t low, std::uint32_t high) {
-    char* end = nullptr;
-    const unsigned long value = std::strtoul(optarg, &end, 10);
-    if (optarg[0] < '0' || optarg[0] > '9' || *end != '\0' || value < low || value > high) {
-        throw UsageError(std::string(name) + " takes a number from " + std::to_string(low) +
-                         " to " + std::to_string(high) + ", not \"" + optarg + "\"");
-    }
-    return static_cast<std::uint32_t>(value);
+void add_options(CLI::App& app, Options& options) {
+    app.description("A server that returns every message, to any number of clients on one thread, "
+                    "and its client.\nWithout HOST it is the server.");
+    app.option_defaults()->always_capture_default();
+    const auto not_empty = [](const std::string& text) {
+        return text.empty() ? std::string("must not be empty") : std::string();
+    };
+    app.add_option("HOST", options.host, "Be a client of the server on HOST")->check(not_empty, "");
+    app.add_option("-p,--port", options.port, "Port of the server")->check(CLI::Range(1u, 65'535u));
+    app.add_option("-b,--bind", options.bind, "Server: listen on this address only");
+    app.add_option("--clients", options.clients, "Server: end after this many clients; 0: never");
+    app.add_option("-s,--size", options.size, "Client: bytes of a message")
+        ->check(CLI::Range(1u, max_size));
+    app.add_option("-n,--count", options.count, "Client: messages on each connection")
+        ->check(CLI::Range(1u, UINT32_MAX));
+    app.add_option("-c,--connections", options.connections, "Client: connections at a time")
+        ->check(CLI::Range(1u, max_clients));
 }
 
-// Nothing: the help was asked for.
-std::optional<Options> parse(int argc, char** argv) {
-    constexpr int clients_option = 256;
-    constexpr option long_options[] = {{"port", required_argument, nullptr, 'p'},
-                                       {"bind", required_argument, nullptr, 'b'},
-                                       {"clients", required_argument, nullptr, clients_option},
-                                       {"size", required_argument, nullptr, 's'},
-                                       {"count", required_argument, nullptr, 'n'},
-                                       {"connections", required_argument, nullptr, 'c'},
-                                       {"help", no_argument, nullptr, 'h'},
-                                       {nullptr, 0, nullptr, 0}};
-    Options options;
-    opterr = 0;
-    for (;;) {
-        switch (getopt_long(argc, argv, ":p:b:s:n:c:h", long_options, nullptr)) {
-        case -1:
-            if (argc - optind > 1) throw UsageError("one host at most");
-            if (optind < argc) options.host = argv[optind];
-            if (optind < argc && options.host.empty()) throw UsageError("the host is empty");
-            return options;
-        case 'p':
-            options.port = std::to_string(number("--port", 1, 65535));
-            break;
-        case 'b':
-            options.bind = optarg;
-            break;
-        case clients_option:
-            options.clients = number("--clients", 0, UINT32_MAX);
-            break;
-        case 's':
-            options.size = number("--size", 1, max_size);
-            break;
-        case 'n':
-            options.count = number("--count", 1, UINT32_MAX);
-            break;
-        case 'c':
-            options.connections = number("--connections", 1, max_clients);
-            break;
-        case 'h':
-            std::fputs(help, stdout);
-            return std::nullopt;
-        case ':':
-            throw UsageError(std::string(argv[optind - 1]) + " takes a value");
-        default:
-            throw UsageError(std::string("unknown option ") + argv[optind - 1]);
-        }
-    }
-}
-
-// What a server that refuses has to say.
+// Why the server refused the connection, if it said so.
 std::string reason(const ConnectionRejected& rejected) {
     const std::span<const std::byte> data = rejected.private_data();
-    const auto* const text = reinterpret_cast<const char*>(data.data());
-    const std::string words(text, data.empty() ? 0 : strnlen(text, data.size()));
-    return words.empty() ? "" : ": " + words;
+    const std::string_view text(reinterpret_cast<const char*>(data.data()), data.size());
+    const std::string_view words = text.substr(0, text.find('\0'));
+    return words.empty() ? "" : ": " + std::string(words);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0); // a server's lines are news, also in a file
+    std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the server's lines at once, also in a file
+    Options options;
+    CLI::App app;
+    add_options(app, options);
     try {
-        const std::optional<Options> options = parse(argc, argv);
-        if (!options) return 0;
+        app.parse(argc, argv);
         EpollExecutor loop;
-        loop.run(options->host.empty() ? run_server(loop, *options) : run_client(loop, *options));
+        loop.run(options.host ? run_client(loop, options) : run_server(loop, options));
         return 0;
-    } catch (const UsageError& error) {
+    } catch (const CLI::Success& success) {
+        return app.exit(success); // --help
+    } catch (const CLI::ParseError& error) {
         std::fprintf(stderr, "error: %s; see --help\n", error.what());
     } catch (const ConnectionRejected& error) {
         std::fprintf(stderr, "error: %s%s\n", error.what(), reason(error).c_str());

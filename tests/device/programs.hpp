@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// For the tests of the programs that are connected by address.
+// Helpers for the tests of programs.
 #pragma once
 
 #include <chrono>
 #include <cstdlib>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/process.hpp"
@@ -17,7 +18,7 @@ inline std::string device_address() {
     return text != nullptr ? text : "127.0.0.1";
 }
 
-// While the process runs, and not for ever.
+// Fails the test if the process ends before, or after a minute.
 template <class Condition>
 void await_that(support::Process& process, Condition condition) {
     const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -31,6 +32,13 @@ void await_that(support::Process& process, Condition condition) {
 
 inline void await_output(support::Process& process, const std::string& text) {
     await_that(process, [&] { return process.output().find(text) != std::string::npos; });
+}
+
+// What a program that has to fail writes to standard error.
+inline std::string error_of(const std::vector<std::string>& command) {
+    support::Process process(command);
+    CHECK(process.wait() == 1);
+    return process.error();
 }
 
 } // namespace asyncverbs::device
