@@ -191,7 +191,7 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
 void add_options(CLI::App& app, Options& options) {
     app.description("A server that returns every message, to any number of clients on one thread, "
                     "and its client.\nWithout HOST it is the server.");
-    app.option_defaults()->always_capture_default();
+    app.option_defaults()->always_capture_default()->take_last();
     const auto not_empty = [](const std::string& text) {
         return text.empty() ? std::string("must not be empty") : std::string();
     };

@@ -207,7 +207,7 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
 void add_options(CLI::App& app, Options& options) {
     app.description("Pings by RDMA reads and writes. rdma-core's rping may be at the other end.");
     app.set_help_flag("-h", "Print this help");
-    app.option_defaults()->always_capture_default();
+    app.option_defaults()->always_capture_default()->take_last();
     CLI::App* const side = app.add_option_group("Side");
     side->require_option(1);
     side->add_flag("-s", options.server, "Be the server, of one client");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One end of a connection: a queue pair whose receives are posted at any time, and messages on it.
+// One end of a connection: a queue pair whose receives are always posted, and messages on it.
 #pragma once
 
 #include "protocol.hpp"
@@ -8,15 +8,19 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <stop_token>
+#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
 
 namespace rdma_cp {
 
-/// The peer left, or is silent for too long. Trying again may help.
+using namespace asyncverbs;
+
+/// The peer has disconnected, or has been silent for too long. Trying again may help.
 struct Broken : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -26,40 +30,66 @@ public:
     /// How long a peer may be silent.
     static constexpr std::chrono::seconds patience{20};
 
-    Channel(asyncverbs::EpollExecutor& loop, const asyncverbs::Context& context);
+    Channel(EpollExecutor& loop, const Context& context)
+        : loop_(loop), domain_(context),
+          router_(Router::create(context, sends + 1 + receives, loop)),
+          qp_(router_, domain_, {.max_send_wr = sends, .max_recv_wr = receives}),
+          messages_(MemoryRegion::allocate(domain_, (1 + receives) * max_message)) {}
 
-    const asyncverbs::ProtectionDomain& domain() const { return domain_; }
-    const asyncverbs::QueuePair& queue_pair() const { return qp_.queue_pair(); }
+    const ProtectionDomain& domain() const { return domain_; }
+    const QueuePair& queue_pair() const { return qp_.queue_pair(); }
 
-    /// Posts all receives, once the queue pair takes them. Watches the peer from now on.
-    void start();
+    /// Posts all receives, which the queue pair must accept already. Watches the peer from now on.
+    void start() {
+        for (std::uint32_t i = 0; i < receives; ++i) {
+            receives_.push_back(qp_.post_recv(incoming(i)));
+        }
+        watching_.spawn(watch());
+    }
 
-    /// Posts a message; it is to be awaited before the next one.
-    asyncverbs::Operation send(const Message& message);
+    /// Posts a message. Await it before the next one.
+    Operation send(const Message& message) {
+        const std::vector<std::byte> bytes = encode(message);
+        const Slice outgoing = messages_.slice(0, bytes.size());
+        std::memcpy(outgoing.address, bytes.data(), bytes.size());
+        return qp_.send(outgoing);
+    }
 
-    /// The next message. Throws Broken; std::runtime_error for what is none.
-    asyncverbs::Task<Message> receive();
+    /// The next message. Throws Broken; std::runtime_error if the peer sent something else.
+    Task<Message> receive() {
+        const Completion completion = co_await next();
+        if (completion.imm()) throw std::runtime_error("the peer sent an unexpected block");
+        const auto slot = static_cast<std::uint32_t>(received_ % receives);
+        Message message = decode(Bytes(incoming(slot).address, completion.bytes()));
+        post_again();
+        co_return message;
+    }
 
-    /// The next message, which is to be a T. Throws Refusal if that came, or as receive().
+    /// The next message, which must be a T. Throws Refusal if that came, or as receive().
     template <class T>
-    asyncverbs::Task<T> expect() {
+    Task<T> expect() {
         Message message = co_await receive();
         if (auto* const refusal = std::get_if<Refusal>(&message)) throw Refusal(*refusal);
         auto* const expected = std::get_if<T>(&message);
-        if (expected == nullptr) throw std::runtime_error("the peer sent something unexpected");
+        if (expected == nullptr) throw std::runtime_error("the peer sent an unexpected message");
         co_return std::move(*expected);
     }
 
-    /// Of the next block: its slot and length.
     struct Block {
         std::uint32_t slot;
         std::uint32_t length;
     };
-    asyncverbs::Task<Block> receive_block();
 
-    /// Posts a block; at most block_count are under way.
-    asyncverbs::Operation send_block(const asyncverbs::Slice& block, asyncverbs::RemoteSlice to,
-                                     std::uint32_t slot) {
+    /// The next block, which has been written when this returns.
+    Task<Block> receive_block() {
+        const Completion completion = co_await next();
+        if (!completion.imm()) throw std::runtime_error("the peer sent a message, not a block");
+        post_again();
+        co_return Block{*completion.imm(), completion.bytes()};
+    }
+
+    /// Posts a block; at most block_count may be in flight.
+    Operation send_block(const Slice& block, RemoteSlice to, std::uint32_t slot) {
         return qp_.write_with_imm(block, to, slot);
     }
 
@@ -68,22 +98,43 @@ private:
     static constexpr std::uint32_t sends = block_count + 2;
     static constexpr std::uint32_t receives = block_count + 4;
 
-    asyncverbs::Slice incoming(std::uint32_t i) const {
+    Slice incoming(std::uint32_t i) const {
         return messages_.slice((1 + i) * max_message, max_message);
     }
-    asyncverbs::Task<asyncverbs::Completion> next();
-    void post_again();
-    asyncverbs::Task<> watch();
 
-    asyncverbs::EpollExecutor& loop_;
-    asyncverbs::ProtectionDomain domain_;
-    asyncverbs::Router router_;
-    asyncverbs::AsyncQp qp_;
-    asyncverbs::MemoryRegion messages_;
-    std::vector<asyncverbs::Operation> receives_;
+    Task<Completion> next() {
+        std::error_code error;
+        Operation& receive = receives_[received_ % receives];
+        const Completion completion = co_await receive.wait(error, silent_.get_token());
+        if (error == make_wc_error(IBV_WC_WR_FLUSH_ERR)) throw Broken("the peer has left");
+        if (error == std::errc::operation_canceled) throw Broken("the peer is silent");
+        if (error) throw std::system_error(error, "receiving from the peer");
+        co_return completion;
+    }
+
+    void post_again() {
+        const auto slot = static_cast<std::uint32_t>(received_++ % receives);
+        receives_[slot] = qp_.post_recv(incoming(slot));
+    }
+
+    // Cancels the wait for the next message if none has come since the previous look.
+    Task<> watch() {
+        for (std::uint64_t seen = UINT64_MAX; seen != received_;) {
+            seen = received_;
+            co_await loop_.sleep_for(patience);
+        }
+        silent_.request_stop();
+    }
+
+    EpollExecutor& loop_;
+    ProtectionDomain domain_;
+    Router router_;
+    AsyncQp qp_;
+    MemoryRegion messages_; // one to send, and those to receive
+    std::vector<Operation> receives_;
     std::uint64_t received_ = 0;
     std::stop_source silent_;
-    asyncverbs::Scope watching_; // destroyed first
+    Scope watching_; // last: it ends watch(), which uses the others
 };
 
 } // namespace rdma_cp

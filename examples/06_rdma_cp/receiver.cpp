@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "receiver.hpp"
-
 #include "channel.hpp"
+#include "copy.hpp"
 #include "file.hpp"
 
 #include <asyncverbs/cm.hpp>
@@ -12,14 +11,12 @@
 #include <string>
 #include <utility>
 
-using namespace asyncverbs;
-
 namespace rdma_cp {
 
 namespace {
 
-// The blocks of a file come in order, each into the next slot.
-Task<> receive_file(Channel& channel, const ReceiverOptions& options, const MemoryRegion& blocks,
+// The blocks of a file arrive in order, each in the next slot.
+Task<> receive_file(Channel& channel, const Options& options, const MemoryRegion& blocks,
                     const Offer& offer) {
     PartialFile file(options.directory, offer, options.overwrite);
     const Slice memory = blocks.slice(0, block_count * block_size);
@@ -40,8 +37,8 @@ Task<> receive_file(Channel& channel, const ReceiverOptions& options, const Memo
     co_await channel.send(Done{});
 }
 
-// What is wrong with the file is the sender's to know.
-Task<> receive(EpollExecutor& loop, const ReceiverOptions& options, IncomingConnection incoming) {
+// Reports an error of the file to the sender, too.
+Task<> receive(EpollExecutor& loop, const Options& options, IncomingConnection incoming) {
     Channel channel(loop, incoming.context());
     const MemoryRegion blocks =
         MemoryRegion::allocate(channel.domain(), block_count * block_size,
@@ -67,8 +64,8 @@ Task<> receive(EpollExecutor& loop, const ReceiverOptions& options, IncomingConn
     co_await connection.disconnect();
 }
 
-// One sender's trouble is not that of the others.
-Task<> serve(EpollExecutor& loop, const ReceiverOptions& options, IncomingConnection incoming) {
+// An error on one connection must not end the others.
+Task<> serve(EpollExecutor& loop, const Options& options, IncomingConnection incoming) {
     const std::string peer = incoming.peer_address().text();
     try {
         co_await receive(loop, options, std::move(incoming));
@@ -81,8 +78,8 @@ Task<> serve(EpollExecutor& loop, const ReceiverOptions& options, IncomingConnec
 
 } // namespace
 
-Task<> receive_files(EpollExecutor& loop, ReceiverOptions options) {
-    Listener listener(loop, options.bind, options.port);
+Task<> receive_files(EpollExecutor& loop, const Options& options) {
+    Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("receiving into %s on port %u\n", options.directory.c_str(), listener.port());
     Scope senders;
     for (;;) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The files of rdma_cp: what a peer may make of them, and what not.
+// The files of rdma_cp: which ones a peer can create, and when they get their name.
 #include "file.hpp"
 
 #include <sys/resource.h>
@@ -67,10 +67,10 @@ PartialFile receive(const Directory& directory, const Offer& offer, bool overwri
 
 } // namespace
 
-TEST_CASE("rdma_cp: a file has its name when it is whole, and not before") {
+TEST_CASE("rdma_cp: a file gets its name when it is complete") {
     const Directory directory;
     {
-        PartialFile file(directory.path(), {"name", 10, 7}, false);
+        PartialFile file = receive(directory, {"name", 10, 7});
         file.append(bytes("01234"));
         CHECK(!fs::exists(directory.path() / "name"));
         CHECK(directory.read(".name.10-7.partial") == "01234");
@@ -82,28 +82,28 @@ TEST_CASE("rdma_cp: a file has its name when it is whole, and not before") {
     CHECK(directory.files() == 1);
 }
 
-TEST_CASE("rdma_cp: a part is continued, but not that of another file") {
+TEST_CASE("rdma_cp: a part is continued, unless it is of another file") {
     const Directory directory;
-    PartialFile(directory.path(), {"name", 10, 7}, false).append(bytes("01234"));
+    receive(directory, {"name", 10, 7}).append(bytes("01234"));
     CHECK(receive(directory, {"name", 10, 8}).size() == 0);
     CHECK(receive(directory, {"name", 11, 7}).size() == 0);
     CHECK(receive(directory, {"other", 10, 7}).size() == 0);
-    PartialFile file(directory.path(), {"name", 10, 7}, false);
+    PartialFile file = receive(directory, {"name", 10, 7});
     CHECK(file.size() == 5);
     file.append(bytes("56789"));
     file.finish(digest_of("0123456789"));
     CHECK(directory.read("name") == "0123456789");
 }
 
-TEST_CASE("rdma_cp: what is not what was sent is removed") {
+TEST_CASE("rdma_cp: a file with another checksum is removed") {
     const Directory directory;
-    PartialFile file(directory.path(), {"name", 3, 7}, false);
+    PartialFile file = receive(directory, {"name", 3, 7});
     file.append(bytes("abd"));
     CHECK_THROWS_WITH(file.finish(digest_of("abc")), contains("not what was sent"));
     CHECK(directory.files() == 0);
 }
 
-TEST_CASE("rdma_cp: a part that is too long is begun anew") {
+TEST_CASE("rdma_cp: a part that is too long is discarded") {
     const Directory directory;
     directory.write(".name.3-7.partial", "abcd");
     CHECK(receive(directory, {"name", 3, 7}).size() == 0);
@@ -111,17 +111,17 @@ TEST_CASE("rdma_cp: a part that is too long is begun anew") {
 
 TEST_CASE("rdma_cp: one sender at a time") {
     const Directory directory;
-    const PartialFile first(directory.path(), {"name", 3, 7}, false);
+    const PartialFile first = receive(directory, {"name", 3, 7});
     CHECK_THROWS_AS(receive(directory, {"name", 3, 7}), FileBusy);
     CHECK_NOTHROW(receive(directory, {"other", 3, 7}));
 }
 
-TEST_CASE("rdma_cp: a file that exists is overwritten only where that is wanted") {
+TEST_CASE("rdma_cp: an existing file is overwritten only on request") {
     const Directory directory;
     directory.write("name", "old");
     CHECK_THROWS_WITH(receive(directory, {"name", 3, 7}), contains("name exists already"));
     CHECK(directory.files() == 1);
-    PartialFile file(directory.path(), {"name", 3, 7}, true);
+    PartialFile file = receive(directory, {"name", 3, 7}, true);
     file.append(bytes("new"));
     CHECK(directory.read("name") == "old");
     file.finish(digest_of("new"));
@@ -130,14 +130,14 @@ TEST_CASE("rdma_cp: a file that exists is overwritten only where that is wanted"
 
 TEST_CASE("rdma_cp: a file that appears meanwhile is not overwritten") {
     const Directory directory;
-    PartialFile file(directory.path(), {"name", 3, 7}, false);
+    PartialFile file = receive(directory, {"name", 3, 7});
     file.append(bytes("new"));
     directory.write("name", "old");
     CHECK_THROWS_WITH(file.finish(digest_of("new")), contains("File exists"));
     CHECK(directory.read("name") == "old");
 }
 
-TEST_CASE("rdma_cp: nothing leaves the directory") {
+TEST_CASE("rdma_cp: no name leads out of the directory") {
     const Directory directory;
     for (const char* name : {"../name", "/name", "a/b", "..", "."}) {
         CHECK_THROWS_WITH(receive(directory, {name, 3, 7}),
@@ -150,9 +150,9 @@ TEST_CASE("rdma_cp: nothing leaves the directory") {
     CHECK_THROWS_WITH(receive(directory, {"name", 3, 7}), contains("cannot be created"));
 }
 
-TEST_CASE("rdma_cp: what the disk refuses is said") {
+TEST_CASE("rdma_cp: errors of the file system are reported") {
     const Directory directory;
-    PartialFile file(directory.path(), {"name", 10, 7}, false);
+    PartialFile file = receive(directory, {"name", 10, 7});
     rlimit old{};
     ::getrlimit(RLIMIT_FSIZE, &old);
     std::signal(SIGXFSZ, SIG_IGN);
@@ -169,7 +169,7 @@ TEST_CASE("rdma_cp: what the disk refuses is said") {
     CHECK_THROWS_WITH(PartialFile("/nowhere", {"name", 10, 7}, false), contains("No such file"));
 }
 
-TEST_CASE("rdma_cp: the file that is sent") {
+TEST_CASE("rdma_cp: the file to send") {
     const Directory directory;
     directory.write("name", "0123");
     const SourceFile file(directory.path() / "name");
@@ -183,12 +183,14 @@ TEST_CASE("rdma_cp: the file that is sent") {
     CHECK_THROWS_WITH(file.check_unchanged(), contains("was changed while it was copied"));
     directory.write("name", "");
     CHECK_THROWS_WITH(file.read(1, part), contains("became shorter"));
-    CHECK_THROWS_WITH(SourceFile(directory.path()), contains("is not a regular file"));
-    CHECK_THROWS_WITH(SourceFile(directory.path() / "none"), contains("No such file"));
-    directory.write(std::string(201, 'x'), "");
-    CHECK_THROWS_WITH(SourceFile(directory.path() / std::string(201, 'x')).offer(),
-                      contains("the name is too long"));
+    const auto check_rejected = [&](const std::string& name, const char* why) {
+        CHECK_THROWS_WITH(SourceFile(directory.path() / name), contains(why));
+    };
+    check_rejected("", "is not a regular file");
+    check_rejected("none", "No such file");
+    const std::string long_name(201, 'x');
+    directory.write(long_name, "");
+    check_rejected(long_name, "the name is too long");
     directory.write("two\nlines", "");
-    CHECK_THROWS_WITH(SourceFile(directory.path() / "two\nlines").offer(),
-                      contains("control characters"));
+    check_rejected("two\nlines", "control characters");
 }
