@@ -3,40 +3,35 @@
 #include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <random>
 #include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/coro/scope.hpp>
 
+#include "executor/wait.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::ok;
+using asyncverbs::support::Wait;
 using Clock = std::chrono::steady_clock;
 
 static_assert(
     awaitable_of<decltype(std::declval<EpollExecutor&>().sleep_for(1ms)), std::error_code>);
 static_assert(std::movable<decltype(std::declval<EpollExecutor&>().sleep_for(1ms))>);
-
-namespace {
-
-Coroutine sleep_until(EpollExecutor& executor, Clock::time_point time, std::stop_token stop,
-                      std::optional<std::error_code>& result) {
-    result = co_await executor.sleep_until(time, stop);
-}
-
-} // namespace
 
 TEST_CASE("sleep: ends after its time and not before", "[epoll_sleep]") {
     EpollExecutor executor;
@@ -55,50 +50,36 @@ TEST_CASE("sleep: ends after its time and not before", "[epoll_sleep]") {
     executor.run(body());
 }
 
-TEST_CASE("sleep: no time and past times take one turn", "[epoll_sleep]") {
+TEST_CASE("sleep: no time and past times take one iteration", "[epoll_sleep]") {
     EpollExecutor executor;
-    std::optional<std::error_code> result;
-    Clock::time_point time;
-    SECTION("long ago") { time = Clock::time_point(); }
-    SECTION("longest ago") { time = Clock::time_point::min(); }
-    SECTION("now") { time = Clock::now(); }
-    const Coroutine sleeper = sleep_until(executor, time, {}, result);
-    CHECK(!result);
+    const auto time = GENERATE(Clock::time_point::min(), Clock::time_point(), Clock::now());
+    const Wait sleep(executor.sleep_until(time));
+    const Wait none(executor.sleep_for(0s));
+    const Wait negative(executor.sleep_for(-1h));
+    const Wait longest_ago(executor.sleep_for(std::chrono::nanoseconds::min()));
+    CHECK(!sleep.result);
     CHECK(executor.run_once());
-    CHECK(result == std::error_code());
-
-    const auto body = [&]() -> Task<> {
-        co_await executor.sleep_for(0s);
-        co_await executor.sleep_for(-1h);
-        co_await executor.sleep_for(std::chrono::nanoseconds::min());
-    };
-    executor.run(body());
+    for (const Wait* each : {&sleep, &none, &negative, &longest_ago}) CHECK(each->result == ok);
 }
 
-TEST_CASE("sleep: the longest times are no time at all to the clock", "[epoll_sleep]") {
+TEST_CASE("sleep: the longest times do not overflow", "[epoll_sleep]") {
     EpollExecutor executor;
     std::stop_source stop;
-    Scope scope;
-    const auto sleeps = [&](auto duration) -> Task<> {
-        const std::error_code error = co_await executor.sleep_for(duration, stop.get_token());
-        CHECK(error == std::errc::operation_canceled);
+    const auto sleep_for = [&](auto time) { return executor.sleep_for(time, stop.get_token()); };
+    const std::array<Wait, 6> sleeps{
+        Wait(sleep_for(std::chrono::hours::max())),
+        Wait(sleep_for(std::chrono::nanoseconds::max())),
+        Wait(sleep_for(std::chrono::seconds::max())),
+        Wait(sleep_for(std::chrono::years(99))),
+        Wait(sleep_for(std::chrono::duration<double>(std::numeric_limits<double>::infinity()))),
+        Wait(executor.sleep_until(Clock::time_point::max(), stop.get_token())),
     };
-    scope.spawn(sleeps(std::chrono::hours::max()));
-    scope.spawn(sleeps(std::chrono::nanoseconds::max()));
-    scope.spawn(sleeps(std::chrono::seconds::max()));
-    scope.spawn(sleeps(std::chrono::years(99)));
-    scope.spawn(sleeps(std::chrono::duration<double>(std::numeric_limits<double>::infinity())));
-    std::optional<std::error_code> result;
-    const Coroutine never =
-        sleep_until(executor, Clock::time_point::max(), stop.get_token(), result);
-    const auto body = [&]() -> Task<> {
-        co_await executor.sleep_for(1ms);
-        CHECK(!result);
-        stop.request_stop();
-        co_await scope.join();
-        CHECK(result == std::errc::operation_canceled);
-    };
+    const auto body = [&]() -> Task<> { co_await executor.sleep_for(1ms); };
     executor.run(body());
+    for (const Wait& sleep : sleeps) CHECK(!sleep.result);
+    stop.request_stop();
+    executor.run_once();
+    for (const Wait& sleep : sleeps) CHECK(sleep.result == std::errc::operation_canceled);
 }
 
 TEST_CASE("sleep: thousands end in the order of their times", "[epoll_sleep]") {
@@ -124,26 +105,26 @@ TEST_CASE("sleep: thousands end in the order of their times", "[epoll_sleep]") {
     CHECK(std::is_sorted(order.begin(), order.end()));
 }
 
-TEST_CASE("sleep: stop", "[epoll_sleep]") {
+TEST_CASE("sleep: a stop request", "[epoll_sleep]") {
     EpollExecutor executor;
     std::stop_source stop;
-    std::optional<std::error_code> result;
 
-    SECTION("requested before: it does not suspend") {
+    SECTION("before: it does not suspend") {
         stop.request_stop();
-        const Coroutine sleeper = sleep_until(executor, Clock::now(), stop.get_token(), result);
-        CHECK(result == std::errc::operation_canceled);
+        const Wait sleep(executor.sleep_until(Clock::now(), stop.get_token()));
+        CHECK(sleep.result == std::errc::operation_canceled);
     }
-    SECTION("requested meanwhile: resumed by the executor, not by the request") {
-        const Coroutine sleeper =
-            sleep_until(executor, Clock::now() + 1h, stop.get_token(), result);
+    SECTION("during the sleep: the executor resumes it, not the request; others sleep on") {
+        const Wait sleep(executor.sleep_for(1h, stop.get_token()));
+        const Wait other(executor.sleep_for(1h));
         stop.request_stop();
-        CHECK(!result);
+        CHECK(!sleep.result);
         CHECK(executor.run_once());
-        CHECK(result == std::errc::operation_canceled);
+        CHECK(sleep.result == std::errc::operation_canceled);
         CHECK(!executor.run_once());
+        CHECK(!other.result);
     }
-    SECTION("requested by another thread while the executor sleeps") {
+    SECTION("by another thread while the executor sleeps") {
         const auto body = [&]() -> Task<> {
             std::thread thread([&] { stop.request_stop(); });
             const std::error_code error = co_await executor.sleep_for(1h, stop.get_token());
@@ -152,89 +133,71 @@ TEST_CASE("sleep: stop", "[epoll_sleep]") {
         };
         executor.run(body());
     }
-    SECTION("requested when the time has passed already: one of the two, once") {
-        const Coroutine sleeper =
-            sleep_until(executor, Clock::time_point(), stop.get_token(), result);
+    SECTION("when the time has passed already: one of the two, once") {
+        const Wait sleep(executor.sleep_until(Clock::time_point(), stop.get_token()));
         stop.request_stop();
         CHECK(executor.run_once());
-        CHECK(result);
+        CHECK(sleep.result);
         CHECK(!executor.run_once());
-    }
-    SECTION("a request for one sleeper leaves the others asleep") {
-        std::optional<std::error_code> other;
-        const Coroutine a = sleep_until(executor, Clock::now() + 1h, stop.get_token(), result);
-        Coroutine b = sleep_until(executor, Clock::now() + 1h, {}, other);
-        stop.request_stop();
-        executor.run_once();
-        CHECK(result);
-        CHECK(!other);
     }
 }
 
 TEST_CASE("sleep: a sleeping coroutine can be destroyed at any time", "[epoll_sleep]") {
     auto executor = std::make_unique<EpollExecutor>();
     std::stop_source stop;
-    std::optional<std::error_code> result;
-    std::optional<std::error_code> other;
-    Coroutine sleeper = sleep_until(*executor, Clock::now() + 1h, stop.get_token(), result);
-    const Coroutine second = sleep_until(*executor, Clock::now() + 1ms, {}, other);
+    Wait sleep(executor->sleep_for(1h, stop.get_token()));
+    const Wait other(executor->sleep_for(1ms));
 
     SECTION("asleep") {
-        sleeper.destroy();
+        sleep.coroutine.destroy();
         stop.request_stop();
     }
-    SECTION("stopped, on the way to the executor") {
-        stop.request_stop();
-        sleeper.destroy();
+    SECTION("stopped, but not resumed yet") {
+        if (GENERATE(false, true)) {
+            std::thread([&] { stop.request_stop(); }).join();
+        } else {
+            stop.request_stop();
+        }
+        sleep.coroutine.destroy();
     }
-    SECTION("stopped by another thread") {
-        std::thread([&] { stop.request_stop(); }).join();
-        sleeper.destroy();
-    }
-    SECTION("in the turn that would resume it") {
-        executor->post([&] { sleeper.destroy(); });
+    SECTION("in the iteration that would resume it") {
+        executor->post([&] { sleep.coroutine.destroy(); });
         stop.request_stop();
     }
     SECTION("after the executor") {
         executor.reset();
         stop.request_stop();
-        sleeper.destroy();
-        CHECK(!other);
-        return;
+        sleep.coroutine.destroy();
+        CHECK(!other.result);
     }
-    while (!other) executor->run_once();
-    CHECK(!result);
+    while (executor && !other.result) executor->run_once();
+    CHECK(!sleep.result);
 }
 
-TEST_CASE("sleep: one that has ended is not resumed again, however long it lives",
+TEST_CASE("sleep: one that has ended is not resumed again while its awaiter lives",
           "[epoll_sleep]") {
     EpollExecutor executor;
     std::stop_source stop;
     bool resumed = false;
     // The first awaiter lives until the end of the expression, while the second one sleeps.
-    const auto body = [&]() -> Coroutine {
-        (co_await executor.sleep_for(0s, stop.get_token()), co_await executor.sleep_for(1h));
+    const auto body = [&](std::chrono::milliseconds time) -> Coroutine {
+        (co_await executor.sleep_for(time, stop.get_token()), co_await executor.sleep_for(1h));
         resumed = true;
     };
+    Coroutine coroutine;
     SECTION("its time came before the stop request") {
-        const Coroutine coroutine = body();
+        coroutine = body(0ms);
         stop.request_stop();
         CHECK(executor.run_once());
-        executor.run_once();
-        CHECK(!resumed);
     }
-    SECTION("the stop request, left over from the turn before, came before its time") {
+    SECTION("the stop request, left over from the iteration before, came before its time") {
         executor.post([] { throw std::runtime_error("posted"); });
-        const auto late = [&]() -> Coroutine {
-            (co_await executor.sleep_for(1ms, stop.get_token()), co_await executor.sleep_for(1h));
-            resumed = true;
-        };
-        const Coroutine coroutine = late();
+        coroutine = body(1ms);
         stop.request_stop();
         CHECK_THROWS(executor.run_once());
         std::this_thread::sleep_for(2ms);
         executor.run_once();
-        executor.run_once();
-        CHECK(!resumed);
     }
+    executor.run_once();
+    CHECK(!resumed);
 }
