@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// EpollExecutor: run, stop, post, schedule, turns, embedding in another loop, destruction.
+// EpollExecutor: run, stop, post, schedule, iterations, embedding in another loop, destruction.
 #include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <poll.h>
@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "executor/wait.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
@@ -25,7 +26,9 @@ using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::support::contains;
 using asyncverbs::support::Coroutine;
+using asyncverbs::support::ok;
 using asyncverbs::support::Pipe;
+using asyncverbs::support::Wait;
 
 namespace {
 
@@ -48,7 +51,7 @@ bool is_readable(int fd, int timeout_ms = 0) {
 
 } // namespace
 
-TEST_CASE("EpollExecutor: run gives what the task gives", "[epoll_executor]") {
+TEST_CASE("EpollExecutor: run returns what the task returns", "[epoll_executor]") {
     EpollExecutor executor;
     CHECK(executor.run(number(3)) == 3);
     CHECK(*executor.run(owned()) == 4);
@@ -64,7 +67,7 @@ TEST_CASE("EpollExecutor: a task that ends on another thread ends its run", "[ep
     EpollExecutor other;
     std::thread thread([&] { other.run(); });
     for (int i = 0; i < 300; ++i) {
-        EpollExecutor executor; // ends while the other thread is on its way out of the task
+        EpollExecutor executor; // destroyed while the other thread leaves the task
         const auto hops = [&](int n) -> Task<int> {
             if (n % 3 == 0) co_await executor.schedule();
             co_await other.schedule();
@@ -130,10 +133,10 @@ TEST_CASE("EpollExecutor: stop ends the run in progress", "[epoll_executor]") {
 
 TEST_CASE("EpollExecutor: stop between runs ends the next one", "[epoll_executor]") {
     EpollExecutor executor;
+    bool called = false;
+    executor.post([&] { called = true; });
     executor.stop();
     SECTION("run()") {
-        bool called = false;
-        executor.post([&] { called = true; });
         executor.run();
         CHECK(!called);
     }
@@ -145,10 +148,9 @@ TEST_CASE("EpollExecutor: stop between runs ends the next one", "[epoll_executor
         };
         CHECK_THROWS_AS(executor.run(body()), std::system_error);
         CHECK(!started);
+        CHECK(!called);
     }
     SECTION("not run_once()") {
-        bool called = false;
-        executor.post([&] { called = true; });
         CHECK(executor.run_once());
         CHECK(called);
         executor.run();
@@ -158,23 +160,13 @@ TEST_CASE("EpollExecutor: stop between runs ends the next one", "[epoll_executor
 
 TEST_CASE("EpollExecutor: it runs once at a time", "[epoll_executor]") {
     EpollExecutor executor;
-    int refused = 0;
     executor.post([&] {
-        try {
-            executor.run();
-        } catch (const std::logic_error&) {
-            ++refused;
-        }
-        try {
-            executor.run_once();
-        } catch (const std::logic_error&) {
-            ++refused;
-        }
+        CHECK_THROWS_AS(executor.run(), std::logic_error);
+        CHECK_THROWS_AS(executor.run_once(), std::logic_error);
         std::thread([&] { CHECK_THROWS_AS(executor.run(nothing()), std::logic_error); }).join();
         executor.stop();
     });
     executor.run();
-    CHECK(refused == 2);
 }
 
 TEST_CASE("EpollExecutor: posted functions are called in order", "[epoll_executor]") {
@@ -188,7 +180,8 @@ TEST_CASE("EpollExecutor: posted functions are called in order", "[epoll_executo
     CHECK(!executor.run_once());
 }
 
-TEST_CASE("EpollExecutor: what becomes ready in a turn waits for the next", "[epoll_executor]") {
+TEST_CASE("EpollExecutor: what becomes ready in an iteration waits for the next",
+          "[epoll_executor]") {
     EpollExecutor executor;
     int calls = 0;
     executor.post([&] {
@@ -272,158 +265,133 @@ TEST_CASE("EpollExecutor: schedule continues on the running thread", "[epoll_exe
         runs_on = std::this_thread::get_id();
         executor.stop();
     };
-    std::optional<Coroutine> coroutine;
-    std::thread thread([&] { coroutine.emplace(body()); });
+    Coroutine coroutine;
+    std::thread thread([&] { coroutine = body(); });
     executor.run();
     thread.join();
-    CHECK(coroutine->done());
+    CHECK(coroutine.done());
     CHECK(runs_on == std::this_thread::get_id());
 }
 
 TEST_CASE("EpollExecutor: a scheduled coroutine can be destroyed", "[epoll_executor]") {
     auto executor = std::make_unique<EpollExecutor>();
-    int resumed = 0;
-    const auto body = [&]() -> Coroutine {
-        co_await executor->schedule();
-        ++resumed;
-    };
-    Coroutine a = body();
-    Coroutine b = body();
-    Coroutine c = body();
-    SECTION("on the way") {
-        b.destroy();
+    Wait a(executor->schedule());
+    SECTION("before it is resumed") {
+        const Wait b(executor->schedule());
+        a.coroutine.destroy();
         executor->run_once();
-        CHECK(resumed == 2);
+        CHECK(b.result);
     }
-    SECTION("by the one before it, in the same turn") {
-        Coroutine victim;
-        executor->post([&] { victim.destroy(); });
-        victim = body();
+    SECTION("by the one before it, in the same iteration") {
+        std::optional<Wait> victim;
+        executor->post([&] { victim->coroutine.destroy(); });
+        victim.emplace(executor->schedule());
         executor->run_once();
-        CHECK(resumed == 3);
+        CHECK(a.result);
+        CHECK(!victim->result);
         CHECK(!executor->run_once());
+        return;
     }
     SECTION("after the executor, and is not resumed") {
         executor.reset();
-        a.destroy();
-        CHECK(resumed == 0);
+        a.coroutine.destroy();
     }
+    CHECK(!a.result);
 }
 
-TEST_CASE("EpollExecutor: its descriptor tells when a turn has work", "[epoll_executor]") {
+TEST_CASE("EpollExecutor: its descriptor is readable when an iteration has work",
+          "[epoll_executor]") {
     EpollExecutor executor;
+    const Pipe pipe;
+    std::optional<EpollNotifier> notifier(executor.notifier(pipe.reader()));
+    std::stop_source stop;
     const int fd = executor.native_handle();
+    const auto check_one_iteration = [&] {
+        CHECK(is_readable(fd));
+        CHECK(executor.run_once());
+    };
     CHECK(!is_readable(fd));
     CHECK(!executor.run_once());
 
     SECTION("a post") {
         executor.post([] {});
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
-    }
-    SECTION("a second post, from another thread, after a turn") {
-        executor.post([] {});
-        CHECK(executor.run_once());
+        check_one_iteration();
         CHECK(!is_readable(fd));
         std::thread([&] { executor.post([] {}); }).join();
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
+        check_one_iteration();
     }
-    SECTION("a post that was made during a turn") {
+    SECTION("a post that was made during an iteration") {
         executor.post([&] { executor.post([] {}); });
         CHECK(executor.run_once());
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
+        check_one_iteration();
+    }
+    SECTION("a post after a coroutine was destroyed before it was resumed") {
+        Wait wait(executor.schedule());
+        wait.coroutine.destroy();
+        executor.run_once();
+        executor.post([] {});
+        check_one_iteration();
     }
     SECTION("a file descriptor") {
-        Pipe pipe;
-        EpollNotifier notifier = executor.notifier(pipe.reader());
-        const auto body = [&]() -> Coroutine { co_await notifier.readable(); };
-        const Coroutine coroutine = body();
+        const Wait wait(notifier->readable());
         CHECK(!is_readable(fd));
         pipe.put();
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
-        CHECK(coroutine.done());
-        // Readable with nobody waiting: one idle turn, and then quiet.
+        check_one_iteration();
+        CHECK(wait.result == ok);
+        // Readable without a waiter: one iteration without work, then nothing.
         executor.run_once();
         CHECK(!is_readable(fd));
     }
-    SECTION("a timer that is set between turns") {
-        const auto body = [&]() -> Coroutine { co_await executor.sleep_for(2ms); };
-        const Coroutine coroutine = body();
+    SECTION("a timer that is set between iterations") {
+        const Wait sleep(executor.sleep_for(2ms));
         CHECK(is_readable(fd, 5000));
         CHECK(executor.run_once());
-        CHECK(coroutine.done());
+        CHECK(sleep.result == ok);
     }
-    SECTION("a timer that is set in a turn, after an earlier one was cancelled") {
-        std::stop_source stop;
-        const auto body = [&](std::chrono::milliseconds time, std::stop_token token) -> Coroutine {
-            co_await executor.schedule();
-            co_await executor.sleep_for(time, token);
-        };
-        const Coroutine cancelled = body(1ms, stop.get_token());
-        const Coroutine coroutine = body(3ms, {});
+    SECTION("a timer that is set in an iteration, after an earlier one was cancelled") {
+        std::optional<Wait> cancelled;
+        std::optional<Wait> sleep;
+        executor.post([&] {
+            cancelled.emplace(executor.sleep_for(1ms, stop.get_token()));
+            sleep.emplace(executor.sleep_for(3ms));
+        });
         CHECK(executor.run_once());
         stop.request_stop();
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
-        CHECK(cancelled.done());
-        while (!coroutine.done()) {
+        check_one_iteration();
+        CHECK(cancelled->result);
+        while (!sleep->result) {
             REQUIRE(is_readable(fd, 5000));
             executor.run_once();
         }
     }
-    SECTION("a sleep of no time, and a wait of no time, that begin between turns") {
-        Pipe pipe;
-        EpollNotifier notifier = executor.notifier(pipe.reader());
-        const auto sleeps = [&]() -> Coroutine { co_await executor.sleep_for(0s); };
-        const auto waits = [&]() -> Coroutine { co_await notifier.readable({}, 0ns); };
+    SECTION("a sleep of no time, and a wait of no time, that begin between iterations") {
         for (int i = 0; i < 2; ++i) {
-            const Coroutine sleeper = sleeps();
+            const Wait sleep(executor.sleep_for(0s));
             CHECK(is_readable(fd));
-            const Coroutine waiter = waits();
+            const Wait wait(notifier->readable({}, 0ns));
             CHECK(executor.run_once());
-            CHECK(sleeper.done());
-            CHECK(waiter.done());
+            CHECK(sleep.result == ok);
+            CHECK(wait.result == std::errc::timed_out);
             CHECK(!is_readable(fd));
         }
     }
-    SECTION("a wait whose notifier is destroyed between turns") {
-        Pipe pipe;
-        auto notifier = std::make_unique<EpollNotifier>(executor, pipe.reader());
-        std::error_code error;
-        const auto body = [&]() -> Coroutine { error = co_await notifier->readable(); };
-        const Coroutine coroutine = body();
+    SECTION("a wait whose notifier is destroyed between iterations") {
+        const Wait wait(notifier->readable());
         notifier.reset();
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
-        CHECK(error == std::errc::operation_canceled);
+        check_one_iteration();
+        CHECK(wait.result == std::errc::operation_canceled);
     }
-    SECTION("what a stopped run has left over") {
+    SECTION("what a stopped run has left") {
         executor.post([&] { executor.stop(); });
         executor.post([] {});
         executor.run();
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
+        check_one_iteration();
     }
-    SECTION("what an exception has left over") {
+    SECTION("what an exception has left") {
         executor.post([] { throw 1; });
         executor.post([] {});
         CHECK_THROWS_AS(executor.run_once(), int);
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
-    }
-    SECTION("a post after a coroutine was destroyed on the way") {
-        const auto body = [&]() -> Coroutine { co_await executor.schedule(); };
-        Coroutine coroutine = body();
-        executor.run_once();
-        coroutine = body();
-        coroutine.destroy();
-        executor.run_once();
-        executor.post([] {});
-        CHECK(is_readable(fd));
-        CHECK(executor.run_once());
+        check_one_iteration();
     }
     CHECK(!executor.run_once());
     CHECK(!is_readable(fd));
@@ -440,7 +408,7 @@ TEST_CASE("EpollExecutor: a signal that interrupts epoll_wait is no error",
     CHECK(executor.run(body()) == 1);
 }
 
-TEST_CASE("EpollExecutor: a lack of descriptors is an error that names the call",
+TEST_CASE("EpollExecutor: running out of descriptors is an error that names the call",
           "[epoll_executor]") {
     rlimit old{};
     REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Threads that post to, stop and interrupt a running executor. What matters is what the thread
-// sanitizer says, and that every wait ends exactly once.
+// Threads that post to, stop and interrupt a running executor. To be run with the thread sanitizer;
+// every wait must end exactly once. Posts and coroutines between executors: executor_pool_test.cpp.
 #include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <atomic>
@@ -21,33 +21,6 @@ using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::support::Coroutine;
 using asyncverbs::support::Pipe;
-
-TEST_CASE("stress: posts from many threads are all called, in order", "[epoll_stress]") {
-    constexpr int threads = 4;
-    constexpr int posts = 5000;
-    EpollExecutor executor;
-    std::vector<int> last(threads, -1);
-    int called = 0;
-    bool in_order = true;
-    std::vector<std::thread> posters;
-    for (int t = 0; t < threads; ++t) {
-        posters.emplace_back([&, t] {
-            for (int i = 0; i < posts; ++i) {
-                executor.post([&, t, i] {
-                    int& previous = last[static_cast<std::size_t>(t)];
-                    in_order = in_order && previous == i - 1;
-                    previous = i;
-                    if (++called == threads * posts) executor.stop();
-                });
-                if (i % 64 == 0) std::this_thread::yield();
-            }
-        });
-    }
-    executor.run();
-    for (std::thread& poster : posters) poster.join();
-    CHECK(called == threads * posts);
-    CHECK(in_order);
-}
 
 TEST_CASE("stress: posts to an embedded executor are never missed", "[epoll_stress]") {
     constexpr int posts = 3000;
@@ -72,28 +45,9 @@ TEST_CASE("stress: posts to an embedded executor are never missed", "[epoll_stre
     CHECK(called == posts);
 }
 
-TEST_CASE("stress: coroutines move between two executors", "[epoll_stress]") {
-    EpollExecutor a;
-    EpollExecutor b;
-    std::thread thread([&] { b.run(); });
-    const auto body = [&]() -> Task<long> {
-        long sum = 0;
-        for (int i = 0; i < 5000; ++i) {
-            co_await b.schedule();
-            ++sum;
-            co_await a.schedule();
-            ++sum;
-        }
-        co_return sum;
-    };
-    CHECK(a.run(body()) == 10000);
-    b.stop();
-    thread.join();
-}
-
 namespace {
 
-// Stops one source after the other, each as soon as its turn has begun.
+// Stops one source after the other on another thread, each as soon as its round has begun.
 class Stopper {
 public:
     explicit Stopper(std::size_t count) : stops_(count), thread_([this] { run(); }) {}
@@ -129,9 +83,7 @@ TEST_CASE("stress: a stop request races with readiness and time", "[epoll_stress
     Pipe pipe;
     EpollNotifier notifier = executor.notifier(pipe.reader());
     Stopper stopper(rounds);
-    std::size_t readable = 0;
-    std::size_t canceled = 0;
-    std::size_t timed_out = 0;
+    std::size_t ended = 0;
     const auto body = [&]() -> Task<> {
         for (std::size_t i = 0; i < rounds; ++i) {
             const auto time = std::chrono::microseconds(i % 40);
@@ -146,13 +98,13 @@ TEST_CASE("stress: a stop request races with readiness and time", "[epoll_stress
             } else {
                 error = co_await executor.sleep_for(time, stop);
             }
-            if (!error) ++readable;
-            if (error == std::errc::operation_canceled) ++canceled;
-            if (error == std::errc::timed_out) ++timed_out;
+            if (!error || error == std::errc::operation_canceled || error == std::errc::timed_out) {
+                ++ended;
+            }
         }
     };
     executor.run(body());
-    CHECK(readable + canceled + timed_out == rounds);
+    CHECK(ended == rounds);
 }
 
 TEST_CASE("stress: a coroutine is destroyed while another thread stops it", "[epoll_stress]") {
@@ -200,8 +152,9 @@ TEST_CASE("stress: stop from another thread ends every run", "[epoll_stress]") {
     CHECK(ended == rounds);
 }
 
-TEST_CASE("stress: the executor may end while another thread still stops or posts to it",
-          "[epoll_stress]") {
+TEST_CASE(
+    "stress: the executor may be destroyed while another thread still stops it or posts to it",
+    "[epoll_stress]") {
     for (int i = 0; i < 300; ++i) {
         std::thread thread;
         {
@@ -219,7 +172,7 @@ TEST_CASE("stress: the executor may end while another thread still stops or post
     }
 }
 
-TEST_CASE("stress: a scheduled coroutine ends, and its executor, before schedule returns",
+TEST_CASE("stress: the executor may be destroyed before schedule() returns on another thread",
           "[epoll_stress]") {
     for (int i = 0; i < 300; ++i) {
         std::thread thread;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One AsyncCq per core of an ExecutorPool: a core does the same work, call for call, whatever the
-// others do, and no two of them ever wait for each other. That is why it scales; how far it does,
-// tests/benchmarks/cores.cpp measures.
+// One AsyncCq per core of an ExecutorPool: a core makes the same calls whatever the others do, and
+// no core waits for another one. tests/benchmarks/cores.cpp measures how it scales.
 #include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/executor_pool.hpp>
@@ -32,14 +31,14 @@ namespace {
 constexpr std::size_t batch = 16;
 constexpr std::size_t batches = 2000;
 
-// What one core did between the moment at which all were ready and its end.
+// What one core did from when all were ready until its end.
 struct Work {
     Counters cost;
     CqStatistics statistics;
     std::size_t completions = 0;
 };
 
-// The device writes a batch whenever the loop has turned.
+// The device writes a batch in each iteration of the loop.
 Task<> complete(simulated::SimulatedVerbs& sim, ibv_cq* cq, EpollExecutor& executor) {
     for (std::size_t i = 0; i < batches; ++i) {
         for (std::size_t j = 0; j < batch; ++j) sim.complete(cq, i * batch + j);
@@ -61,7 +60,7 @@ std::vector<Work> work_on(std::size_t cores) {
     const Context context = Context::open();
     context.native_handle()->num_comp_vectors = 4;
     ExecutorPool pool({.size = cores});
-    // They live longer than the run, so that none goes while others work.
+    // They outlive the run, so that none is destroyed while others work.
     std::vector<std::optional<AsyncCq>> cqs(cores);
     std::vector<Work> works(cores);
     std::atomic<std::size_t> ready = 0;
@@ -69,7 +68,7 @@ std::vector<Work> work_on(std::size_t cores) {
         const int vector = static_cast<int>(index) % context.num_comp_vectors();
         AsyncCq& cq = cqs[index].emplace(
             AsyncCq::create(CompletionQueue(context, 2 * batch, vector), executor));
-        sim.complete(cq.native_handle(), 0); // each thread's first call of these takes a lock
+        sim.complete(cq.native_handle(), 0); // a thread's first calls take a lock
         co_await cq.poll_wr_id(0);
         for (++ready; ready < cores;) std::this_thread::yield();
 
@@ -87,7 +86,7 @@ std::vector<Work> work_on(std::size_t cores) {
 
 } // namespace
 
-TEST_CASE("scaling: a core does the same work beside others as alone", "[executor_pool]") {
+TEST_CASE("scaling: a core makes the same calls beside others as alone", "[executor_pool]") {
     const Work alone = work_on(1).front();
     CHECK(alone.completions == batches * batch);
     CHECK(alone.statistics.events >= batches); // it sleeps after each batch
@@ -98,7 +97,7 @@ TEST_CASE("scaling: a core does the same work beside others as alone", "[executo
         CHECK(work.statistics.wakes == alone.statistics.wakes);
         CHECK(work.statistics.acks == alone.statistics.acks);
         CHECK(work.cost.system_calls() == alone.cost.system_calls());
-        CHECK(work.cost.write == 0); // nobody wakes anybody
+        CHECK(work.cost.write == 0); // no core wakes another one
         CHECK(work.cost.mutex_lock == 0);
     }
 }
@@ -108,7 +107,7 @@ TEST_CASE("scaling: operations of a queue pair take no lock", "[executor_pool]")
     const ProtectionDomain domain(Context::open());
     const MemoryRegion memory = MemoryRegion::allocate(domain, 128);
     ExecutorPool pool({.size = 1});
-    Counters creation; // which does lock: AsyncCqs are registered
+    Counters creation; // this locks: AsyncCqs are registered
     Counters cost;
     pool.run([&](EpollExecutor& executor, std::size_t) -> Task<> {
         const Counters start = counters();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// ExecutorPool: where its tasks run, how a run ends, and what goes from core to core.
+// ExecutorPool: where its tasks run, how a run ends, and what is passed between cores.
 #include <asyncverbs/executor/executor_pool.hpp>
 
 #include <sched.h>
@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -26,7 +27,7 @@ using asyncverbs::support::counters;
 
 namespace {
 
-// The assertions of Catch2 are the main thread's: tasks leave what they saw here.
+// Catch2 can assert on the main thread only: tasks record here what they saw.
 struct Seen {
     std::thread::id thread;
     std::vector<int> cpus;
@@ -35,11 +36,11 @@ struct Seen {
 
 Task<> nothing(EpollExecutor&, std::size_t) { co_return; }
 
-Task<> for_ever(EpollExecutor& executor, std::size_t) {
+Task<> forever(EpollExecutor& executor, std::size_t) {
     for (;;) co_await executor.schedule();
 }
 
-// Tells of the end of whatever holds it.
+// Counts the objects that hold one.
 struct Alive {
     explicit Alive(std::atomic<int>& c) : count(c) { ++count; }
     Alive(const Alive&) = delete;
@@ -49,7 +50,7 @@ struct Alive {
 
 } // namespace
 
-TEST_CASE("ExecutorPool: each executor runs one task, on a thread of its own", "[executor_pool]") {
+TEST_CASE("ExecutorPool: each executor runs one task, each on another thread", "[executor_pool]") {
     const std::vector<int> cpus = detail::usable_cpus();
     const std::size_t size = GENERATE(0u, 1u, 2u, 7u); // 0: the CPUs; 7: more than these, perhaps
     const bool pin = GENERATE(true, false);
@@ -84,7 +85,7 @@ TEST_CASE("ExecutorPool: the CPUs are those of the thread that makes it", "[exec
     CHECK(size == 1);
 }
 
-TEST_CASE("ExecutorPool: a CPU that cannot be had is an error", "[executor_pool]") {
+TEST_CASE("ExecutorPool: a CPU that is not available is an error", "[executor_pool]") {
     for (const int cpu : {1023, 5000}) { // the mask of the second is longer than a cpu_set_t
         try {
             detail::pin_this_thread(cpu);
@@ -100,7 +101,7 @@ TEST_CASE("ExecutorPool: a CPU that cannot be had is an error", "[executor_pool]
     try {
         pool.run([&](EpollExecutor& executor, std::size_t index) {
             ++called;
-            return for_ever(executor, index);
+            return forever(executor, index);
         });
         FAIL("run returned");
     } catch (const std::system_error& error) {
@@ -116,7 +117,7 @@ TEST_CASE("ExecutorPool: more executors than there are descriptors", "[executor_
     CHECK(support::stop_failing());
 }
 
-TEST_CASE("ExecutorPool: an exception ends the run, and reaches the caller", "[executor_pool]") {
+TEST_CASE("ExecutorPool: an exception ends the run and reaches the caller", "[executor_pool]") {
     constexpr std::size_t size = 4;
     ExecutorPool pool({.size = size});
     std::atomic<int> alive = 0;
@@ -126,7 +127,7 @@ TEST_CASE("ExecutorPool: an exception ends the run, and reaches the caller", "[e
             const Alive here(alive);
             for (++ready; ready < static_cast<int>(size);) co_await executor.schedule();
             if (index == 2) at_core_2();
-            co_await for_ever(executor, index);
+            co_await forever(executor, index);
         });
     };
     SECTION("of a task") {
@@ -139,7 +140,7 @@ TEST_CASE("ExecutorPool: an exception ends the run, and reaches the caller", "[e
     SECTION("of the function, before there is a task") {
         CHECK_THROWS_WITH(pool.run([](EpollExecutor& executor, std::size_t index) {
             if (index == 1) throw std::runtime_error("no task");
-            return for_ever(executor, index);
+            return forever(executor, index);
         }),
                           "no task");
     }
@@ -163,7 +164,7 @@ TEST_CASE("ExecutorPool: stop ends the run", "[executor_pool]") {
     std::atomic<int> alive = 0;
     const auto waits = [&](EpollExecutor& executor, std::size_t index) -> Task<> {
         const Alive here(alive);
-        co_await for_ever(executor, index);
+        co_await forever(executor, index);
     };
     const auto is_canceled = [&](auto&& function) {
         try {
@@ -182,7 +183,7 @@ TEST_CASE("ExecutorPool: stop ends the run", "[executor_pool]") {
         CHECK(is_canceled(waits));
         thread.join();
     }
-    SECTION("from a task, of which the others' end is not waited for") {
+    SECTION("from a task, without waiting for the end of the others") {
         CHECK(is_canceled([&](EpollExecutor& executor, std::size_t index) -> Task<> {
             if (index == 1) {
                 pool.stop();
@@ -213,19 +214,19 @@ TEST_CASE("ExecutorPool: stop ends the run", "[executor_pool]") {
 
 TEST_CASE("ExecutorPool: it runs once at a time", "[executor_pool]") {
     ExecutorPool pool({.size = 2});
-    std::atomic<int> refused = 0;
+    std::atomic<int> rejected = 0;
     pool.run([&](EpollExecutor&, std::size_t) -> Task<> {
         try {
             pool.run(nothing);
         } catch (const std::logic_error&) {
-            ++refused;
+            ++rejected;
         }
         co_return;
     });
-    CHECK(refused == 2);
+    CHECK(rejected == 2);
 }
 
-TEST_CASE("ExecutorPool: who has ended is there for the others", "[executor_pool]") {
+TEST_CASE("ExecutorPool: an executor whose task has ended serves the others", "[executor_pool]") {
     ExecutorPool pool({.size = 3});
     std::atomic<int> ended = 0;
     std::vector<int> visited(3);
@@ -250,26 +251,24 @@ TEST_CASE("ExecutorPool: who has ended is there for the others", "[executor_pool
     CHECK(posted == 100); // before the last task ended
 }
 
-TEST_CASE("ExecutorPool: a coroutine travels 100,000 times", "[executor_pool]") {
-    constexpr int journeys = 100000;
+TEST_CASE("ExecutorPool: a coroutine moves between cores 100,000 times", "[executor_pool]") {
+    constexpr int moves = 100000;
     const std::size_t size = GENERATE(1u, 2u, 3u);
     ExecutorPool pool({.size = size});
     std::vector<long> visits(size);
     pool.run([&](EpollExecutor&, std::size_t index) -> Task<> {
         if (index != 0) co_return;
-        for (int i = 0; i < journeys; ++i) {
+        for (int i = 0; i < moves; ++i) {
             const std::size_t next = static_cast<std::size_t>(i) % size;
             co_await pool[next].schedule();
-            ++visits[next]; // each by one thread alone, if the journeys end where they should
+            ++visits[next]; // a data race if it continued on another thread
         }
         co_await pool[0].schedule();
     });
-    long sum = 0;
-    for (const long count : visits) sum += count;
-    CHECK(sum == journeys);
+    CHECK(std::accumulate(visits.begin(), visits.end(), 0L) == moves);
 }
 
-TEST_CASE("ExecutorPool: of posts from all to all each is called once, in order",
+TEST_CASE("ExecutorPool: each post from any core to any core is called once, in order",
           "[executor_pool]") {
     constexpr std::size_t size = 4;
     constexpr int posts = 5000;
@@ -298,7 +297,7 @@ TEST_CASE("ExecutorPool: of posts from all to all each is called once, in order"
     }
 }
 
-TEST_CASE("ExecutorPool: destroyed with posts and travellers in its queues", "[executor_pool]") {
+TEST_CASE("ExecutorPool: destroyed with posts and coroutines in its queues", "[executor_pool]") {
     std::atomic<int> alive = 0;
     bool called = false;
     {
@@ -314,13 +313,13 @@ TEST_CASE("ExecutorPool: destroyed with posts and travellers in its queues", "[e
             CHECK_THROWS_AS(pool.run([&](EpollExecutor& executor, std::size_t index) -> Task<> {
                 const Alive here(alive);
                 if (index == 0) {
-                    // Busy until the others' work is in its queue, which it then never looks at.
+                    // Busy until the other core has queued its work here; it never runs it.
                     while (alive < 4) std::this_thread::yield();
                     pool.stop();
                     co_await executor.schedule();
                 }
                 post(0);
-                const Alive traveller(alive);
+                const Alive moving(alive);
                 co_await pool[0].schedule();
                 called = true;
             }),
@@ -361,7 +360,7 @@ TEST_CASE("ExecutorPool: stopped at any moment, with coroutines everywhere", "[e
     CHECK(canceled > 0);
 }
 
-TEST_CASE("ExecutorPool: it may be gone before stop() returns", "[executor_pool]") {
+TEST_CASE("ExecutorPool: it may be destroyed before stop() returns", "[executor_pool]") {
     for (int i = 0; i < 200; ++i) {
         auto pool = std::make_unique<ExecutorPool>(ExecutorPoolOptions{.size = 2});
         std::atomic<bool> running = false;
@@ -371,7 +370,7 @@ TEST_CASE("ExecutorPool: it may be gone before stop() returns", "[executor_pool]
         });
         CHECK_THROWS_AS(pool->run([&](EpollExecutor& executor, std::size_t index) -> Task<> {
             running = true;
-            co_await for_ever(executor, index);
+            co_await forever(executor, index);
         }),
                         std::system_error);
         pool.reset();
@@ -379,7 +378,7 @@ TEST_CASE("ExecutorPool: it may be gone before stop() returns", "[executor_pool]
     }
 }
 
-TEST_CASE("ExecutorPool: a message to a busy core is no system call, a journey no allocation",
+TEST_CASE("ExecutorPool: a post to a busy core makes no system call, a move no allocation",
           "[executor_pool]") {
     constexpr std::size_t messages = 1000;
     ExecutorPool pool({.size = 2});
@@ -387,7 +386,7 @@ TEST_CASE("ExecutorPool: a message to a busy core is no system call, a journey n
     std::atomic<bool> posted = false;
     std::size_t received = 0;
     Counters posts;
-    Counters journeys;
+    Counters moves;
     pool.run([&](EpollExecutor& executor, std::size_t index) -> Task<> {
         if (index == 1) {
             busy = true;
@@ -405,10 +404,10 @@ TEST_CASE("ExecutorPool: a message to a busy core is no system call, a journey n
             co_await pool[1].schedule();
             co_await executor.schedule();
         }
-        journeys = counters() - start;
+        moves = counters() - start;
     });
     CHECK(received == messages);
     CHECK(posts.system_calls() == 0);
     CHECK(posts.allocations == messages);
-    CHECK(journeys.allocations == 0);
+    CHECK(moves.allocations == 0);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// EpollLoop: what cannot be brought about through the executor, but for luck.
+// EpollLoop: what only a race can bring about through the executor.
 #include <asyncverbs/executor/detail/epoll_loop.hpp>
 
 #include "support/catch.hpp"
@@ -9,8 +9,8 @@ TEST_CASE("EpollLoop: a run that has ended does not block", "[epoll_loop]") {
     EpollLoop loop;
     const EpollLoop::Run run(loop);
     CHECK(!loop.iterate(false));
-    // As when another thread ends the run between two turns: it finds the loop awake, does not wake
-    // it, and leaves it to the loop to notice.
+    // As if another thread ended the run between two iterations: it finds the loop awake and does
+    // not wake it, so the loop has to notice.
     loop.end_run(EpollLoop::stopped);
     CHECK(!loop.iterate(true));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// RemoteQueue: order, and who has to wake the loop.
+// RemoteQueue: the order of the items, and which push has to wake the loop.
 #include <asyncverbs/executor/detail/run_queue.hpp>
 
 #include <memory>
@@ -14,17 +14,17 @@ using asyncverbs::detail::WorkItem;
 namespace {
 
 std::vector<WorkItem*> drain(IntrusiveList<WorkItem>& list) {
-    std::vector<WorkItem*> nodes;
+    std::vector<WorkItem*> items;
     while (!list.empty()) {
-        nodes.push_back(&list.front());
+        items.push_back(&list.front());
         list.front().unlink();
     }
-    return nodes;
+    return items;
 }
 
 } // namespace
 
-TEST_CASE("RemoteQueue: the first to find the loop asleep wakes it", "[post_queue]") {
+TEST_CASE("RemoteQueue: the first push to a sleeping loop wakes it", "[remote_queue]") {
     RemoteQueue queue;
     IntrusiveList<WorkItem> ready;
     WorkItem a{nullptr};
@@ -37,24 +37,24 @@ TEST_CASE("RemoteQueue: the first to find the loop asleep wakes it", "[post_queu
         queue.take(ready);
         CHECK(drain(ready) == std::vector{&a, &b});
     }
-    SECTION("awake, nobody does") {
+    SECTION("no push to one that is awake does") {
         queue.take(ready);
         CHECK(ready.empty());
         CHECK(!queue.push(a));
         CHECK(!queue.wake());
     }
-    SECTION("asleep again, one does") {
+    SECTION("asleep again, the next push does") {
         queue.take(ready);
         CHECK(queue.sleep());
         CHECK(queue.push(a));
     }
-    SECTION("a wake counts as the first") {
+    SECTION("a wake counts as a push") {
         CHECK(queue.wake());
         CHECK(!queue.wake());
         CHECK(!queue.push(a));
         CHECK(!queue.sleep());
     }
-    SECTION("it does not fall asleep on work, and stays asleep when told twice") {
+    SECTION("it does not fall asleep with work, and may be put to sleep twice") {
         queue.take(ready);
         queue.push(a);
         CHECK(!queue.sleep());
@@ -71,15 +71,15 @@ TEST_CASE("RemoteQueue: the first to find the loop asleep wakes it", "[post_queu
     }
 }
 
-TEST_CASE("RemoteQueue: takes in the order of posting, behind what is there", "[post_queue]") {
+TEST_CASE("RemoteQueue: takes in the order of posting, behind what is there", "[remote_queue]") {
     RemoteQueue queue;
     IntrusiveList<WorkItem> ready;
-    std::vector<std::unique_ptr<WorkItem>> nodes;
+    std::vector<std::unique_ptr<WorkItem>> items;
     std::vector<WorkItem*> expected;
     for (int i = 0; i < 10; ++i) {
-        nodes.push_back(std::make_unique<WorkItem>(nullptr));
-        expected.push_back(nodes.back().get());
-        queue.push(*nodes.back());
+        items.push_back(std::make_unique<WorkItem>(nullptr));
+        expected.push_back(items.back().get());
+        queue.push(*items.back());
         if (i % 4 == 3) queue.take(ready);
     }
     queue.take(ready);

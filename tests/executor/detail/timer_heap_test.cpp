@@ -39,7 +39,7 @@ TEST_CASE("TimerHeap: agrees with a sorted set", "[timer_heap]") {
             heap.insert(node);
             sorted.insert({node.deadline, {insertions, &node}});
         }
-        // Now and then, take out the first ones only.
+        // Sometimes remove only the first ones.
         while (step % 1000 > 900 && !sorted.empty() && random() % 4 != 0) {
             Timer* const first = sorted.begin()->second.second;
             agree = agree && heap.first() == first;
