@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What IoUringPoller::notifier() gives for a channel, for any descriptor.
+// The notifier that IoUringPoller gives for a channel, on any descriptor.
 #pragma once
 
 #include <asyncverbs/adapters/io_uring.hpp>

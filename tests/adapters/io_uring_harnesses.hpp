@@ -21,7 +21,7 @@ struct LevelHarness {
     static constexpr unsigned flags = Flags;
 
     IoUringNotifier notifier(int fd) { return poller.notifier(fd); }
-    void run_once(std::chrono::milliseconds at_most) { ring.turn(poller, at_most); }
+    void run_once(std::chrono::milliseconds at_most) { ring.run_once(poller, at_most); }
 
     Ring ring{16, Flags};
     IoUringPoller poller{ring.get()};
@@ -34,7 +34,7 @@ struct EdgeHarness {
 
     ~EdgeHarness() { loop->requests.close(); }
     EdgeNotifier notifier(int fd) { return {loop, fd}; }
-    void run_once(std::chrono::milliseconds at_most) { ring.turn(*loop, at_most); }
+    void run_once(std::chrono::milliseconds at_most) { ring.run_once(*loop, at_most); }
 
     Ring ring{16, Flags};
     std::shared_ptr<detail::IoUringLoop> loop =

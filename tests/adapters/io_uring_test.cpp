@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
-// IoUringPoller on rings that are full, overflow, refuse, are old, or are used by others as well.
+// IoUringPoller on rings that are full, overflow, refuse requests, or are used by the program, too.
+// What the conformance suite asserts is in io_uring_conformance_test.cpp.
 #include <asyncverbs/adapters/io_uring.hpp>
 
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <chrono>
-#include <coroutine>
 #include <csignal>
 #include <cstdint>
 #include <memory>
@@ -29,6 +28,7 @@
 #include "adapters/io_uring_harnesses.hpp"
 #include "adapters/ring.hpp"
 #include "adapters/submit_failures.hpp"
+#include "executor/wait.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/escaping.hpp"
@@ -42,8 +42,10 @@ using asyncverbs::support::EdgeNotifier;
 using asyncverbs::support::Escaping;
 using asyncverbs::support::fail_submits;
 using asyncverbs::support::failed_submits;
+using asyncverbs::support::ok;
 using asyncverbs::support::Pipe;
 using asyncverbs::support::Ring;
+using asyncverbs::support::Wait;
 
 static_assert(TimedCqNotifier<IoUringNotifier>);
 static_assert(std::movable<IoUringNotifier> && !std::copyable<IoUringNotifier>);
@@ -52,62 +54,48 @@ static_assert(!std::movable<IoUringPoller>);
 
 namespace {
 
-using Result = std::optional<std::error_code>;
-const std::error_code ok;
-
-Coroutine wait(IoUringNotifier& notifier, Result& result, std::stop_token stop = {}) {
-    result = co_await notifier.readable(stop);
-}
-Coroutine wait_for(IoUringNotifier& notifier, std::chrono::nanoseconds time, Result& result) {
-    result = co_await notifier.readable({}, time);
-}
-
-Coroutine wait(EdgeNotifier& notifier, Result& result, std::stop_token stop = {}) {
-    result = co_await notifier.readable(stop);
-}
-
 struct Fixture {
     explicit Fixture(unsigned entries = 64, unsigned flags = 0) : ring(entries, flags) {}
 
-    void turns(int count = 5) {
-        for (int i = 0; i < count; ++i) ring.turn(poller);
+    auto readable(std::stop_token token = {}) { return notifier->readable(token); }
+    auto readable_for(std::chrono::nanoseconds time) { return notifier->readable({}, time); }
+
+    void iterate(int times = 5) {
+        for (int i = 0; i < times; ++i) ring.run_once(poller);
     }
-    void turn_until(const Result& done) {
-        for (int i = 0; i < 1000 && !done; ++i) ring.turn(poller, 10ms);
+    void iterate_until_end_of(const Wait& wait) {
+        for (int i = 0; i < 1000 && !wait.result; ++i) ring.run_once(poller, 10ms);
     }
-    void fill() {
-        while (io_uring_sq_space_left(&ring.get()) > 0) ring.queue_nop(++nops);
+    void fill_submission_queue() {
+        for (; io_uring_sq_space_left(&ring.get()) > 0; ++nops) ring.queue_nop(1);
     }
 
     Ring ring;
     IoUringPoller poller{ring.get()};
     Pipe pipe;
     std::optional<IoUringNotifier> notifier{poller.notifier(pipe.reader())};
-    Result result;
-    std::uint64_t nops = 0;
+    std::size_t nops = 0;
 };
 
 struct EdgeFixture {
     explicit EdgeFixture(unsigned entries = 64) : ring(entries) {}
     ~EdgeFixture() { loop->requests.close(); }
 
-    void turns(int count = 5) {
-        for (int i = 0; i < count; ++i) ring.turn(*loop);
+    void iterate(int times = 5) {
+        for (int i = 0; i < times; ++i) ring.run_once(*loop);
     }
-    unsigned requests() const { return ring_tail() - first_request; }
-    unsigned ring_tail() const { return const_cast<Ring&>(ring).get().sq.sqe_tail; }
+    unsigned requests() { return ring.get().sq.sqe_tail - first_request; }
 
     Ring ring;
     std::shared_ptr<detail::IoUringLoop> loop =
         std::make_shared<detail::IoUringLoop>(ring.get(), IoUringPoller::default_tag);
     Pipe pipe;
     EdgeNotifier notifier{loop, pipe.reader()};
-    Result result;
-    unsigned first_request = ring_tail();
+    unsigned first_request = ring.get().sq.sqe_tail;
 };
 
-// Whether nobody refers to the reader of `pipe` any more, which is closed.
-bool kernel_let_go(Pipe& pipe) {
+// Closes the reader of `pipe`. Returns whether the kernel does not refer to it any more either.
+bool kernel_released(Pipe& pipe) {
     pipe.close_reader();
     std::signal(SIGPIPE, SIG_IGN);
     return ::write(pipe.writer(), "x", 1) == -1 && errno == EPIPE;
@@ -141,16 +129,16 @@ TEST_CASE("IoUringPoller: says what it cannot work with", "[ring]") {
                contains("IORING_SETUP_IOPOLL"));
 }
 
-TEST_CASE("IoUringPoller: leaves what is not its own to the loop", "[ring]") {
+TEST_CASE("IoUringPoller: leaves other completions to the loop", "[ring]") {
     Fixture f;
     const auto user_data = GENERATE(as<std::uint64_t>{}, 0, 1, 0x7fff'ffff'ffff, ~0ULL << 48);
     f.ring.queue_nop(user_data);
-    f.turns();
+    f.iterate();
     REQUIRE(f.ring.foreign.size() == 1);
     CHECK(f.ring.foreign[0].user_data == user_data);
 }
 
-TEST_CASE("IoUringPoller: two on one ring, each with a tag of its own", "[ring]") {
+TEST_CASE("IoUringPoller: two on one ring, each with its own tag", "[ring]") {
     Fixture f;
     IoUringPoller other(f.ring.get(), 7);
     struct Both {
@@ -160,36 +148,34 @@ TEST_CASE("IoUringPoller: two on one ring, each with a tag of its own", "[ring]"
     } both{f.poller, other};
     Pipe pipe;
     IoUringNotifier notifier = other.notifier(pipe.reader());
-    Result result;
-    const Coroutine first = wait(*f.notifier, f.result);
-    const Coroutine second = wait(notifier, result);
+    const Wait first(f.readable());
+    const Wait second(notifier.readable());
     pipe.put();
-    for (int i = 0; i < 5; ++i) f.ring.turn(both);
-    CHECK(!f.result);
-    CHECK(result == ok);
+    for (int i = 0; i < 5; ++i) f.ring.run_once(both);
+    CHECK(!first.result);
+    CHECK(second.result == ok);
     CHECK(f.ring.foreign.empty());
 }
 
-TEST_CASE("IoUringNotifier: errors of the kernel are those of readable()", "[ring]") {
+TEST_CASE("IoUringNotifier: readable() gives the errors of the kernel", "[ring]") {
     Fixture f;
     SECTION("no descriptor") {
         IoUringNotifier none = f.poller.notifier(-1);
-        const Coroutine waiter = wait(none, f.result);
-        f.turns();
-        CHECK(f.result == std::errc::bad_file_descriptor);
+        const Wait wait(none.readable());
+        f.iterate();
+        CHECK(wait.result == std::errc::bad_file_descriptor);
     }
-    SECTION("somebody waits already") {
-        const Coroutine first = wait(*f.notifier, f.result);
-        Result second;
-        const Coroutine waiter = wait(*f.notifier, second);
-        CHECK(second == std::errc::device_or_resource_busy);
+    SECTION("another coroutine waits already") {
+        const Wait first(f.readable());
+        const Wait second(f.readable());
+        CHECK(second.result == std::errc::device_or_resource_busy);
         f.pipe.put();
-        f.turns();
-        CHECK(f.result == ok);
+        f.iterate();
+        CHECK(first.result == ok);
     }
 }
 
-TEST_CASE("IoUringNotifier: a ring that refuses polls fails all who wait, at once", "[ring]") {
+TEST_CASE("IoUringNotifier: a ring that refuses polls fails all waits at once", "[ring]") {
     Ring ring(64, IORING_SETUP_R_DISABLED);
     io_uring_restriction allowed{};
     allowed.opcode = IORING_RESTRICTION_SQE_OP;
@@ -203,37 +189,35 @@ TEST_CASE("IoUringNotifier: a ring that refuses polls fails all who wait, at onc
     IoUringPoller poller(ring.get());
     Pipe pipe;
     IoUringNotifier notifier = poller.notifier(pipe.reader());
-    Result first;
-    Coroutine waiter = wait(notifier, first);
-    for (int i = 0; i < 5; ++i) ring.turn(poller);
-    CHECK(first == std::errc::permission_denied);
-    Result second;
-    waiter = wait(notifier, second);
-    CHECK(second == std::errc::permission_denied);
+    const Wait first(notifier.readable());
+    for (int i = 0; i < 5; ++i) ring.run_once(poller);
+    CHECK(first.result == std::errc::permission_denied);
+    const Wait second(notifier.readable());
+    CHECK(second.result == std::errc::permission_denied);
 }
 
 TEST_CASE("IoUringNotifier: a full submission queue is submitted", "[ring]") {
     Fixture f(4);
-    f.fill();
-    const Coroutine waiter = wait(*f.notifier, f.result);
+    f.fill_submission_queue();
+    const Wait wait(f.readable());
     f.pipe.put();
-    f.turns();
-    CHECK(f.result == ok);
+    f.iterate();
+    CHECK(wait.result == ok);
     CHECK(f.ring.foreign.size() == f.nops);
 }
 
 TEST_CASE("IoUringNotifier: a submission queue that the kernel does not empty", "[ring]") {
     Fixture f(4);
-    f.turns();
+    f.iterate();
     SECTION("for the moment") {
         const int error = GENERATE(EAGAIN, EBUSY, EINTR);
-        f.fill();
+        f.fill_submission_queue();
         fail_submits(error, 2);
-        const Coroutine waiter = wait(*f.notifier, f.result);
+        const Wait wait(f.readable());
         f.pipe.put();
-        f.turns(10);
+        f.iterate(10);
         CHECK(failed_submits() > 0);
-        CHECK(f.result == ok);
+        CHECK(wait.result == ok);
     }
     SECTION("for the moment, and nothing else wakes the loop") {
         Pipe quiet;
@@ -243,37 +227,37 @@ TEST_CASE("IoUringNotifier: a submission queue that the kernel does not empty", 
             io_uring_sqe_set_data64(sqe, 1);
         }
         fail_submits(EAGAIN, 1);
-        const Coroutine waiter = wait(*f.notifier, f.result);
-        f.turns();
+        const Wait wait(f.readable());
+        f.iterate();
         CHECK(failed_submits() == 1);
         f.pipe.put();
-        f.turn_until(f.result);
-        CHECK(f.result == ok);
+        f.iterate_until_end_of(wait);
+        CHECK(wait.result == ok);
         CHECK(f.ring.foreign.empty());
     }
     SECTION("because of a mistake") {
-        f.fill();
-        fail_submits(EEXIST, 1); // IORING_SETUP_SINGLE_ISSUER: another thread is the one
-        const Coroutine waiter = wait(*f.notifier, f.result);
-        CHECK(f.result == std::errc::file_exists);
+        f.fill_submission_queue();
+        fail_submits(EEXIST, 1); // IORING_SETUP_SINGLE_ISSUER: only another thread may submit
+        const Wait wait(f.readable());
+        CHECK(wait.result == std::errc::file_exists);
     }
     SECTION("when a poll is cancelled") {
-        Coroutine waiter = wait(*f.notifier, f.result);
-        f.turns();
-        waiter.destroy();
-        f.fill();
+        Wait cancelled(f.readable());
+        f.iterate();
+        cancelled.coroutine.destroy();
+        f.fill_submission_queue();
         fail_submits(EAGAIN, 1);
         f.notifier.reset();
-        // Meanwhile its place is not given away.
+        // Until it is cancelled, no other notifier takes its slot.
         Pipe other;
         f.notifier.emplace(f.poller.notifier(other.reader()));
-        waiter = wait(*f.notifier, f.result);
-        f.turns(10);
-        CHECK(!f.result);
-        CHECK(kernel_let_go(f.pipe));
+        const Wait wait(f.readable());
+        f.iterate(10);
+        CHECK(!wait.result);
+        CHECK(kernel_released(f.pipe));
         other.put();
-        f.turns();
-        CHECK(f.result == ok);
+        f.iterate();
+        CHECK(wait.result == ok);
     }
     fail_submits(0, 0);
 }
@@ -287,97 +271,95 @@ TEST_CASE("IoUringPoller: no room for its own requests is an error", "[ring]") {
     fail_submits(0, 0);
 }
 
-TEST_CASE("IoUringNotifier: of a channel, one request for any number of events", "[ring][I3]") {
+TEST_CASE("IoUringNotifier: on a channel, one request for any number of events", "[ring][I3]") {
     EdgeFixture f;
     for (int i = 0; i < 100; ++i) {
-        f.result.reset();
-        const Coroutine waiter = wait(f.notifier, f.result);
-        f.turns(1);
-        REQUIRE(!f.result);
+        const Wait wait(f.notifier.readable());
+        f.iterate(1);
+        REQUIRE(!wait.result);
         f.pipe.put();
-        f.turns(1);
-        REQUIRE(f.result == ok);
+        f.iterate(1);
+        REQUIRE(wait.result == ok);
     }
     CHECK(f.requests() == 1);
 }
 
-TEST_CASE("IoUringNotifier: a multishot poll that ends is asked for again", "[ring][I3]") {
+TEST_CASE("IoUringNotifier: a multishot poll that ends is requested again", "[ring][I3]") {
     EdgeFixture f(4);
     const bool waits = GENERATE(true, false);
-    Coroutine waiter = wait(f.notifier, f.result);
-    f.turns();
-    if (!waits) waiter.destroy();
-    // The completion queue is full, and the kernel ends what it cannot report.
+    Wait first(f.notifier.readable());
+    f.iterate();
+    if (!waits) first.coroutine.destroy();
+    // The completion queue is full, and the kernel ends polls that it cannot report.
     for (int batch = 0; batch < 3; ++batch) {
         for (std::uint64_t i = 0; i < 4; ++i) f.ring.queue_nop(i);
         io_uring_submit(&f.ring.get());
     }
     f.pipe.put();
     io_uring_submit(&f.ring.get());
-    f.turns();
+    f.iterate();
     CHECK(f.requests() == 13);
-    if (waits) CHECK(f.result == ok);
-    f.result.reset();
-    waiter = wait(f.notifier, f.result);
-    f.turns();
-    if (!waits) CHECK(f.result == ok); // what came meanwhile
+    if (waits) CHECK(first.result == ok);
+    {
+        const Wait wait(f.notifier.readable());
+        f.iterate();
+        if (!waits) CHECK(wait.result == ok); // what became readable meanwhile
+    }
     for (int i = 0; i < 3; ++i) {
-        f.result.reset();
-        waiter = wait(f.notifier, f.result);
+        const Wait wait(f.notifier.readable());
         f.pipe.put();
-        f.turns();
-        CHECK(f.result == ok);
+        f.iterate();
+        CHECK(wait.result == ok);
     }
     CHECK(f.requests() == 14);
 }
 
-TEST_CASE("IoUringPoller: goes on when somebody cancels all requests of the ring", "[ring]") {
+TEST_CASE("IoUringPoller: survives that the program cancels all requests of the ring", "[ring]") {
     Fixture f;
-    Coroutine waiter = wait(*f.notifier, f.result);
-    f.turns();
+    const Wait cancelled(f.readable());
+    f.iterate();
     io_uring_sqe* const sqe = io_uring_get_sqe(&f.ring.get());
     io_uring_prep_cancel64(sqe, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
     io_uring_sqe_set_data64(sqe, 1);
-    f.turns();
+    f.iterate();
     REQUIRE(f.ring.foreign.size() == 1);
-    REQUIRE(f.ring.foreign[0].res == 3); // all that there is
-    CHECK(f.result == ok);               // a spurious wake
+    REQUIRE(f.ring.foreign[0].res == 3); // the adapter's two and the notifier's
+    CHECK(cancelled.result == ok);       // a spurious wake
 
-    f.result.reset();
     SECTION("a descriptor") {
-        waiter = wait(*f.notifier, f.result);
-        f.turns();
-        CHECK(!f.result);
+        const Wait wait(f.readable());
+        f.iterate();
+        CHECK(!wait.result);
         f.pipe.put();
-        f.turns();
-        CHECK(f.result == ok);
+        f.iterate();
+        CHECK(wait.result == ok);
     }
     SECTION("a stop from another thread") {
         std::stop_source stop;
-        waiter = wait(*f.notifier, f.result, stop.get_token());
+        const Wait wait(f.readable(stop.get_token()));
         std::thread([&] { stop.request_stop(); }).join();
-        f.turn_until(f.result);
-        CHECK(f.result == std::errc::operation_canceled);
+        f.iterate_until_end_of(wait);
+        CHECK(wait.result == std::errc::operation_canceled);
     }
     SECTION("a timeout") {
-        waiter = wait_for(*f.notifier, 1ms, f.result);
-        f.turn_until(f.result);
-        CHECK(f.result == std::errc::timed_out);
+        const Wait wait(f.readable_for(1ms));
+        f.iterate_until_end_of(wait);
+        CHECK(wait.result == std::errc::timed_out);
     }
 }
 
-TEST_CASE("IoUringNotifier: when it is destroyed, the kernel lets go of the descriptor", "[ring]") {
+TEST_CASE("IoUringNotifier: the kernel releases the descriptor when it is destroyed", "[ring]") {
     const unsigned flags = GENERATE(0U, support::deferred);
     if (!support::kernel_has(flags)) return;
     Fixture f(64, flags);
-    Coroutine waiter = wait(*f.notifier, f.result);
+    const Wait wait(f.readable());
     SECTION("before it was submitted") {}
-    SECTION("while it is polled") { f.turns(); }
+    SECTION("while it is polled") { f.iterate(); }
     f.notifier.reset();
-    CHECK(!f.result);
-    CHECK(kernel_let_go(f.pipe)); // nobody takes a turn
-    f.turns();
-    CHECK(f.result == std::errc::operation_canceled);
+    CHECK(!wait.result);
+    CHECK(kernel_released(f.pipe)); // without an iteration of the loop
+    f.iterate();
+    CHECK(wait.result == std::errc::operation_canceled);
     CHECK(f.ring.foreign.empty());
 }
 
@@ -386,12 +368,11 @@ TEST_CASE("IoUringNotifier: outlives the poller, and the ring", "[ring]") {
     std::optional<IoUringPoller> poller(std::in_place, ring->get());
     Pipe pipe;
     IoUringNotifier notifier = poller->notifier(pipe.reader());
-    Result first;
     std::stop_source stop;
-    const Coroutine waiter = wait(notifier, first, stop.get_token());
-    ring->turn(*poller);
+    const Wait first(notifier.readable(stop.get_token()));
+    ring->run_once(*poller);
     poller.reset();
-    // Its last completions have its tag, so that their owner can ignore them.
+    // The poller's last completions have its tag, so that the program can ignore them.
     io_uring_cqe* next = nullptr;
     while (io_uring_peek_cqe(&ring->get(), &next) == 0) {
         CHECK(next->user_data >> 48 == IoUringPoller::default_tag);
@@ -399,27 +380,24 @@ TEST_CASE("IoUringNotifier: outlives the poller, and the ring", "[ring]") {
     }
     const bool ring_as_well = GENERATE(false, true);
     if (ring_as_well) ring.reset();
-    Pipe other;
-    Result second;
     IoUringNotifier late = std::move(notifier);
     stop.request_stop();
-    CHECK(!first);
-    const Coroutine again = wait(late, second);
-    CHECK(second == std::errc::device_or_resource_busy); // the first one is still there
+    CHECK(!first.result);
+    const Wait second(late.readable());
+    CHECK(second.result == std::errc::device_or_resource_busy); // the first wait still exists
 }
 
-TEST_CASE("IoUringNotifier: a wait that begins after the poller has gone", "[ring]") {
+TEST_CASE("IoUringNotifier: a wait that begins after the poller was destroyed", "[ring]") {
     Ring ring;
     std::optional<IoUringPoller> poller(std::in_place, ring.get());
     Pipe pipe;
     IoUringNotifier notifier = poller->notifier(pipe.reader());
     poller.reset();
-    Result result;
-    const Coroutine waiter = wait(notifier, result);
-    CHECK(result == std::errc::bad_file_descriptor);
+    const Wait wait(notifier.readable());
+    CHECK(wait.result == std::errc::bad_file_descriptor);
 }
 
-TEST_CASE("IoUringPoller: a completion that is handed over twice does no harm", "[ring]") {
+TEST_CASE("IoUringPoller: a completion that is passed twice does no harm", "[ring]") {
     Fixture f;
     struct Twice {
         bool complete(const io_uring_cqe& cqe) {
@@ -428,40 +406,39 @@ TEST_CASE("IoUringPoller: a completion that is handed over twice does no harm", 
         IoUringPoller& poller;
     } twice{f.poller};
     for (int i = 0; i < 10; ++i) {
-        f.result.reset();
-        Coroutine waiter = wait(*f.notifier, f.result);
-        f.ring.turn(twice);
-        CHECK(!f.result);
-        f.pipe.put();
-        f.ring.turn(twice);
-        CHECK(f.result == ok);
-        CHECK(f.pipe.take());
-        f.result.reset();
-        waiter = wait_for(*f.notifier, 0ns, f.result);
-        for (int turn = 0; turn < 3; ++turn) f.ring.turn(twice);
-        CHECK(f.result == std::errc::timed_out);
+        {
+            const Wait wait(f.readable());
+            f.ring.run_once(twice);
+            CHECK(!wait.result);
+            f.pipe.put();
+            f.ring.run_once(twice);
+            CHECK(wait.result == ok);
+            CHECK(f.pipe.take());
+        }
+        const Wait bounded(f.readable_for(0ns));
+        for (int j = 0; j < 3; ++j) f.ring.run_once(twice);
+        CHECK(bounded.result == std::errc::timed_out);
     }
 }
 
-TEST_CASE("IoUringPoller: a completion that comes late is not taken for another's", "[ring]") {
+TEST_CASE("IoUringPoller: a late completion is not taken for another request's", "[ring]") {
     Fixture f;
-    Coroutine waiter = wait(*f.notifier, f.result);
-    f.turns();
+    Wait first(f.readable());
+    f.iterate();
     f.pipe.put();
-    REQUIRE(io_uring_cq_ready(&f.ring.get()) > 0); // nobody has looked yet
-    Pipe other;
-    SECTION("of the notifier that has its place now") {
+    REQUIRE(io_uring_cq_ready(&f.ring.get()) > 0); // not passed to the poller yet
+    SECTION("of the notifier that has its slot now") {
+        Pipe other;
         f.notifier.reset();
         f.notifier.emplace(f.poller.notifier(other.reader()));
-        f.result.reset();
-        waiter = wait(*f.notifier, f.result);
-        f.turns();
-        CHECK(!f.result);
+        const Wait wait(f.readable());
+        f.iterate();
+        CHECK(!wait.result);
         other.put();
-        f.turns();
-        CHECK(f.result == ok);
+        f.iterate();
+        CHECK(wait.result == ok);
     }
-    SECTION("of the next wait, which began when it was handed over for the first time") {
+    SECTION("of the next wait, which began when it was passed for the first time") {
         struct Local {
             static Coroutine read_all(IoUringNotifier& notifier, const Pipe& pipe, int& wakes) {
                 for (;; ++wakes) {
@@ -470,49 +447,39 @@ TEST_CASE("IoUringPoller: a completion that comes late is not taken for another'
                 }
             }
         };
-        waiter.destroy();
+        first.coroutine.destroy();
         int wakes = 0;
-        waiter = Local::read_all(*f.notifier, f.pipe, wakes);
+        const Coroutine reader = Local::read_all(*f.notifier, f.pipe, wakes);
         io_uring_cqe* next = nullptr;
         REQUIRE(io_uring_peek_cqe(&f.ring.get(), &next) == 0);
         const io_uring_cqe cqe = *next;
         io_uring_cqe_seen(&f.ring.get(), next);
         for (int i = 0; i < 3; ++i) f.poller.complete(cqe);
-        f.turns();
+        f.iterate();
         CHECK(wakes == 1);
         f.pipe.put();
-        f.turns();
+        f.iterate();
         CHECK(wakes == 2);
     }
 }
 
-TEST_CASE("IoUringPoller: what a coroutine lets escape leaves complete(), and the others go on",
+TEST_CASE("IoUringPoller: an exception of a coroutine leaves complete(), and the others go on",
           "[ring]") {
     Fixture f;
-    struct Throwing {
-        struct promise_type {
-            Throwing get_return_object() noexcept {
-                return {std::coroutine_handle<promise_type>::from_promise(*this)};
-            }
-            std::suspend_never initial_suspend() const noexcept { return {}; }
-            std::suspend_always final_suspend() const noexcept { return {}; }
-            void return_void() const noexcept {}
-            void unhandled_exception() const { throw; }
-        };
-        static Throwing run(IoUringNotifier& notifier) {
+    struct Local {
+        static Escaping throws(IoUringNotifier& notifier) {
             co_await notifier.readable({}, 0ns);
             co_await Escaping::Pass{};
             throw std::runtime_error("escaped");
         }
-        std::coroutine_handle<promise_type> handle;
     };
     Pipe other;
     IoUringNotifier notifier = f.poller.notifier(other.reader());
-    const Throwing throwing = Throwing::run(notifier);
-    const Coroutine waiter = wait_for(*f.notifier, 0ns, f.result);
-    CHECK_THROWS_WITH(f.turns(1), "escaped");
-    CHECK(!f.result);
-    f.turns();
-    CHECK(f.result == std::errc::timed_out);
+    const Escaping throwing = Local::throws(notifier);
+    const Wait wait(f.readable_for(0ns));
+    CHECK_THROWS_WITH(f.iterate(1), "escaped");
+    CHECK(!wait.result);
+    f.iterate();
+    CHECK(wait.result == std::errc::timed_out);
     throwing.handle.destroy();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A ring for tests, with the loop that its owner has.
+// A ring for tests, and an iteration of the loop of the program that owns it.
 #pragma once
 
 #include <asyncverbs/adapters/io_uring.hpp>
@@ -26,15 +26,15 @@ public:
 
     io_uring& get() noexcept { return ring_; }
 
-    // Submits, sleeps until there is a completion, but not longer than `at_most`, and hands over
-    // what is there. Returns how many there were.
+    // Submits, sleeps until there is a completion, but not longer than `at_most`, and passes all
+    // completions to `poller`. Returns how many there were.
     template <class Poller>
-    int turn(Poller& poller, std::chrono::milliseconds at_most = {}) {
+    int run_once(Poller& poller, std::chrono::milliseconds at_most = {}) {
         const auto seconds = std::chrono::floor<std::chrono::seconds>(at_most);
         const std::chrono::nanoseconds rest = at_most - seconds;
         __kernel_timespec time{seconds.count(), rest.count()};
         io_uring_cqe* next = nullptr;
-        // Zero would be a sleep without end.
+        // Zero would be an unbounded sleep.
         const int result = at_most.count() == 0
                                ? io_uring_submit_and_get_events(&ring_)
                                : io_uring_submit_and_wait_timeout(&ring_, &next, 1, &time, nullptr);
@@ -56,26 +56,26 @@ public:
         return taken;
     }
 
-    // A request of somebody else's, which completes at once.
+    // A request of the program, which completes at once.
     void queue_nop(std::uint64_t user_data) {
         io_uring_sqe* const sqe = io_uring_get_sqe(&ring_);
         io_uring_prep_nop(sqe);
         io_uring_sqe_set_data64(sqe, user_data);
     }
 
-    std::vector<io_uring_cqe> foreign; // those that no poller wanted
+    std::vector<io_uring_cqe> foreign; // not of the poller
 
 private:
     io_uring ring_{};
 };
 
-// Whether there are rings here: not in each sandbox.
+// Whether the kernel and the sandbox permit rings.
 inline bool has_io_uring() {
     try {
         const Ring ring;
         return true;
     } catch (const std::system_error& error) {
-        std::printf("skipped: all that needs a ring, for there is none: %s\n", error.what());
+        std::printf("skipped: all tests that need a ring, for there is none: %s\n", error.what());
         return false;
     }
 }

@@ -38,7 +38,7 @@ struct Fixture {
     explicit Fixture(unsigned flags = 0) : ring(64, flags) {}
 
     void run(const Coroutine& until) {
-        for (int turns = 0; turns < 1'000'000 && !until.done(); ++turns) ring.turn(poller, 10ms);
+        for (int turns = 0; turns < 1'000'000 && !until.done(); ++turns) ring.run_once(poller, 10ms);
         REQUIRE(until.done());
         until.get();
     }
@@ -100,9 +100,9 @@ TEST_CASE("device, io_uring: bursts and gaps, every completion once and in order
         }
         // Half of them have not come when the next burst is posted.
         while (posted > 64 && (sent < posted - 32 || received < posted - 32)) {
-            f.ring.turn(f.poller, 10ms);
+            f.ring.run_once(f.poller, 10ms);
         }
-        if (random() % 4 == 0) f.ring.turn(f.poller);
+        if (random() % 4 == 0) f.ring.run_once(f.poller);
     }
     f.run(sender);
     f.run(receiver);
@@ -160,12 +160,12 @@ TEST_CASE("device, io_uring: torn down while it waits, with events that nobody r
     Fixture f;
     std::uint64_t next = 0;
     Coroutine receiver = take(*f.pair->recv_cq, next, 1);
-    f.ring.turn(f.poller);
+    f.ring.run_once(f.poller);
     f.pair->post_recv(0);
     f.pair->post_send(0);
     SECTION("the queues") {
         f.pair.reset();
-        for (int i = 0; i < 5; ++i) f.ring.turn(f.poller);
+        for (int i = 0; i < 5; ++i) f.ring.run_once(f.poller);
         CHECK(next == 0);
         CHECK(f.ring.foreign.empty());
     }
