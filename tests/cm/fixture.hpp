@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A listener and what connects to it, on the simulated connection manager and one loop.
+// A listener and its clients, on the simulated connection manager and one loop.
 #pragma once
 
 #include <asyncverbs/cm/connect.hpp>
@@ -8,6 +8,7 @@
 #include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -15,6 +16,7 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
@@ -27,7 +29,7 @@ inline std::span<const std::byte> bytes(std::string_view text) {
     return std::as_bytes(std::span(text));
 }
 
-// Private data as text, without the padding.
+// Private data as text, without padding.
 inline std::string text(std::span<const std::byte> data) {
     const std::string all(reinterpret_cast<const char*>(data.data()), data.size());
     return all.substr(0, all.find('\0'));
@@ -45,43 +47,57 @@ struct QueuePairOwner {
     QueuePair qp;
 };
 
-// What became of a coroutine that a test started.
+// How an operation has ended.
 struct Outcome {
     bool done = false;
+    std::optional<rdma_cm_event_type> event;
     std::optional<std::system_error> error;
 
+    bool succeeded() const { return done && !error; }
     bool failed(std::errc code) const { return error && error->code() == code; }
+};
+
+// An operation that a test has started.
+struct Running : Outcome {
+    template <awaitable Operation>
+    explicit Running(Operation operation) : coroutine(run(std::move(operation), *this)) {}
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+
+    template <awaitable Operation>
+    static Coroutine run(Operation operation, Outcome& outcome) {
+        try {
+            if constexpr (std::same_as<await_result_t<Operation>, rdma_cm_event_type>) {
+                outcome.event = co_await std::move(operation);
+            } else {
+                static_cast<void>(co_await std::move(operation));
+            }
+        } catch (const std::system_error& error) {
+            outcome.error = error;
+        }
+        outcome.done = true;
+    }
+
+    Coroutine coroutine;
 };
 
 struct CmFixture {
     static constexpr const char* host = "10.7.0.1";
 
-    // As many turns as anything here needs that needs no time.
-    void run(int turns = 40) {
-        for (; turns > 0; --turns) loop.run_once();
+    // Enough iterations for everything that does not wait for a timeout.
+    void run(int iterations = 40) {
+        for (; iterations > 0; --iterations) loop.run_once();
     }
 
-    // The same until a bound has passed that somebody waits for.
+    // Runs the loop until a timeout has ended the operation.
     void run_until_done(const Outcome& outcome) {
-        for (int turns = 0; turns < 5000 && !outcome.done; ++turns) {
+        for (int i = 0; i < 5000 && !outcome.done; ++i) {
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
             loop.run_once();
         }
         REQUIRE(outcome.done);
     }
 
-    std::string port() const { return std::to_string(listener->port()); }
-
-    // Starts `operation` and records how it ends.
-    template <class Operation>
-    static Coroutine start(Operation operation, Outcome& outcome) {
-        try {
-            static_cast<void>(co_await std::move(operation));
-        } catch (const std::system_error& error) {
-            outcome.error = error;
-        }
-        outcome.done = true;
-    }
     Task<> serve(AcceptOptions options = {}, std::stop_token stop = {}) {
         incoming.emplace(co_await listener->accept(stop));
         if (!server_end) server_end.emplace(incoming->context());
@@ -89,19 +105,37 @@ struct CmFixture {
     }
 
     Task<> dial(ConnectOptions options = {}, std::stop_token stop = {}) {
+        return dial_on(loop, options, std::move(stop));
+    }
+    template <class Loop>
+    Task<> dial_on(Loop& client_loop, ConnectOptions options = {}, std::stop_token stop = {}) {
         const auto make_qp = [this](const OutgoingConnection& outgoing) -> QueuePair& {
             if (!client_end) client_end.emplace(outgoing.context());
             outgoing.prepare(client_end->qp);
             return client_end->qp;
         };
-        client.emplace(co_await connect(loop, host, port(), make_qp, options, stop));
+        client.emplace(co_await connect(client_loop, host, port, make_qp, options, stop));
     }
 
-    // Both ends.
-    void make_connection() {
-        const Coroutine serving = start(serve(), served);
-        const Coroutine dialing = start(dial(), dialed);
+    void start_server(AcceptOptions options = {}, std::stop_token stop = {}) {
+        serving = Running::run(serve(options, std::move(stop)), served);
+    }
+    void start_client(ConnectOptions options = {}, std::stop_token stop = {}) {
+        dialing = Running::run(dial(options, std::move(stop)), dialed);
+    }
+    void run_client(ConnectOptions options = {}, std::stop_token stop = {}) {
+        start_client(options, std::move(stop));
         run();
+    }
+
+    // Runs accept() and connect() as far as they go without a timeout.
+    void handshake(AcceptOptions accept = {}, ConnectOptions connect = {}) {
+        start_server(accept);
+        run_client(connect);
+    }
+
+    void make_connection() {
+        handshake();
         REQUIRE(server);
         REQUIRE(client);
     }
@@ -113,6 +147,7 @@ struct CmFixture {
     simulated::SimulatedCm cm;
     EpollExecutor loop;
     std::optional<Listener> listener{std::in_place, loop, host, ""};
+    std::string port = std::to_string(listener->port());
     std::optional<QueuePairOwner> server_end;
     std::optional<QueuePairOwner> client_end;
     std::optional<IncomingConnection> incoming;
@@ -120,6 +155,8 @@ struct CmFixture {
     std::optional<Connection> client;
     Outcome served;
     Outcome dialed;
+    Coroutine serving;
+    Coroutine dialing;
 };
 
 } // namespace asyncverbs::support

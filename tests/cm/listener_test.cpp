@@ -24,7 +24,7 @@ using asyncverbs::support::text;
 
 namespace {
 
-// Several peers, which say who they are, and coroutines that take one request each.
+// Several clients, which send their names, and acceptors that take one request each.
 struct Fixture : CmFixture {
     Coroutine client(std::string name) {
         std::optional<QueuePairOwner> end;
@@ -33,7 +33,7 @@ struct Fixture : CmFixture {
         };
         try {
             static_cast<void>(
-                co_await connect(loop, host, port(), make_qp, {.private_data = bytes(name)}));
+                co_await connect(loop, host, port, make_qp, {.private_data = bytes(name)}));
         } catch (const ConnectionRejected&) {
             rejected.push_back(name);
         }
@@ -49,7 +49,7 @@ struct Fixture : CmFixture {
         outcome.done = true;
     }
 
-    std::vector<std::string> taken; // by whom and whose
+    std::vector<std::string> taken; // number of the acceptor and name of the client
     std::vector<std::string> rejected;
     Outcome outcomes[3];
 };
@@ -58,7 +58,7 @@ using Names = std::vector<std::string>;
 
 } // namespace
 
-TEST_CASE("Listener: requests are kept in their order until somebody takes them") {
+TEST_CASE("Listener: requests are kept in order until they are taken") {
     Fixture f;
     const Coroutine a = f.client("a");
     const Coroutine b = f.client("b");
@@ -69,10 +69,10 @@ TEST_CASE("Listener: requests are kept in their order until somebody takes them"
         f.run();
     }
     CHECK(f.taken == Names{"0a", "1b", "2c"});
-    CHECK(f.rejected == Names{"a", "b", "c"}); // dropping a request rejects it
+    CHECK(f.rejected == Names{"a", "b", "c"}); // destroying a request rejects it
 }
 
-TEST_CASE("Listener: who waits is served in the order of arrival") {
+TEST_CASE("Listener: waiters are served in the order of their arrival") {
     Fixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine second = f.acceptor(1, f.outcomes[1]);
@@ -87,7 +87,7 @@ TEST_CASE("Listener: who waits is served in the order of arrival") {
     CHECK(f.taken == Names{"0a", "1b", "2c"});
 }
 
-TEST_CASE("Listener: who comes while another one is about to be served waits") {
+TEST_CASE("Listener: an acceptor that comes after a request does not overtake the one it wakes") {
     Fixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine a = f.client("a");
@@ -101,17 +101,17 @@ TEST_CASE("Listener: who comes while another one is about to be served waits") {
     CHECK(f.taken == Names{"0a"});
 }
 
-TEST_CASE("Listener: a request that its waiter does not take goes to the next one") {
-    // At any moment: as many turns after the request was on its way.
-    for (int turns = 0; turns < 12; ++turns) {
+TEST_CASE("Listener: a request that its acceptor does not take is left to the next one") {
+    // After each number of iterations since the request was sent.
+    for (int iterations = 0; iterations < 12; ++iterations) {
         for (const bool destroyed : {false, true}) {
-            INFO(turns << " turns, " << (destroyed ? "destroyed" : "cancelled"));
+            INFO(iterations << " iterations, " << (destroyed ? "destroyed" : "cancelled"));
             Fixture f;
             std::stop_source stop;
             Coroutine first = f.acceptor(0, f.outcomes[0], stop.get_token());
             const Coroutine second = f.acceptor(1, f.outcomes[1]);
             const Coroutine a = f.client("a");
-            f.run(turns);
+            f.run(iterations);
             if (destroyed) {
                 first.destroy();
             } else {
@@ -119,7 +119,7 @@ TEST_CASE("Listener: a request that its waiter does not take goes to the next on
             }
             f.run();
             REQUIRE(f.taken.size() == 1);
-            CHECK((f.taken == Names{"1a"} || (f.taken == Names{"0a"} && turns > 0)));
+            CHECK((f.taken == Names{"1a"} || (f.taken == Names{"0a"} && iterations > 0)));
             CHECK(f.outcomes[1].done == (f.taken == Names{"1a"}));
             if (!destroyed && f.outcomes[1].done) {
                 CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
@@ -141,7 +141,7 @@ TEST_CASE("Listener: a token that was stopped before takes no request") {
     CHECK(f.taken == Names{"1a"});
 }
 
-TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") {
+TEST_CASE("Listener: its destructor rejects the requests and cancels the acceptors") {
     Fixture f;
     SECTION("requests, read and not read") {
         const Coroutine a = f.client("a");
@@ -151,16 +151,16 @@ TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") 
         f.run();
         CHECK(f.rejected == Names{"a", "b"});
     }
-    SECTION("a request that somebody was about to take") {
+    SECTION("a request that an acceptor was about to take") {
         const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
         const Coroutine a = f.client("a");
-        for (int turn = 0; turn < 12 && f.sim.calls("rdma_ack_cm_event") < 3; ++turn) f.run(1);
+        for (int i = 0; i < 12 && f.sim.calls("rdma_ack_cm_event") < 3; ++i) f.run(1);
         f.listener.reset();
         f.run();
         CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
         CHECK(f.rejected == Names{"a"});
     }
-    SECTION("who waits") {
+    SECTION("acceptors") {
         const Coroutine first = f.acceptor(0, f.outcomes[0]);
         const Coroutine second = f.acceptor(1, f.outcomes[1]);
         f.run();
@@ -170,7 +170,7 @@ TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") 
         CHECK(f.outcomes[0].failed(std::errc::operation_canceled));
         CHECK(f.outcomes[1].failed(std::errc::operation_canceled));
     }
-    SECTION("who waits is destroyed afterwards") {
+    SECTION("an acceptor that is destroyed afterwards") {
         Coroutine first = f.acceptor(0, f.outcomes[0]);
         f.run();
         f.listener.reset();
@@ -178,8 +178,8 @@ TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") 
         f.run();
         CHECK(!f.outcomes[0].done);
     }
-    SECTION("a request that was taken stays") {
-        const Coroutine serving = CmFixture::start(f.serve(), f.served);
+    SECTION("not a request that was taken") {
+        f.start_server();
         const Coroutine a = f.client("a");
         while (!f.incoming) f.run(1);
         f.listener.reset();
@@ -188,7 +188,8 @@ TEST_CASE("Listener: destroyed, it rejects what it kept and cancels who waits") 
     }
 }
 
-TEST_CASE("Listener: a request that cannot be taken over is rejected, the next one is not") {
+TEST_CASE("Listener: a request that cannot be moved to its own channel is rejected, the next one "
+          "is not") {
     Fixture f;
     const char* const call = GENERATE("rdma_create_event_channel", "rdma_migrate_id");
     const Coroutine a = f.client("a");
@@ -206,7 +207,7 @@ TEST_CASE("Listener: a request that cannot be taken over is rejected, the next o
     CHECK(f.taken == Names{"1b"});
 }
 
-TEST_CASE("Listener: when its events cannot be read any more, all who wait and come learn it") {
+TEST_CASE("Listener: if its events cannot be read, all acceptors fail, also later ones") {
     Fixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine second = f.acceptor(1, f.outcomes[1]);
@@ -230,7 +231,7 @@ TEST_CASE("Listener: its device is removed") {
     CHECK(f.outcomes[0].failed(std::errc::no_such_device));
 }
 
-TEST_CASE("Listener: reading an event is repeated when it was interrupted") {
+TEST_CASE("Listener: an interrupted read of an event is repeated") {
     Fixture f;
     const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
     f.run();
@@ -240,7 +241,7 @@ TEST_CASE("Listener: reading an event is repeated when it was interrupted") {
     CHECK(f.taken == Names{"0a"});
 }
 
-TEST_CASE("Listener: where it listens") {
+TEST_CASE("Listener: address, port and backlog") {
     Fixture f;
     CHECK(f.listener->port() != 0);
     const Listener other(f.loop, "", "7471", {.backlog = 1});

@@ -9,7 +9,7 @@ using namespace asyncverbs;
 using asyncverbs::detail::find_addresses;
 using asyncverbs::support::contains;
 
-TEST_CASE("SocketAddress: the text of an address is what leads to it") {
+TEST_CASE("SocketAddress: text() can be looked up again") {
     for (const char* const host : {"10.7.0.1", "2001:db8::1", "fe80::1%lo"}) {
         const auto addresses = find_addresses(host, "7471");
         REQUIRE(addresses.size() == 1);
@@ -20,7 +20,7 @@ TEST_CASE("SocketAddress: the text of an address is what leads to it") {
     }
 }
 
-TEST_CASE("SocketAddress: what is neither IPv4 nor IPv6 is no address") {
+TEST_CASE("SocketAddress: a family other than IPv4 and IPv6 is no address") {
     sockaddr_un other{};
     other.sun_family = AF_UNIX;
     for (const SocketAddress& address :
@@ -31,7 +31,8 @@ TEST_CASE("SocketAddress: what is neither IPv4 nor IPv6 is no address") {
     }
 }
 
-TEST_CASE("find_addresses: no host is any address, IPv6 first; no service is any port") {
+TEST_CASE(
+    "find_addresses: an empty host is any address, IPv6 first; an empty service is any port") {
     const auto addresses = find_addresses("", "");
     REQUIRE(addresses.size() >= 1);
     CHECK(addresses.front().port() == 0);
@@ -39,7 +40,7 @@ TEST_CASE("find_addresses: no host is any address, IPv6 first; no service is any
     if (addresses.size() > 1) CHECK(addresses.front().text() == "[::]:0");
 }
 
-TEST_CASE("find_addresses: what is not found is named") {
+TEST_CASE("find_addresses: an error names what was not found") {
     CHECK_THROWS_WITH(find_addresses("10.7.0.1", "no-such-service"),
                       contains("getaddrinfo 10.7.0.1:no-such-service"));
     CHECK(find_addresses("10.7.0.1", "65535").front().port() == 65'535);
