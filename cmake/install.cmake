@@ -22,8 +22,9 @@ endforeach()
 configure_package_config_file(
     cmake/asyncverbsConfig.cmake.in "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
     INSTALL_DESTINATION "${package_dir}")
-configure_file(cmake/asyncverbsConfigVersion.cmake.in
-    "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake" @ONLY)
+write_basic_package_version_file(
+    "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
+    COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 file(GLOB find_modules cmake/Find*.cmake)
 install(
     FILES

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Operations of queue pairs to await, and what is made of them: buffers and a byte stream.
+// Operations of queue pairs, awaited; a pool of buffers and a byte stream.
 #pragma once
 
 #include <asyncverbs/asyncverbs.hpp>

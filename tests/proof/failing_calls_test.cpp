@@ -1052,7 +1052,8 @@ const auto rdma_operations = std::to_array<Operation>({
                  routed.a->recv(routed.region.slice()),
                  routed.a->send(routed.region.slice(), {.signaled = false})};
              const Coroutine waiter = await_all(operations);
-             const Coroutine drainer = start(routed.a->drain());
+             const auto drain = [&]() -> Task<> { co_await routed.a->drain(); };
+             const Coroutine drainer = start(drain());
              routed.turn();
              finish({&drainer}); // where that fails, nothing is flushed
              finish({&waiter});

@@ -583,7 +583,7 @@ TEST_CASE("AsyncQp: a completion queue that fails, fails all operations", "[rdma
     const Coroutine third = await(f.a->send(f.slice(0, 1)), later);
     CHECK(later.error->what() == std::string("ibv_poll_cq: Input/output error"));
     Awaited drained;
-    const Coroutine fourth = await_task(f.a->drain(), drained);
+    const Coroutine fourth = await_drain(*f.a, drained);
     CHECK(drained.error);
 }
 
@@ -598,8 +598,8 @@ TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
     operations.push_back(f.b->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
     Awaited a;
     Awaited b;
-    const Coroutine first = await_task(f.a->drain(), a);
-    const Coroutine second = await_task(f.b->drain(), b);
+    const Coroutine first = await_drain(*f.a, a);
+    const Coroutine second = await_drain(*f.b, b);
     CHECK(!a.done());
     f.run();
     CHECK(a.completion);
@@ -609,7 +609,7 @@ TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
     const Coroutine third = await(std::move(operations.back()), last);
     CHECK(last.completion);
     Awaited again;
-    const Coroutine fourth = await_task(f.a->drain(), again);
+    const Coroutine fourth = await_drain(*f.a, again);
     CHECK(again.completion);
 }
 
@@ -617,7 +617,7 @@ TEST_CASE("AsyncQp: drain where nothing is connected", "[rdma]") {
     Fixture f;
     AsyncQp reset(*f.router, f.domain);
     Awaited outcome;
-    const Coroutine first = await_task(reset.drain(), outcome);
+    const Coroutine first = await_drain(reset, outcome);
     CHECK(outcome.completion);
 }
 
@@ -631,7 +631,7 @@ TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
     const Coroutine first = await(f.b->recv(f.slice(100, 1)), posted);
     for (int i = 0; i < 3; ++i) kept.push_back(f.b->recv(f.slice(100, 1)));
     const Coroutine second = await(f.b->recv(f.slice(100, 1)), waiting);
-    const Coroutine third = await_task(f.b->drain(), drained);
+    const Coroutine third = await_drain(*f.b, drained);
     f.b.reset();
     CHECK(!posted.done()); // nobody is resumed by a destructor
     f.run();

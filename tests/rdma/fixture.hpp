@@ -53,9 +53,9 @@ Coroutine await(Awaitable operation, Awaited& outcome, std::stop_token stop = {}
     }
 }
 
-inline Coroutine await_task(Task<> task, Awaited& outcome) {
+inline Coroutine await_drain(AsyncQp& qp, Awaited& outcome) {
     try {
-        co_await std::move(task);
+        co_await qp.drain();
         outcome.completion.emplace();
     } catch (const std::system_error& error) {
         outcome.error = error;

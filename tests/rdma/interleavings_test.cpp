@@ -87,7 +87,7 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
             waiters[step - destroy_send].reset();
             break;
         case drain:
-            if (f.a) drainer = await_task(f.a->drain(), drained);
+            if (f.a) drainer = await_drain(*f.a, drained);
             break;
         case destroy_queue_pair:
             f.a.reset();

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Receives that any of several queue pairs may take, awaited.
 #pragma once
 
 #include <memory>
@@ -15,12 +14,12 @@
 
 namespace asyncverbs {
 
-/// A shared receive queue on the completion queue of a Router. Queue pairs of the same router are
-/// made with it, see AsyncQp; the Completion of a receive says by qp_num() which of them took it.
+/// A shared receive queue on the completion queue of a Router: receives for several queue pairs of
+/// the same router, see AsyncQp. The qp_num() of a Completion says which of them took the receive.
 ///
-/// Thread: that of the router. Lifetime: its queue pairs keep the queue, and with it the receives
-/// that are posted; they end with operation_canceled when the last of them all is destroyed.
-/// Move-only; only to be destroyed or assigned to when moved from.
+/// Thread: that of the router. Lifetime: its queue pairs keep the queue and the posted receives,
+/// which end with operation_canceled when the last of this and the queue pairs is destroyed.
+/// Move-only; a moved-from AsyncSrq can only be destroyed or assigned to.
 class AsyncSrq {
 public:
     /// Throws as SharedReceiveQueue does.
@@ -31,16 +30,18 @@ public:
     AsyncSrq(AsyncSrq&&) noexcept = default;
     AsyncSrq& operator=(AsyncSrq&&) noexcept = default;
 
-    /// As AsyncQp::recv(): posted by the call, or as soon as there is room.
+    /// As AsyncQp::recv().
     Operation recv(Slices slices, std::stop_token stop = {}) {
-        return Operation(state_->receives, std::move(stop), slices);
+        Operation operation(std::move(stop));
+        state_->receives.submit(operation, slices);
+        return operation;
     }
-    /// The same; for code that awaits it later, to read better.
+    /// The same, a better name in code that awaits it later.
     Operation post_recv(Slices slices, std::stop_token stop = {}) {
         return recv(slices, std::move(stop));
     }
 
-    /// For its limit and its native handle; posting and destroying are this object's.
+    /// For its limit and its native handle. Do not post to it or destroy it.
     [[nodiscard]] SharedReceiveQueue& shared_receive_queue() noexcept { return state_->queue; }
 
 private:

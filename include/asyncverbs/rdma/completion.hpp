@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// How an operation ended, and what came with it.
 #pragma once
 
 #include <arpa/inet.h>
@@ -18,57 +17,58 @@ namespace asyncverbs {
 /// The completion of one operation. A plain value.
 class Completion {
 public:
-    /// A successful one, of nothing.
+    /// A success without data.
     Completion() noexcept : wc_{}, cause_status_(IBV_WC_SUCCESS), cause_vendor_error_(0) {}
 
-    /// One that the device gave.
+    /// A completion of the device.
     explicit Completion(const ibv_wc& wc) noexcept
         : wc_(wc), cause_status_(wc.status), cause_vendor_error_(wc.vendor_err) {}
 
-    /// One that was flushed because something else failed before.
+    /// A flushed completion: `cause` and `vendor_error` are those of the operation that failed
+    /// before.
     Completion(const ibv_wc& wc, ibv_wc_status cause, std::uint32_t vendor_error) noexcept
         : wc_(wc), cause_status_(cause), cause_vendor_error_(vendor_error) {}
 
-    /// What the device says of this operation.
+    /// The status that the device reported for this operation.
     [[nodiscard]] ibv_wc_status status() const noexcept { return wc_.status; }
 
-    /// What broke the queue pair: the status of the first operation that failed there, where this
-    /// one was merely flushed; else status().
+    /// What broke the queue pair: if this operation was only flushed, the status of the first
+    /// operation that failed there; else status().
     [[nodiscard]] ibv_wc_status cause() const noexcept { return cause_status_; }
 
     /// cause() as an error code of wc_status_category(); no error on success.
     [[nodiscard]] std::error_code error() const noexcept { return make_wc_error(cause_status_); }
 
-    /// The device's own word for the cause; its meaning is the vendor's.
+    /// The vendor-specific error code of the cause.
     [[nodiscard]] std::uint32_t vendor_error() const noexcept { return cause_vendor_error_; }
 
-    /// What the operation was: IBV_WC_SEND, IBV_WC_RECV, … Valid on errors, too.
+    /// The kind of operation: IBV_WC_SEND, IBV_WC_RECV, … Also valid on errors.
     [[nodiscard]] ibv_wc_opcode opcode() const noexcept { return wc_.opcode; }
 
     /// The queue pair that it was posted to, or that took it from a shared receive queue.
     [[nodiscard]] std::uint32_t qp_num() const noexcept { return wc_.qp_num; }
 
-    // The rest is valid on success alone.
+    // The rest is valid only on success.
 
-    /// Bytes that were received or read. On UD the 40 bytes of the GRH count.
+    /// Bytes that were received or read. On UD this includes the 40 bytes of the GRH.
     [[nodiscard]] std::uint32_t bytes() const noexcept { return wc_.byte_len; }
 
-    /// The immediate that came with what was received, in host order.
+    /// The immediate data of a received message, in host order.
     [[nodiscard]] std::optional<std::uint32_t> imm() const noexcept {
         if ((wc_.wc_flags & IBV_WC_WITH_IMM) == 0) return std::nullopt;
         return ntohl(wc_.imm_data);
     }
 
-    /// The key that the peer invalidated by what was received.
+    /// The key that the received message invalidated.
     [[nodiscard]] std::optional<std::uint32_t> invalidated_rkey() const noexcept {
         if ((wc_.wc_flags & IBV_WC_WITH_INV) == 0) return std::nullopt;
         return wc_.invalidated_rkey;
     }
 
-    /// UD: the number of the queue pair that sent it.
+    /// UD: the number of the sender's queue pair.
     [[nodiscard]] std::uint32_t src_qp() const noexcept { return wc_.src_qp; }
 
-    /// The work completion; its wr_id is the library's.
+    /// The work completion. Its wr_id was chosen by the library.
     [[nodiscard]] const ibv_wc& wc() const noexcept { return wc_; }
 
 private:
@@ -77,8 +77,8 @@ private:
     std::uint32_t cause_vendor_error_;
 };
 
-/// An operation failed. code() is of wc_status_category() and gives the cause: where the operation
-/// was merely flushed, that is the status of the first one that failed on its queue pair.
+/// An operation failed. code() is of wc_status_category() and gives the cause: if the operation was
+/// only flushed, the status of the first operation that failed on its queue pair.
 /// what() reads "receive on queue pair 17, flushed: transport retry counter exceeded".
 class OperationError : public std::system_error {
 public:

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Brings completions to the operations that they belong to.
 #pragma once
 
 #include <memory>
@@ -9,37 +8,36 @@
 #include <asyncverbs/cq/async_cq_options.hpp>
 #include <asyncverbs/cq/cq_statistics.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
-#include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 namespace asyncverbs {
 
-/// Drains one AsyncCq, in the coroutine that waits for its channel, on behalf of any number of
-/// queue pairs.
+/// Delivers the completions of one AsyncCq to the operations of any number of queue pairs.
 ///
 ///     Router router = Router::create(context, 1024, loop);
 ///     AsyncQp qp(router, domain);
 ///
-/// It takes the AsyncCq over. A completion finds its operation by its wr_id, which is an index: no
-/// lookup, no lock, no allocation. (To see raw completions, use an AsyncCq without a router.)
+/// It takes the AsyncCq over and polls it in the AsyncCq's wait loop. The wr_id of a completion is
+/// an index that leads to its operation: no lookup, no lock, no allocation. (For raw completions,
+/// use an AsyncCq without a router.)
 ///
-/// Errors: what fails the AsyncCq fails all operations, those under way and those to come.
-/// Thread: one, that of the loop, on which those who wait for operations are resumed.
-/// Lifetime: it may be destroyed at any time, also by whom it has resumed; whoever still waits for
-/// an operation is then never resumed, but may be destroyed, and later operations fail with
-/// operation_canceled. Queue pairs may outlive it. Move-only; only to be destroyed or assigned to
-/// when moved from.
+/// Errors: a failure of the AsyncCq fails all operations, pending and later ones.
+/// Thread: one, that of the loop, which also resumes the waiters of operations.
+/// Lifetime: it may be destroyed at any time, also by a coroutine that it has resumed. A coroutine
+/// that still waits for an operation is then never resumed, but may be destroyed; later operations
+/// fail with operation_canceled. Queue pairs may outlive it. Move-only; a moved-from Router can
+/// only be destroyed or assigned to.
 class Router {
 public:
-    /// Drains `cq` from now on. Throws std::system_error (device_or_resource_busy) if somebody
-    /// waits for it.
+    /// Takes the completions of `cq` from now on. Throws std::system_error
+    /// (device_or_resource_busy) if a coroutine waits for it.
     explicit Router(AsyncCq cq) : state_(std::make_shared<detail::RouterState>(std::move(cq))) {
         state_->start();
     }
 
-    /// The same with a CQ of at least `depth` entries, as AsyncCq::create() makes it. Each queue
-    /// pair takes max_send_wr + 1 and max_recv_wr entries.
+    /// The same with a new CQ of at least `depth` entries, see AsyncCq::create(). Each queue pair
+    /// takes max_send_wr + 1 and max_recv_wr entries.
     template <class Loop>
     static Router create(const Context& context, int depth, Loop& loop,
                          const AsyncCqOptions& options = {}) {
@@ -48,22 +46,21 @@ public:
 
     Router(Router&&) noexcept = default;
 
-    /// Closes the router that was here before, as its destructor does.
+    /// Closes the previous router, as the destructor does.
     Router& operator=(Router&& other) noexcept {
-        Router old(std::move(other));
-        old.state_.swap(state_); // and is closed with its state
+        Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
         return *this;
     }
     ~Router() {
         if (state_) state_->close();
     }
 
-    /// What the queue pairs complete into.
+    /// The queue that the queue pairs complete into.
     [[nodiscard]] const CompletionQueue& completion_queue() const noexcept {
         return state_->cq()->completion_queue();
     }
 
-    /// What the completion queue has cost so far.
+    /// Counters of the completion queue.
     [[nodiscard]] const CqStatistics& statistics() const noexcept {
         return state_->cq()->statistics();
     }

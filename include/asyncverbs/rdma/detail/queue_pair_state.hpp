@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
-// A shared receive queue and what is posted to it. Its queue pairs keep it: as long as one exists,
-// the device may write to the buffers.
 #pragma once
+
+#include <infiniband/verbs.h>
 
 #include <coroutine>
 #include <memory>
 #include <system_error>
 #include <utility>
 
-#include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
@@ -20,69 +19,48 @@
 
 namespace asyncverbs::detail {
 
+// State of an AsyncSrq. Its queue pairs keep it: while one exists, the device may write to the
+// posted buffers.
 struct SharedReceiveState {
     SharedReceiveState(std::shared_ptr<RouterState> owner, const ProtectionDomain& domain,
                        const SharedReceiveQueueOptions& options)
         : router(std::move(owner)), queue(domain, options),
-          receives(*router, queue.native_handle(), options.max_wr, options.max_sge) {}
+          receives(*router, {.srq = queue.native_handle(),
+                             .capacity = options.max_wr,
+                             .max_slices = options.max_sge}) {}
     SharedReceiveState(const SharedReceiveState&) = delete;
     SharedReceiveState& operator=(const SharedReceiveState&) = delete;
 
-    // The device lets go of the buffers before the slots do.
-    ~SharedReceiveState() { const SharedReceiveQueue gone(std::move(queue)); }
+    // Destroys the native queue before the slots release the buffers.
+    ~SharedReceiveState() { const SharedReceiveQueue destroyed(std::move(queue)); }
 
     const std::shared_ptr<RouterState> router;
     SharedReceiveQueue queue;
     WorkQueue receives;
 };
 
-// A queue pair and what is posted to it. Its address is what slots and routes refer to.
-
+// State of an AsyncQp. Slots and routes refer to it by address.
 struct QueuePairState {
     // `shared` may be null.
     QueuePairState(std::shared_ptr<RouterState> owner, std::shared_ptr<SharedReceiveState> shared,
                    const ProtectionDomain& domain, const QueuePairOptions& options)
         : router(std::move(owner)), shared_receives(std::move(shared)),
           queue_pair(make(domain, options)),
-          sends(
-              *router,
-              typename WorkQueue::SendQueue{queue_pair.native_handle(), options.type == IBV_QPT_UD},
-              options.max_send_wr, options.max_send_sge, cause),
-          receives(*router, typename WorkQueue::ReceiveQueue{queue_pair.native_handle()},
-                   shared_receives ? 0 : options.max_recv_wr, options.max_recv_sge, cause) {}
+          sends(*router, {.qp = queue_pair.native_handle(),
+                          .sends = true,
+                          .keeps_peers = options.type == IBV_QPT_UD,
+                          .capacity = options.max_send_wr,
+                          .max_slices = options.max_send_sge,
+                          .cause = &cause}),
+          receives(*router, {.qp = queue_pair.native_handle(),
+                             .capacity = shared_receives ? 0 : options.max_recv_wr,
+                             .max_slices = options.max_recv_sge,
+                             .cause = &cause}) {}
     QueuePairState(const QueuePairState&) = delete;
     QueuePairState& operator=(const QueuePairState&) = delete;
 
-    // The device lets go of the buffers before the slots do.
-    ~QueuePairState() { const QueuePair gone(std::move(queue_pair)); }
-
-    // Awaited: until all that was posted to a queue has completed. Throws what comes in between.
-    struct Idle : IdleWaiter {
-        explicit Idle(WorkQueue& q) noexcept : IdleWaiter(q.router().failure()), queue(q) {}
-        bool await_ready() const noexcept { return failure || queue.idle(); }
-        void await_suspend(std::coroutine_handle<> handle) noexcept {
-            coroutine = handle;
-            queue.wait_until_idle(*this);
-        }
-        void await_resume() const {
-            if (failure) throw std::system_error(*failure);
-        }
-
-        WorkQueue& queue;
-    };
-
-    // The queue pair may be destroyed wherever this waits: it throws then.
-    static Task<> drain(QueuePairState& self) {
-        if (self.sends.idle() && self.receives.idle()) {
-            std::error_code ignored; // in RESET it cannot be, and need not
-            self.queue_pair.to_error(ignored);
-        } else {
-            self.queue_pair.to_error();
-            self.sends.post_marker();
-        }
-        co_await Idle(self.sends);
-        co_await Idle(self.receives);
-    }
+    // Destroys the native queue pair before the slots release the buffers.
+    ~QueuePairState() { const QueuePair destroyed(std::move(queue_pair)); }
 
     const std::shared_ptr<RouterState> router;
     const std::shared_ptr<SharedReceiveState> shared_receives;
@@ -104,6 +82,41 @@ private:
         }
         return {domain, cq, cq, shared_receives->queue, options};
     }
+};
+
+// What AsyncQp::drain() returns. May be moved until it is awaited. The queue pair may be destroyed
+// while it waits: then it throws.
+class [[nodiscard]] DrainAwaiter : IdleWaiter {
+public:
+    explicit DrainAwaiter(QueuePairState& state) noexcept : state_(state) {}
+    DrainAwaiter(DrainAwaiter&& other) noexcept : DrainAwaiter(other.state_) {}
+
+    bool await_ready() {
+        QueuePair& queue_pair = state_.queue_pair;
+        if (idle()) {
+            std::error_code ignored; // in RESET it fails, and nothing is posted
+            queue_pair.to_error(ignored);
+        } else {
+            queue_pair.to_error();
+            state_.sends.post_marker();
+        }
+        failure = state_.router->failure();
+        return failure || idle();
+    }
+    void await_suspend(std::coroutine_handle<> handle) noexcept {
+        coroutine = handle;
+        if (state_.sends.idle()) return state_.receives.wait_until_idle(*this);
+        next = &state_.receives;
+        state_.sends.wait_until_idle(*this);
+    }
+    void await_resume() const {
+        if (failure) throw std::system_error(*failure);
+    }
+
+private:
+    bool idle() const noexcept { return state_.sends.idle() && state_.receives.idle(); }
+
+    QueuePairState& state_;
 };
 
 } // namespace asyncverbs::detail

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: MIT
-// An operation as its work queue sees it: waiting for room in the queue, posted, or done.
-// The result is kept here and not in the queue's slot, which is free again as soon as the device
-// has finished.
 #pragma once
 
 #include <infiniband/verbs.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -20,163 +15,90 @@
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
-#include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/rdma/detail/router_core.hpp>
+#include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
 
-class WorkQueue;
-
-// A request that could not be posted at once, with slices of its own. Allocates nothing for one
-// slice.
-class DeferredRequest {
-public:
-    DeferredRequest(std::optional<SendRequest> send, Slices slices) : send_(std::move(send)) {
-        if (slices.size() == 1) {
-            one_ = slices.front();
-        } else {
-            many_.assign(slices.begin(), slices.end());
-        }
-    }
-
-    DeferredRequest(DeferredRequest&&) = default;
-    DeferredRequest& operator=(DeferredRequest&&) = default;
-    [[gnu::noinline]] ~DeferredRequest() = default; // few operations have one
-
-    bool is_send() const noexcept { return send_.has_value(); }
-    const SendRequest& send() const noexcept { return *send_; }
-    Slices slices() const noexcept { return many_.empty() && one_ ? Slices(*one_) : Slices(many_); }
-
-private:
-    std::optional<SendRequest> send_; // none: a receive
-    std::optional<Slice> one_;
-    std::vector<Slice> many_;
-};
-
-// The list that it is a node of is that of the operations that wait for room.
-class OperationState : public ListNode {
-public:
-    OperationState() noexcept = default;
-    OperationState(OperationState&& other) noexcept;
-    OperationState& operator=(OperationState&& other) noexcept {
-        if (this == &other) return *this;
-        this->~OperationState();
-        std::construct_at(this, std::move(other));
-        return *this;
-    }
-    ~OperationState();
-
-    bool done() const noexcept { return completion || failure; }
-
-    WorkQueue* queue = nullptr; // until it is done
-    std::uint32_t slot = no_slot;
-    Resumable* waiter = nullptr;
-    std::optional<Completion> completion;
-    std::shared_ptr<const std::system_error> failure; // why there will be no completion
-    std::optional<DeferredRequest> deferred;          // while it waits for room
-
-    static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
-};
-
-// A send queue, a receive queue or a shared receive queue: what is posted to it, in slots that were
-// allocated with it, and what waits for room in it.
-// A slot belongs to the device from the post to the completion, whoever lost interest meanwhile: it
-// keeps the memory regions of its request alive.
-
-// The first failure on a queue pair, of which the flushes are the consequence.
+// The first failure on a queue pair. The flushes are consequences of it.
 struct FlushCause {
     ibv_wc_status status = IBV_WC_SUCCESS;
     std::uint32_t vendor_error = 0;
 };
 
-// Waits until a queue is idle, or `failure` says why it will not be.
-struct IdleWaiter : Resumable {
-    explicit IdleWaiter(Failure why) noexcept : failure(std::move(why)) {}
+// Waits until a work queue is idle, and then until `next` is; or `failure` is set.
+struct IdleWaiter : CompletionWaiter {
+    WorkQueue* next = nullptr;
     Failure failure;
 };
 
+struct WorkQueueOptions {
+    ibv_qp* qp = nullptr;
+    ibv_srq* srq = nullptr;   // instead of `qp`: a shared receive queue
+    bool sends = false;       // the native queue has room for one more than `capacity`: the marker
+    bool keeps_peers = false; // UD sends keep their address handles
+    std::uint32_t capacity = 0;
+    std::uint32_t max_slices = 0;
+    FlushCause* cause = nullptr;
+};
+
+// A send queue, a receive queue or a shared receive queue: slots for posted requests, allocated
+// with the queue, and the operations that wait for room.
+//
+// A slot belongs to the device from the post to the completion, even if its operation is destroyed
+// meanwhile: it keeps the memory regions of its request.
 class WorkQueue {
 public:
-    struct SendQueue {
-        ibv_qp* qp;
-        bool to_many; // UD: each send keeps its address handle
-    };
-    struct ReceiveQueue {
-        ibv_qp* qp;
-    };
-
-    /// The native queue has room for one more than `capacity`, for post_marker().
-    WorkQueue(RouterState& router, SendQueue queue, std::uint32_t capacity,
-              std::uint32_t max_slices, FlushCause& cause)
-        : router_(router), qp_(queue.qp), sends_(true), capacity_(capacity),
-          max_slices_(max_slices), cause_(&cause) {
-        initialize(capacity + 1, max_slices + (queue.to_many ? 1 : 0));
-    }
-    WorkQueue(RouterState& router, ReceiveQueue queue, std::uint32_t capacity,
-              std::uint32_t max_slices, FlushCause& cause)
-        : router_(router), qp_(queue.qp), capacity_(capacity), max_slices_(max_slices),
-          cause_(&cause) {
-        initialize(capacity, max_slices);
-    }
-    WorkQueue(RouterState& router, ibv_srq* srq, std::uint32_t capacity, std::uint32_t max_slices)
-        : router_(router), srq_(srq), capacity_(capacity), max_slices_(max_slices) {
-        initialize(capacity, max_slices);
-    }
+    WorkQueue(RouterCore& router, const WorkQueueOptions& options);
     WorkQueue(const WorkQueue&) = delete;
     WorkQueue& operator=(const WorkQueue&) = delete;
 
-    /// The device has let go of everything: the native queue is destroyed. The router resumes those
-    /// who wait for what was under way.
+    /// After the native queue is destroyed: the device uses no memory of it any more. The router
+    /// resumes the waiters.
     ~WorkQueue() {
         router_.remove(wr_id_);
         fail_all(router_.queue_failure());
         router_.wake();
     }
 
-    RouterState& router() const noexcept { return router_; }
-    FlushCause* cause() const noexcept { return cause_; }
+    RouterCore& router() const noexcept { return router_; }
 
     // --- operations ---
 
-    /// Posts now, or as soon as there is room. Throws std::system_error (invalid_argument) for more
-    /// slices than the queue was made for, or one too long; then nothing was posted.
-    [[gnu::always_inline]] void submit(OperationState& operation, const SendWork& work,
-                                       Slices slices) {
-        check(slices);
-        if (begin(operation)) [[likely]] {
-            post(operation, work, slices);
+    /// Posts now, or when there is room. Throws std::system_error (invalid_argument) for more
+    /// slices than max_slices, or one that is too long; then nothing was posted.
+    [[gnu::always_inline]] void submit(Operation& operation, const SendView& request) {
+        check(request.slices);
+        if (start(operation)) [[likely]] {
+            post(operation, request);
         } else {
-            defer(operation, SendWork(work), slices);
+            enqueue(operation, SendView(request)); // a copy: `request` stays in registers
         }
     }
-    [[gnu::always_inline]] void submit(OperationState& operation, Slices slices) {
-        check(slices);
-        if (begin(operation)) [[likely]] {
-            post_receive(operation, slices);
+    [[gnu::always_inline]] void submit(Operation& operation, Slices receive) {
+        check(receive);
+        if (start(operation)) [[likely]] {
+            post_receive(operation, receive);
         } else {
-            defer(operation, slices);
+            enqueue(operation, receive);
         }
     }
 
-    /// The same for several, with one doorbell for those that there is room for; `operation(i)` is
-    /// that of the request i. Where the device refuses one, those behind it are not posted either.
-    template <class At>
-    void submit_chain(std::span<const SendRequest> requests, At operation);
-
-    void move(OperationState& from, OperationState& to) noexcept {
-        if (to.slot != OperationState::no_slot) slots_[to.slot].operation = &to;
-        if (from.linked()) to.take_place_of(from);
-    }
-    void forget(OperationState& operation) noexcept {
-        if (operation.slot != OperationState::no_slot) slots_[operation.slot].operation = nullptr;
-    }
+    /// Posts several with one doorbell, as far as there is room. If the device rejects one, those
+    /// behind it are not posted either.
+    void submit_chain(std::span<const SendRequest> requests, std::span<Operation> operations);
 
     // --- completions ---
 
     void complete(const ibv_wc& wc);
+    void note_cause(const ibv_wc& failure) const noexcept {
+        if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;
+        *cause_ = {failure.status, failure.vendor_err};
+    }
 
-    /// No completion will come: whoever waits, waits no longer. Slots stay as they are.
+    /// No completion will come: fails all pending operations. Slots stay as they are.
     void fail_all(const Failure& failure) noexcept;
 
     // --- draining ---
@@ -184,84 +106,87 @@ public:
     bool idle() const noexcept { return in_flight_ == 0 && waiting_.empty(); }
     void wait_until_idle(IdleWaiter& waiter) noexcept { idle_waiters_.push_back(waiter); }
 
-    /// The queue pair is in ERR, where everything completes, but what was posted unsignaled may
-    /// have succeeded before: sees to a completion behind it. Throws naming ibv_post_send.
+    /// For a queue pair in ERR, where everything completes, except that unsignaled requests may
+    /// have succeeded before: posts a signaled request behind them. Throws naming ibv_post_send.
     void post_marker();
 
 private:
     struct Slot {
-        OperationState* operation = nullptr; // null: nobody is interested, or it is free
-        std::shared_ptr<ibv_mr> region;      // of its first slice
+        Operation* operation = nullptr; // null: it was destroyed, or the slot is free
+        std::shared_ptr<ibv_mr> region; // of its first slice
         ibv_wc_opcode opcode = IBV_WC_RECV;
         bool in_flight = false;
         bool signaled = true;
     };
     static_assert(sizeof(Slot) <= 48);
 
-    void initialize(std::size_t slots, std::size_t kept_per_slot);
     std::uint32_t after(std::uint32_t index) const noexcept {
         return index + 1 == slot_count_ ? 0 : index + 1;
     }
     bool has_room() const noexcept { return in_flight_ < capacity_; }
     void check(Slices slices) const;
-    [[noreturn]] void complain_of(Slices slices) const;
-    bool begin(OperationState& operation) noexcept;
-    void defer(OperationState& operation, SendWork work, Slices slices);
-    void defer(OperationState& operation, Slices slices);
-    void defer_as(OperationState& operation, std::optional<SendRequest> request, Slices slices);
-    void post(OperationState& operation, const SendWork& work, Slices slices);
-    void post_receive(OperationState& operation, Slices slices);
+    [[noreturn]] void throw_bad_slices(Slices slices) const;
+    bool start(Operation& operation) noexcept;
+    template <class Request> // SendView or Slices
+    void enqueue(Operation& operation, Request request);
+    void post(Operation& operation, const SendView& request);
+    void post_receive(Operation& operation, Slices slices);
     void post_deferred();
 
-    std::uint32_t take_to_send(OperationState* operation, const SendWork& work, Slices slices);
-    std::uint32_t take_to_receive(OperationState& operation, Slices slices);
-    void occupy(std::uint32_t index, OperationState* operation, ibv_wc_opcode opcode, Slices slices,
-                const std::shared_ptr<ibv_ah>* peer = nullptr);
-    void give_back(std::uint32_t index) noexcept;
-    bool must_signal(const SendWork& work) noexcept;
-    void write(ibv_send_wr& wr, const SendWork& work, ibv_sge* sges, Slices slices,
-               std::uint32_t index) noexcept;
+    std::uint32_t acquire_slot(Operation* operation, const SendView& request) noexcept;
+    void fill_slot(std::uint32_t index, Operation* operation, ibv_wc_opcode opcode,
+                   Slices slices) noexcept;
+    void release_slot(std::uint32_t index) noexcept;
+    void return_slot(std::uint32_t index) noexcept;
+    bool must_signal(SendOptions options) noexcept;
     static void write(ibv_sge* sges, Slices slices) noexcept;
-    void refuse(OperationState& operation, const char* verb, int error);
-    void take_back(OperationState& operation, const char* verb, int result);
+    void write(ibv_send_wr& wr, const SendView& request, ibv_sge* sges,
+               std::uint32_t index) noexcept;
+    void reject(Operation& operation, const char* verb, int error);
+    void reject_posted(Operation& operation, std::uint32_t index, const char* verb, int result);
 
-    void settle(std::uint32_t index, const ibv_wc& wc) noexcept;
-    void settle_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
-    Completion describe_failure(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept;
-    void finish(OperationState& operation) noexcept {
-        operation.queue = nullptr;
-        operation.slot = OperationState::no_slot;
-        if (operation.waiter != nullptr) router_.make_ready(*operation.waiter);
+    void complete_slot(std::uint32_t index, const ibv_wc& wc) noexcept;
+    void complete_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
+    Completion failed_completion(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept;
+    void finish(Operation& operation) noexcept {
+        operation.router_ = nullptr;
+        operation.slot_operation_ = nullptr;
+        if (operation.waiter_ != nullptr) router_.make_ready(*operation.waiter_);
     }
 
-    RouterState& router_;
-    ibv_qp* const qp_ = nullptr;
-    ibv_srq* const srq_ = nullptr;
-    const bool sends_ = false;
+    RouterCore& router_;
+    ibv_qp* const qp_;
+    ibv_srq* const srq_;
+    const bool sends_;
+    const bool keeps_peers_;
     const std::uint32_t capacity_;
     const std::uint32_t max_slices_;
-    FlushCause* const cause_ = nullptr;
+    FlushCause* const cause_;
     std::uint64_t wr_id_ = 0; // of slot 0
 
     std::vector<Slot> slots_;
     std::uint32_t slot_count_ = 0;                 // slots_.size() divides
-    std::vector<std::shared_ptr<void>> more_kept_; // of the slots' other slices
+    std::vector<std::shared_ptr<void>> more_kept_; // for the slots' other slices, and peers
     std::size_t more_per_slot_ = 0;
     std::vector<ibv_sge> sges_;       // of the request that is being posted
-    std::vector<std::uint32_t> free_; // receives: slots that are free, the last one is next
-    std::uint32_t next_ = 0;          // sends: a ring, where the next one goes
-    std::uint32_t oldest_ = 0;        // sends: that was posted first of those in flight
+    std::vector<std::uint32_t> free_; // receives: free slots, the last one is next
+    std::uint32_t next_ = 0;          // sends: a ring, the next slot to use
+    std::uint32_t oldest_ = 0;        // sends: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
-    std::uint32_t unsignaled_ = 0; // since the last that was signaled
+    std::uint32_t unsignaled_ = 0; // requests since the last signaled one
     bool draining_ = false;
 
-    IntrusiveList<OperationState> waiting_; // for room, in order
+    IntrusiveList<Operation> waiting_; // for room, in order
     IntrusiveList<IdleWaiter> idle_waiters_;
     std::vector<ibv_send_wr> chain_; // while one is posted
     std::vector<ibv_sge> chain_sges_;
 };
 
-inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) {
+inline WorkQueue::WorkQueue(RouterCore& router, const WorkQueueOptions& options)
+    : router_(router), qp_(options.qp), srq_(options.srq), sends_(options.sends),
+      keeps_peers_(options.keeps_peers), capacity_(options.capacity),
+      max_slices_(options.max_slices), cause_(options.cause) {
+    const std::size_t slots = std::size_t{capacity_} + (sends_ ? 1 : 0);
     if (slots > WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
                     "a work queue of " + std::to_string(slots) + " work requests is too long: " +
@@ -269,7 +194,7 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
     }
     slots_.resize(slots);
     slot_count_ = static_cast<std::uint32_t>(slots);
-    more_per_slot_ = kept_per_slot > 0 ? kept_per_slot - 1 : 0;
+    more_per_slot_ = (max_slices_ > 0 ? max_slices_ - 1 : 0) + (keeps_peers_ ? 1 : 0);
     more_kept_.resize(slots * more_per_slot_);
     sges_.resize(max_slices_ > 0 ? max_slices_ : 1);
     if (!sends_) {
@@ -280,17 +205,17 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
 
 // --- posting ---
 //
-// What every operation does is inlined into the call that posts it, which knows what kind of
-// request it is; what few do is kept out of it. That is a third of what an operation costs.
+// The path of a request that is posted at once is inlined into the call, where the kind of request
+// is known; rare paths are not inlined. Measured: a third of the cost of an operation.
 
 [[gnu::always_inline]] inline void WorkQueue::check(Slices slices) const {
     bool fits = slices.size() <= max_slices_;
     for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
     if (!fits) [[unlikely]]
-        complain_of(slices);
+        throw_bad_slices(slices);
 }
 
-[[noreturn]] inline void WorkQueue::complain_of(Slices slices) const {
+[[noreturn]] inline void WorkQueue::throw_bad_slices(Slices slices) const {
     if (capacity_ == 0) {
         throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
     }
@@ -300,89 +225,77 @@ inline void WorkQueue::initialize(std::size_t slots, std::size_t kept_per_slot) 
                                                  std::to_string(max_slices_));
 }
 
-// True: it is to be posted now.
-[[gnu::always_inline]] inline bool WorkQueue::begin(OperationState& operation) noexcept {
-    if (router_.failure()) [[unlikely]]
+// False: there is no room, or it has to fail; see enqueue().
+[[gnu::always_inline]] inline bool WorkQueue::start(Operation& operation) noexcept {
+    if (router_.failure() || !waiting_.empty() || !has_room()) [[unlikely]]
         return false;
-    operation.queue = this;
-    return waiting_.empty() && has_room();
+    operation.router_ = &router_;
+    return true;
 }
 
-[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, SendWork work,
-                                               Slices slices) {
-    defer_as(operation, SendRequest(work, slices), slices);
-}
-[[gnu::noinline]] inline void WorkQueue::defer(OperationState& operation, Slices slices) {
-    defer_as(operation, std::nullopt, slices);
-}
-
-inline void WorkQueue::defer_as(OperationState& operation, std::optional<SendRequest> request,
-                                Slices slices) {
-    try {
-        if (capacity_ == 0) complain_of(slices);
-        operation.failure = router_.failure();
-        if (operation.failure) return;
-        operation.deferred.emplace(std::move(request), slices);
-    } catch (...) {
-        operation.queue = nullptr;
-        throw;
-    }
+template <class Request>
+[[gnu::noinline]] void WorkQueue::enqueue(Operation& operation, Request request) {
+    if (capacity_ == 0) throw_bad_slices({});
+    operation.failure_ = router_.failure();
+    if (operation.failure_) return;
+    operation.deferred_.emplace(request);
+    operation.router_ = &router_;
     waiting_.push_back(operation);
 }
 
 [[gnu::always_inline]] inline std::uint32_t
-WorkQueue::take_to_send(OperationState* operation, const SendWork& work, Slices slices) {
+WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept {
     const std::uint32_t index = next_;
     next_ = after(index);
-    occupy(index, operation, work.completes_as, slices, work.peer);
+    fill_slot(index, operation, request.work.completes_as, request.slices);
+    if (keeps_peers_ && request.work.peer != nullptr) {
+        more_kept_[(index + 1) * more_per_slot_ - 1] = *request.work.peer;
+    }
     return index;
 }
 
-[[gnu::always_inline]] inline std::uint32_t WorkQueue::take_to_receive(OperationState& operation,
-                                                                       Slices slices) {
-    const std::uint32_t index = free_.back();
-    free_.pop_back();
-    occupy(index, &operation, IBV_WC_RECV, slices);
-    return index;
-}
-
-[[gnu::always_inline]] inline void WorkQueue::occupy(std::uint32_t index, OperationState* operation,
-                                                     ibv_wc_opcode opcode, Slices slices,
-                                                     const std::shared_ptr<ibv_ah>* peer) {
+[[gnu::always_inline]] inline void WorkQueue::fill_slot(std::uint32_t index, Operation* operation,
+                                                        ibv_wc_opcode opcode,
+                                                        Slices slices) noexcept {
     Slot& slot = slots_[index];
     slot.operation = operation;
     slot.opcode = opcode;
     slot.in_flight = true;
-    // It is null, so a copy is made in its place: less than an assignment costs.
-    if (!slices.empty()) std::construct_at(&slot.region, slices.front().region);
-    if (more_per_slot_ > 0) {
-        std::shared_ptr<void>* kept = &more_kept_[index * more_per_slot_];
-        for (std::size_t i = 1; i < slices.size(); ++i) *kept++ = slices[i].region;
-        if (peer != nullptr) *kept = *peer;
-    }
     ++in_flight_;
+    if (operation != nullptr) operation->slot_operation_ = &slot.operation;
+    if (slices.empty()) return;
+    // The pointer is null: constructing in place costs less than an assignment.
+    std::construct_at(&slot.region, slices.front().region);
+    for (std::size_t i = 1; i < slices.size(); ++i) {
+        more_kept_[index * more_per_slot_ + i - 1] = slices[i].region;
+    }
 }
 
-// Of a request that was not posted, the last one that was taken.
-[[gnu::noinline]] inline void WorkQueue::give_back(std::uint32_t index) noexcept {
+// The device has finished with the slot, or never got it.
+[[gnu::always_inline]] inline void WorkQueue::release_slot(std::uint32_t index) noexcept {
+    Slot& slot = slots_[index];
+    slot.in_flight = false;
+    slot.region.reset();
+    for (std::size_t i = 0; i < more_per_slot_; ++i) more_kept_[index * more_per_slot_ + i].reset();
+    --in_flight_;
+}
+
+// Takes back the slot that was acquired last: its request was not posted.
+[[gnu::noinline]] inline void WorkQueue::return_slot(std::uint32_t index) noexcept {
     if (sends_) {
         next_ = index;
     } else {
         free_.push_back(index);
     }
-    Slot& slot = slots_[index];
-    slot.operation = nullptr;
-    slot.in_flight = false;
-    slot.region.reset();
-    for (std::size_t i = 0; i < more_per_slot_; ++i) more_kept_[index * more_per_slot_ + i].reset();
-    --in_flight_;
+    slots_[index].operation = nullptr;
+    release_slot(index);
     unsignaled_ = capacity_; // unknown: the next one is signaled
 }
 
-// The last free slot is not given to a request that completes only with a later one, and the queue
-// does not fill up with such.
-inline bool WorkQueue::must_signal(const SendWork& work) noexcept {
-    const bool signal = work.options.signaled || draining_ || in_flight_ >= capacity_ ||
+// An unsignaled request never takes the last free slot, and never fills half of the queue with its
+// like: their slots are reused only after a signaled completion.
+inline bool WorkQueue::must_signal(SendOptions options) noexcept {
+    const bool signal = options.signaled || draining_ || in_flight_ >= capacity_ ||
                         unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
     unsignaled_ = signal ? 0 : unsignaled_ + 1;
     return signal;
@@ -397,16 +310,16 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     }
 }
 
-[[gnu::always_inline]] inline void WorkQueue::write(ibv_send_wr& wr, const SendWork& work,
-                                                    ibv_sge* sges, Slices slices,
-                                                    std::uint32_t index) noexcept {
-    write(sges, slices);
+[[gnu::always_inline]] inline void WorkQueue::write(ibv_send_wr& wr, const SendView& request,
+                                                    ibv_sge* sges, std::uint32_t index) noexcept {
+    write(sges, request.slices);
+    const SendWork& work = request.work;
     const SendOptions& options = work.options;
-    slots_[index].signaled = must_signal(work);
+    slots_[index].signaled = must_signal(options);
     wr.wr_id = wr_id_ | index;
     wr.next = nullptr;
     wr.sg_list = sges;
-    wr.num_sge = static_cast<int>(slices.size());
+    wr.num_sge = static_cast<int>(request.slices.size());
     wr.opcode = work.opcode;
     const auto flag = [](bool set, unsigned bit) { return set ? bit : 0u; };
     wr.send_flags = flag(slots_[index].signaled, IBV_SEND_SIGNALED) |
@@ -434,36 +347,34 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
     }
 }
 
-// The operation has no slot, or not any more.
-inline void WorkQueue::refuse(OperationState& operation, const char* verb, int error) {
-    operation.failure = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
-                                                                  std::system_category(), verb);
+// For an operation that has no slot, or has none any more.
+inline void WorkQueue::reject(Operation& operation, const char* verb, int error) {
+    operation.failure_ = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
+                                                                   std::system_category(), verb);
     finish(operation);
 }
 
-[[gnu::noinline]] inline void WorkQueue::take_back(OperationState& operation, const char* verb,
-                                                   int result) {
+[[gnu::noinline]] inline void WorkQueue::reject_posted(Operation& operation, std::uint32_t index,
+                                                       const char* verb, int result) {
     const int error = verb_errno(result);
-    give_back(operation.slot);
-    refuse(operation, verb, error);
+    return_slot(index);
+    reject(operation, verb, error);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post(OperationState& operation, const SendWork& work,
-                                                   Slices slices) {
-    const std::uint32_t index = take_to_send(&operation, work, slices);
-    operation.slot = index;
+[[gnu::always_inline]] inline void WorkQueue::post(Operation& operation, const SendView& request) {
+    const std::uint32_t index = acquire_slot(&operation, request);
     ibv_send_wr wr;
-    write(wr, work, sges_.data(), slices, index);
+    write(wr, request, sges_.data(), index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
-        take_back(operation, "ibv_post_send", result);
+        reject_posted(operation, index, "ibv_post_send", result);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post_receive(OperationState& operation,
-                                                           Slices slices) {
-    const std::uint32_t index = take_to_receive(operation, slices);
-    operation.slot = index;
+[[gnu::always_inline]] inline void WorkQueue::post_receive(Operation& operation, Slices slices) {
+    const std::uint32_t index = free_.back();
+    free_.pop_back();
+    fill_slot(index, &operation, IBV_WC_RECV, slices);
     write(sges_.data(), slices);
     ibv_recv_wr wr;
     wr.wr_id = wr_id_ | index;
@@ -474,61 +385,55 @@ inline void WorkQueue::refuse(OperationState& operation, const char* verb, int e
     errno = 0;
     const int result =
         srq_ != nullptr ? ibv_post_srq_recv(srq_, &wr, &bad) : ibv_post_recv(qp_, &wr, &bad);
-    if (result != 0) [[unlikely]]
-        take_back(operation, srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv", result);
+    if (result != 0) [[unlikely]] {
+        const char* const verb = srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv";
+        reject_posted(operation, index, verb, result);
+    }
 }
 
-template <class At>
-void WorkQueue::submit_chain(std::span<const SendRequest> requests, At operation) {
+inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
+                                    std::span<Operation> operations) {
     std::size_t slices = 0;
     for (const SendRequest& request : requests) {
-        check(request.slices()); // what is bad is found before the first is posted
-        slices += request.slices().size();
+        const SendView view = request.view();
+        check(view.slices); // bad input is found before the first is posted
+        slices += view.slices.size();
     }
     chain_.resize(requests.size());
     chain_sges_.resize(slices);
     ibv_sge* sges = chain_sges_.data();
-    std::size_t count = 0; // those that there is room for
-    for (const SendRequest& request : requests) {
-        OperationState& state = operation(static_cast<std::size_t>(&request - requests.data()));
-        if (!begin(state)) {
-            defer_as(state, request, request.slices());
-            continue;
-        }
-        const SendWork work = request.work();
-        state.slot = take_to_send(&state, work, request.slices());
-        write(chain_[count], work, sges, request.slices(), state.slot);
-        sges += request.slices().size();
-        if (count > 0) chain_[count - 1].next = &chain_[count];
-        ++count;
+    std::size_t count = 0; // requests that there is room for
+    for (; count < requests.size() && start(operations[count]); ++count) {
+        const SendView request = requests[count].view();
+        ibv_send_wr& wr = chain_[count];
+        write(wr, request, sges, acquire_slot(&operations[count], request));
+        sges += wr.num_sge;
+        if (count > 0) chain_[count - 1].next = &wr;
     }
-    if (count == 0) return;
     ibv_send_wr* bad = nullptr;
     errno = 0;
-    const int result = ibv_post_send(qp_, chain_.data(), &bad);
-    if (result == 0) [[likely]]
+    if (const int result = count > 0 ? ibv_post_send(qp_, chain_.data(), &bad) : 0) {
+        const int error = verb_errno(result);
+        const auto posted =
+            bad == nullptr ? std::size_t{0} : static_cast<std::size_t>(bad - chain_.data());
+        for (std::size_t i = count; i-- > posted;) return_slot(WrId::slot(chain_[i].wr_id));
+        for (Operation& operation : operations.subspan(posted)) {
+            reject(operation, "ibv_post_send", error);
+        }
         return;
-
-    const int error = verb_errno(result);
-    const std::size_t posted = bad == nullptr ? 0 : static_cast<std::size_t>(bad - chain_.data());
-    for (std::size_t i = count; i-- > posted;) give_back(operation(i).slot);
-    for (std::size_t i = posted; i < requests.size(); ++i) {
-        OperationState& state = operation(i);
-        state.unlink();
-        state.deferred.reset();
-        refuse(state, "ibv_post_send", error);
     }
+    for (; count < requests.size(); ++count) enqueue(operations[count], requests[count].view());
 }
 
 inline void WorkQueue::post_deferred() {
     while (!waiting_.empty() && has_room()) {
-        OperationState& operation = waiting_.take_front();
-        const DeferredRequest request = std::move(*operation.deferred);
-        operation.deferred.reset();
-        if (request.is_send()) {
-            post(operation, request.send().work(), request.slices());
+        Operation& operation = waiting_.take_front();
+        const DeferredRequest deferred = std::move(*operation.deferred_);
+        operation.deferred_.reset();
+        if (deferred.is_receive()) {
+            post_receive(operation, deferred.view().slices);
         } else {
-            post_receive(operation, request.slices());
+            post(operation, deferred.view());
         }
     }
 }
@@ -537,23 +442,23 @@ inline void WorkQueue::post_marker() {
     draining_ = true;
     const std::uint32_t newest = next_ == 0 ? slot_count_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
-    const SendWork work = SendWork::send({});
-    const std::uint32_t index = take_to_send(nullptr, work, {});
+    const SendView marker = SendView::send({});
+    const std::uint32_t index = acquire_slot(nullptr, marker);
     ibv_send_wr wr;
-    write(wr, work, sges_.data(), {}, index);
+    write(wr, marker, sges_.data(), index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) {
         const int error = verb_errno(result);
-        give_back(index);
+        return_slot(index);
         throw_verb_error("ibv_post_send", error);
     }
 }
 
 // --- completing ---
 
-inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
-                                              ibv_wc_opcode opcode) const noexcept {
+inline Completion WorkQueue::failed_completion(const ibv_wc& wc,
+                                               ibv_wc_opcode opcode) const noexcept {
     ibv_wc valid{}; // I11
     valid.wr_id = wc.wr_id;
     valid.status = wc.status;
@@ -565,150 +470,74 @@ inline Completion WorkQueue::describe_failure(const ibv_wc& wc,
     return Completion(valid, cause_->status, cause_->vendor_error);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::settle(std::uint32_t index,
-                                                     const ibv_wc& wc) noexcept {
+[[gnu::always_inline]] inline void WorkQueue::complete_slot(std::uint32_t index,
+                                                            const ibv_wc& wc) noexcept {
     Slot& slot = slots_[index];
-    if (OperationState* const operation = std::exchange(slot.operation, nullptr)) {
+    if (Operation* const operation = std::exchange(slot.operation, nullptr)) {
         if (wc.status == IBV_WC_SUCCESS) [[likely]] {
-            operation->completion.emplace(wc);
+            operation->completion_.emplace(wc);
         } else {
-            operation->completion.emplace(describe_failure(wc, slot.opcode));
+            operation->completion_.emplace(failed_completion(wc, slot.opcode));
         }
         finish(*operation);
     }
-    slot.in_flight = false;
-    slot.region.reset();
-    for (std::size_t i = 0; i < more_per_slot_; ++i) more_kept_[index * more_per_slot_ + i].reset();
-    --in_flight_;
+    release_slot(index);
 }
 
-// A send queue completes in order: what was posted before `index`, unsignaled, has succeeded.
-[[gnu::noinline]] inline void WorkQueue::settle_unsignaled(std::uint32_t index,
-                                                           std::uint32_t qp_num) noexcept {
+// A send queue completes in order: unsignaled requests that were posted before `index` succeeded.
+[[gnu::noinline]] inline void WorkQueue::complete_unsignaled(std::uint32_t index,
+                                                             std::uint32_t qp_num) noexcept {
     while (oldest_ != index) {
         ibv_wc silent{};
         silent.wr_id = wr_id_ | oldest_;
         silent.qp_num = qp_num;
         silent.opcode = slots_[oldest_].opcode;
-        settle(oldest_, silent);
+        complete_slot(oldest_, silent);
         oldest_ = after(oldest_);
     }
 }
 
 inline void WorkQueue::complete(const ibv_wc& wc) {
     const std::uint32_t index = WrId::slot(wc.wr_id);
-    if (index >= slot_count_ || !slots_[index].in_flight) return;
+    if (index >= slot_count_ || !slots_[index].in_flight) return; // not of this library (I13)
     if (sends_) {
         if (oldest_ != index) [[unlikely]]
-            settle_unsignaled(index, wc.qp_num);
+            complete_unsignaled(index, wc.qp_num);
         oldest_ = after(oldest_);
     } else {
         free_.push_back(index);
     }
-    settle(index, wc);
+    complete_slot(index, wc);
     if (!waiting_.empty()) [[unlikely]]
         post_deferred();
     while (!idle_waiters_.empty() && idle()) [[unlikely]] {
-        router_.make_ready(idle_waiters_.take_front());
+        IdleWaiter& waiter = idle_waiters_.take_front();
+        WorkQueue* const next = std::exchange(waiter.next, nullptr);
+        if (next != nullptr && !next->idle()) {
+            next->wait_until_idle(waiter);
+        } else {
+            router_.make_ready(waiter);
+        }
     }
 }
 
 inline void WorkQueue::fail_all(const Failure& failure) noexcept {
-    const auto fail = [&](OperationState& operation) {
-        operation.failure = failure;
+    const auto fail = [&](Operation& operation) {
+        operation.failure_ = failure;
         finish(operation);
     };
     for (Slot& slot : slots_) {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
-        OperationState& operation = waiting_.take_front();
-        operation.deferred.reset();
+        Operation& operation = waiting_.take_front();
+        operation.deferred_.reset();
         fail(operation);
     }
     while (!idle_waiters_.empty()) {
         IdleWaiter& waiter = idle_waiters_.take_front();
         waiter.failure = failure;
         router_.make_ready(waiter);
-    }
-}
-
-// --- operations ---
-
-inline OperationState::OperationState(OperationState&& other) noexcept
-    : queue(std::exchange(other.queue, nullptr)), slot(std::exchange(other.slot, no_slot)),
-      completion(other.completion), failure(std::move(other.failure)),
-      deferred(std::move(other.deferred)) {
-    if (queue != nullptr) queue->move(other, *this);
-}
-
-[[gnu::always_inline]] inline OperationState::~OperationState() {
-    if (queue != nullptr) queue->forget(*this);
-}
-
-// How completions reach their work queues, and those who wait are resumed.
-
-inline void RouterState::on_completions(std::size_t count) {
-    dispatch(std::span(this->completions).first(count));
-    resume_ready();
-}
-
-inline void RouterState::on_wake() {
-    dismiss_stopped();
-    resume_ready();
-}
-
-inline void RouterState::on_error(const std::system_error& cause) {
-    if (!failure_) {
-        failure_ = std::make_shared<std::system_error>(cause);
-        for (const Route& route : routes_) {
-            if (route.queue != nullptr) route.queue->fail_all(failure_);
-        }
-    }
-    resume_ready();
-}
-
-// Settles all of a batch before anybody is resumed.
-inline void RouterState::dispatch(std::span<const ibv_wc> wcs) {
-    for (const ibv_wc& wc : wcs) {
-        if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
-            note_causes(wcs);
-        if (WorkQueue* const queue = find(wc.wr_id)) queue->complete(wc);
-    }
-}
-
-// The cause of a flush may be behind it in the batch: the two queues of a pair are flushed each for
-// itself.
-inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept {
-    for (const ibv_wc& wc : wcs) {
-        if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
-        const WorkQueue* const queue = find(wc.wr_id);
-        if (queue == nullptr || queue->cause() == nullptr) continue;
-        FlushCause& cause = *queue->cause();
-        if (cause.status == IBV_WC_SUCCESS) cause = {wc.status, wc.vendor_err};
-    }
-}
-
-inline void RouterState::dismiss_stopped() noexcept {
-    IntrusiveList<Stoppable> stopped;
-    stoppable_.move_if(stopped, [](const Stoppable& stoppable) {
-        return stoppable.requested.load(std::memory_order_acquire);
-    });
-    while (!stopped.empty()) make_ready(stopped.take_front().waiter);
-}
-
-inline void RouterState::resume_ready() {
-    struct Resuming {
-        explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
-        ~Resuming() {
-            state.resuming_ = false;
-            if (state.closed_) const auto last = std::move(state.alive_);
-        }
-        RouterState& state;
-    };
-    const Resuming resuming(*this);
-    while (!ready_.empty() && !closed_) {
-        ready_.take_front().coroutine.resume(); // may destroy queue pairs, and the router
     }
 }
 

@@ -1,0 +1,11 @@
+# Compiles what must not compile: COMPILE is the command, MESSAGE what its only error says.
+execute_process(COMMAND ${COMPILE} RESULT_VARIABLE status ERROR_VARIABLE output)
+if(status EQUAL 0)
+    message(FATAL_ERROR "it compiled")
+endif()
+string(REGEX MATCHALL "error: [^\n]*" errors "${output}")
+list(LENGTH errors count)
+string(FIND "${errors}" "${MESSAGE}" found)
+if(NOT count EQUAL 1 OR found EQUAL -1)
+    message(FATAL_ERROR "expected one error that says \"${MESSAGE}\", got:\n${output}")
+endif()
