@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-// AsioNotifier conforms.
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
-// What ends before what: the queue, the context, the coroutine that owns one of them, in every
-// order and state. The address sanitizer says what else went wrong.
+// The queue, the context, the notifier and the waiting coroutine end in every order and state. The
+// address sanitizer finds what the assertions do not. Then: AsyncCq and AsioNotifier in an
+// io_context.
 #include <asyncverbs/adapters/asio.hpp>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <utility>
-
-#include <asyncverbs/coro/scope.hpp>
-#include <asyncverbs/coro/task.hpp>
-#include <asyncverbs/executor/epoll_executor.hpp>
 
 #include "adapters/asio.hpp"
 #include "support/catch.hpp"
@@ -21,200 +20,134 @@
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;
-using asyncverbs::simulated::SimulatedVerbs;
+using namespace std::chrono_literals;
 using asyncverbs::support::Coroutine;
 using asyncverbs::support::Pipe;
 
 namespace {
 
-// A handler that tells whether it is still there.
-struct Tracked {
-    std::shared_ptr<int> alive = std::make_shared<int>(0);
-    int* calls = alive.get();
-    auto handler() {
-        return [alive = alive](const Error& error, std::span<ibv_wc> wcs) {
-            CHECK(error == net::error::operation_aborted);
-            CHECK(wcs.empty());
-            ++*alive;
-        };
-    }
-};
-
-} // namespace
-
-TEST_CASE("AsioCq: destroying it cancels what waits", "[lifetimes]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    std::optional<AsioCq<IoExecutor>> cq(std::in_place, io, context, 16);
-    std::array<ibv_wc, 1> wcs;
-    Tracked tracked;
-    for (int i = 0; i < 3; ++i) async_poll(*cq, wcs, tracked.handler());
-    SECTION("that waits") { poll(io); }
-    SECTION("that has not begun") {}
-    SECTION("by moving another one over it") {
-        poll(io);
-        *cq = AsioCq(io, context, 16);
-    }
-    cq.reset();
-    CHECK(*tracked.alive == 0);
-    io.restart();
-    io.run(); // returns
-    CHECK(*tracked.alive == 3);
-    CHECK(tracked.alive.use_count() == 1);
+Coroutine wait(auto& notifier, std::stop_token stop, std::chrono::nanoseconds bound,
+               std::error_code& result) {
+    result = co_await notifier.readable(std::move(stop), bound);
 }
 
-namespace {
-
-// Owns what its allocator refers to, as any_completion_handler does.
-struct OwningHandler {
-    struct Arena {
-        int blocks = 0;
-    };
-    template <class T>
-    struct Allocator {
-        using value_type = T;
-        explicit Allocator(Arena& a) : arena(&a) {}
-        template <class U>
-        Allocator(const Allocator<U>& other) : arena(other.arena) {}
-        T* allocate(std::size_t count) {
-            ++arena->blocks;
-            return std::allocator<T>().allocate(count);
-        }
-        void deallocate(T* block, std::size_t count) {
-            --arena->blocks;
-            std::allocator<T>().deallocate(block, count);
-        }
-        template <class U>
-        bool operator==(const Allocator<U>& other) const {
-            return arena == other.arena;
-        }
-        Arena* arena;
-    };
-    using allocator_type = Allocator<int>;
-    allocator_type get_allocator() const { return allocator_type(*arena); }
-    void operator()(const Error&, std::span<ibv_wc>) const { CHECK(arena->blocks == 0); }
-
-    std::unique_ptr<Arena> arena = std::make_unique<Arena>();
-};
+// Calls `test` with an object that `make` creates, for each kind of executor. The executor is
+// destroyed before the call, because no strand may outlive its context.
+template <class Make, class Test>
+void on_each_executor(net::io_context& io, Make make, Test test) {
+    SECTION("on an io_context") {
+        auto object = make(io.get_executor());
+        test(std::move(object));
+    }
+    SECTION("on a strand") {
+        auto object = make(net::make_strand(io));
+        test(std::move(object));
+    }
+    SECTION("on any executor") {
+        auto object = make(net::any_io_executor(net::make_strand(io)));
+        test(std::move(object));
+    }
+}
 
 } // namespace
 
-TEST_CASE("async_poll: a handler may own what it allocates from", "[lifetimes]") {
-    World world;
-    async_poll(world.cq, world.wcs, OwningHandler());
-    SECTION("it is called") {
-        world.complete(1);
-        poll(world.io);
+TEST_CASE("AsioCq: destroying it cancels its polls", "[lifetimes]") {
+    Fixture f;
+    Outcome outcome;
+    for (int i = 0; i < 3; ++i) f.start(outcome.handler());
+    SECTION("that wait") { f.run_ready(); }
+    SECTION("that have not started") {}
+    SECTION("by a move assignment") {
+        f.run_ready();
+        *f.cq = AsioCq(*f.io, f.context, 16);
     }
-    SECTION("it is destroyed with the context, begun") { poll(world.io); }
-    SECTION("it is destroyed with the context, not begun") {}
+    f.cq.reset();
+    CHECK(outcome.calls == 0);
+    f.run(); // returns
+    CHECK(outcome.cancelled(3));
+    CHECK(outcome.handlers() == 0);
 }
 
 TEST_CASE("AsioCq: a handler may destroy it", "[lifetimes]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    std::optional<AsioCq<IoExecutor>> cq(std::in_place, io, context, 16);
-    std::array<ibv_wc, 1> wcs;
-    Tracked tracked;
-    async_poll(*cq, wcs, [&](const Error& error, std::span<ibv_wc> done) {
+    Fixture f;
+    Outcome outcome;
+    f.start([&](const Error& error, std::span<ibv_wc> done) {
         CHECK_FALSE(error);
         CHECK(done.size() == 1);
-        cq.reset();
+        f.cq.reset();
     });
-    std::array<ibv_wc, 1> more;
-    async_poll(*cq, more, tracked.handler());
-    poll(io);
-    sim.complete(cq->async_cq().native_handle(), 1);
-    poll(io);
-    CHECK_FALSE(cq);
-    CHECK(*tracked.alive == 1);
+    f.start(outcome.handler());
+    f.run_ready();
+    f.complete(1);
+    f.run_ready();
+    CHECK_FALSE(f.cq);
+    CHECK(outcome.cancelled());
 }
 
-TEST_CASE("AsioCq: it can be moved while somebody waits", "[lifetimes]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    AsioCq cq(io, context, 16);
-    std::array<ibv_wc, 1> wcs;
+TEST_CASE("AsioCq: it can be moved while a poll waits", "[lifetimes]") {
+    Fixture f;
     Outcome outcome;
-    async_poll(cq, wcs, outcome.handler());
-    SECTION("before it has begun") {}
-    SECTION("waiting") { poll(io); }
-    AsioCq moved = std::move(cq);
-    sim.complete(moved.async_cq().native_handle(), 1);
-    poll(io);
-    CHECK(outcome.wr_ids == std::vector<std::uint64_t>{1});
+    f.start(outcome.handler());
+    SECTION("before the poll has started") {}
+    SECTION("while it waits") { f.run_ready(); }
+    AsioCq moved = std::move(*f.cq);
+    f.sim.complete(moved.async_cq().native_handle(), 1);
+    f.run_ready();
+    CHECK(outcome.completed({1}));
 }
 
-TEST_CASE("AsioCq: the context may be destroyed first; handlers go with it", "[lifetimes]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    auto io = std::make_unique<net::io_context>();
-    std::array<ibv_wc, 1> wcs;
-    Tracked tracked;
-    const auto end = [&](auto cq) {
-        for (int i = 0; i < 3; ++i) async_poll(cq, wcs, tracked.handler());
-        SECTION("that has not begun") {}
-        SECTION("that waits") { poll(*io); }
-        SECTION("that is to be called") {
-            poll(*io);
-            sim.complete(cq.async_cq().native_handle(), 1);
-            io->restart();
-            while (sim.queued_completions(cq.async_cq().native_handle()) > 0) io->poll_one();
+TEST_CASE("AsioCq: destroying the context first destroys the handlers", "[lifetimes]") {
+    Fixture f;
+    Outcome outcome;
+    const auto make = [&](const auto& executor) { return AsioCq(executor, f.context, 16); };
+    on_each_executor(*f.io, make, [&](auto cq) {
+        std::array<ibv_wc, 1> wcs;
+        for (int i = 0; i < 3; ++i) async_poll(cq, wcs, outcome.handler());
+        SECTION("that have not started") {}
+        SECTION("that wait") { f.run_ready(); }
+        SECTION("that are about to be called") {
+            f.run_ready();
+            ibv_cq* const queue = cq.async_cq().native_handle();
+            f.sim.complete(queue, 1);
+            f.io->restart();
+            while (f.sim.queued_completions(queue) > 0) f.io->poll_one();
         }
-        SECTION("that is to be cancelled") {
-            poll(*io);
+        SECTION("that are about to be cancelled") {
+            f.run_ready();
             cq.cancel();
         }
-        io.reset();
-        CHECK(*tracked.alive == 0);
-        CHECK(tracked.alive.use_count() == 1);
-    };
-    SECTION("on an io_context") { end(AsioCq(*io, context, 16)); }
-    // A strand of our own would have to end before the context.
-    SECTION("on a strand") {
-        AsioCq cq(net::make_strand(*io), context, 16);
-        end(std::move(cq));
-    }
-    SECTION("on any executor") {
-        AsioCq<> cq(net::make_strand(*io), context, 16);
-        end(std::move(cq));
-    }
+        f.io.reset();
+        CHECK(outcome.calls == 0);
+        CHECK(outcome.handlers() == 0);
+    });
 }
 
 #if defined(ASIO_HAS_CO_AWAIT) || defined(BOOST_ASIO_HAS_CO_AWAIT)
-TEST_CASE("AsioCq: a coroutine that owns it, and waits for it, ends with the context",
+TEST_CASE("AsioCq: a coroutine that owns it and waits for it ends with the context",
           "[lifetimes]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
+    Fixture f;
     const auto alive = std::make_shared<int>(0);
     struct Local {
-        static net::awaitable<void> wait(net::io_context& io, const Context& context,
-                                         std::shared_ptr<int>) {
-            AsioCq cq(io, context, 16);
+        static net::awaitable<void> wait(Fixture& f, std::shared_ptr<int>) {
+            AsioCq cq(*f.io, f.context, 16);
             std::array<ibv_wc, 1> wcs;
-            Tracked tracked;
+            Outcome outcome;
             std::array<ibv_wc, 1> more;
-            async_poll(cq, more, tracked.handler());
+            async_poll(cq, more, outcome.handler());
             co_await async_poll(cq, wcs, net::use_awaitable);
         }
     };
-    {
-        net::io_context io;
-        net::co_spawn(io, Local::wait(io, context, alive), net::detached);
-        net::co_spawn(io, Local::wait(io, context, alive), net::detached);
-        poll(io);
-        CHECK(alive.use_count() == 3);
-    }
+    for (int i = 0; i < 2; ++i) net::co_spawn(*f.io, Local::wait(f, alive), net::detached);
+    f.run_ready();
+    CHECK(alive.use_count() == 3);
+    f.io.reset();
     CHECK(alive.use_count() == 1);
 }
 #endif
 
 namespace {
 
-Coroutine consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t count) {
+Coroutine consume(AsyncCq& cq, Ids& got, std::size_t count) {
     std::array<ibv_wc, 2> wcs{};
     while (got.size() < count) {
         for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
@@ -224,131 +157,101 @@ Coroutine consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t coun
 } // namespace
 
 TEST_CASE("AsyncCq on an AsioLoop: coroutines await in an io_context") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    AsioLoop loop(io);
-    AsyncCq cq = AsyncCq::create(context, 16, loop);
-    std::vector<std::uint64_t> got;
+    Fixture f;
+    AsioLoop loop(*f.io);
+    AsyncCq cq = AsyncCq::create(f.context, 16, loop);
+    Ids got;
     const Coroutine consumer = consume(cq, got, 3);
     for (std::uint64_t id = 0; id < 3; ++id) {
-        poll(io);
+        f.run_ready();
         CHECK(got.size() == id);
-        sim.complete(cq.native_handle(), id);
+        f.sim.complete(cq.native_handle(), id);
     }
-    poll(io);
+    f.run_ready();
     REQUIRE(consumer.done());
     consumer.get();
-    CHECK(got == std::vector<std::uint64_t>{0, 1, 2});
+    CHECK(got == Ids{0, 1, 2});
     CHECK(cq.statistics().wakes == 3);
-    io.restart();
-    io.run(); // returns: nobody waits
+    f.run(); // returns: no coroutine waits
 }
 
-TEST_CASE("AsyncCq on an AsioLoop: a busy queue starves nobody", "[I9]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    AsioLoop loop(io);
-    AsyncCq cq = AsyncCq::create(context, 1024, loop);
+TEST_CASE("AsyncCq on an AsioLoop: a busy queue does not starve other handlers", "[I9]") {
+    Fixture f;
+    AsioLoop loop(*f.io);
+    AsyncCq cq = AsyncCq::create(f.context, 1024, loop);
     bool posted = false;
     struct Local {
-        static Coroutine keep_busy(SimulatedVerbs& sim, AsyncCq& cq, const bool& posted) {
+        static Coroutine keep_busy(Fixture& f, AsyncCq& cq, const bool& posted) {
             std::array<ibv_wc, 1> wcs{};
-            while (!posted) { // for ever, if nobody else gets a turn
-                sim.complete(cq.native_handle(), 1);
+            while (!posted) {
+                f.sim.complete(cq.native_handle(), 1);
                 co_await cq.poll(wcs);
             }
         }
     };
-    net::post(io, [&] { posted = true; });
-    const Coroutine busy = Local::keep_busy(sim, cq, posted);
-    poll(io);
+    net::post(*f.io, [&] { posted = true; });
+    const Coroutine busy = Local::keep_busy(f, cq, posted);
+    f.run_ready();
     CHECK(busy.done());
 }
 
-TEST_CASE("AsyncCq on an AsioLoop: max_wait finds what a dropped event announced", "[I3]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    AsioLoop loop(io);
-    AsyncCq cq = AsyncCq::create(context, 16, loop, {.max_wait = std::chrono::milliseconds(2)});
-    sim.drop_events(cq.native_handle());
-    std::vector<std::uint64_t> got;
+TEST_CASE("AsyncCq on an AsioLoop: max_wait recovers from a dropped event", "[I3]") {
+    Fixture f;
+    AsioLoop loop(*f.io);
+    AsyncCq cq = AsyncCq::create(f.context, 16, loop, {.max_wait = 2ms});
+    f.sim.drop_events(cq.native_handle());
+    Ids got;
     const Coroutine consumer = consume(cq, got, 1);
-    REQUIRE(sim.armed(cq.native_handle()));
-    sim.complete(cq.native_handle(), 5);
-    io.run();
+    REQUIRE(f.sim.armed(cq.native_handle()));
+    f.sim.complete(cq.native_handle(), 5);
+    f.run();
     CHECK(consumer.done());
     CHECK(cq.statistics().events == 0);
 }
 
 TEST_CASE("AsioNotifier: the context may be destroyed while a coroutine waits", "[lifetimes]") {
     const Pipe pipe;
-    auto io = std::make_unique<net::io_context>();
-    std::stop_source stop;
-    const auto wait = [&](auto notifier) {
-        struct Local {
-            static Coroutine run(decltype(notifier)& n, std::stop_token token,
-                                 std::chrono::nanoseconds bound) {
-                co_await n.readable(token, bound);
-            }
-        };
-        const auto bound =
-            GENERATE(std::chrono::hours(1000000), std::chrono::hours(1), std::chrono::hours(0));
-        Coroutine coroutine = Local::run(notifier, stop.get_token(), bound);
-        poll(*io);
+    std::optional<net::io_context> io(std::in_place);
+    const auto make = [&](const auto& executor) { return AsioNotifier(executor, pipe.reader()); };
+    on_each_executor(*io, make, [&](auto notifier) {
+        const std::chrono::nanoseconds bound = GENERATE(1000000h, 1h, 0h);
+        std::stop_source stop;
+        std::error_code result;
+        Coroutine coroutine = wait(notifier, stop.get_token(), bound, result);
+        run_ready(*io);
         io.reset();
-        stop.request_stop(); // reaches nobody
-        const bool over = bound == std::chrono::hours(0);
-        CHECK(coroutine.done() == over);
+        stop.request_stop(); // has no effect
+        CHECK(coroutine.done() == (bound == 0h));
         SECTION("the coroutine ends first") { coroutine.destroy(); }
-        SECTION("the notifier ends first") { const auto gone = std::move(notifier); }
-    };
-    SECTION("on an io_context") { wait(AsioNotifier(io->get_executor(), pipe.reader())); }
-    // A strand of our own would have to end before the context.
-    SECTION("on a strand") {
-        AsioNotifier notifier(net::make_strand(*io), pipe.reader());
-        wait(std::move(notifier));
-    }
-    SECTION("on any executor") {
-        AsioNotifier<> notifier(net::make_strand(*io), pipe.reader());
-        wait(std::move(notifier));
-    }
+        SECTION("the notifier ends first") { const auto moved = std::move(notifier); }
+    });
 }
 
-TEST_CASE("AsioNotifier: its destruction cancels, and leaves the descriptor open", "[lifetimes]") {
+TEST_CASE("AsioNotifier: destroying it cancels, and does not close the descriptor", "[lifetimes]") {
     const Pipe pipe;
     net::io_context io;
-    struct Local {
-        static Coroutine run(AsioNotifier<IoExecutor>& n, std::chrono::nanoseconds bound,
-                             std::error_code& result) {
-            result = co_await n.readable({}, bound);
-        }
-    };
-    const auto bound = GENERATE(std::chrono::hours(1), std::chrono::hours(0));
+    const std::chrono::nanoseconds bound = GENERATE(1h, 0h);
     std::optional notifier(AsioNotifier(io.get_executor(), pipe.reader()));
     std::error_code result;
-    const Coroutine coroutine = Local::run(*notifier, bound, result);
+    const Coroutine coroutine = wait(*notifier, {}, bound, result);
     notifier.reset();
     CHECK_FALSE(coroutine.done());
-    poll(io);
+    run_ready(io);
     REQUIRE(coroutine.done());
     CHECK(result == std::errc::operation_canceled);
     pipe.put();
     CHECK(pipe.take());
-    // It is registered no more: another one can be.
-    AsioNotifier again(io.get_executor(), pipe.reader());
+    // The descriptor is not registered any more: another notifier can register it.
+    const AsioNotifier again(io.get_executor(), pipe.reader());
 }
 
-TEST_CASE("AsioNotifier: a file that cannot be waited for says so at the first wait") {
+TEST_CASE("AsioNotifier: the first wait fails for a file that cannot be waited for") {
     net::io_context io;
     const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), &std::fclose);
     AsioNotifier notifier(io.get_executor(), ::fileno(file.get()));
     std::error_code result;
-    const auto wait = [&]() -> Coroutine { result = co_await notifier.readable(); };
-    const Coroutine coroutine = wait();
-    poll(io);
+    const Coroutine coroutine = wait(notifier, {}, 1h, result);
+    run_ready(io);
     CHECK(coroutine.done());
     CHECK(result == std::errc::operation_not_supported);
 }
@@ -367,7 +270,7 @@ TEST_CASE("AsioNotifier: errors name the call") {
     }
 }
 
-TEST_CASE("AsioNotifier: what a context needs for its first descriptor may fail, too") {
+TEST_CASE("AsioNotifier: the system calls of a context's first descriptor may fail") {
     const Pipe pipe;
     bool failed = true;
     for (std::size_t skip = 0; failed; ++skip) {

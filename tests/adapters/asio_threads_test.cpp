@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// An io_context that several threads run, with a queue on a strand; polls that are begun and
-// stopped from other threads. What matters is what the thread sanitizer says, and that nothing is
-// lost.
+// A queue on a strand of an io_context that several threads run; polls that other threads start,
+// and waits that they stop. Nothing may be lost, and the thread sanitizer must find nothing.
 #include <asyncverbs/adapters/asio.hpp>
 
 #include <algorithm>
@@ -17,7 +16,6 @@
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;
-using asyncverbs::simulated::SimulatedVerbs;
 using asyncverbs::support::Coroutine;
 using asyncverbs::support::Pipe;
 
@@ -25,11 +23,11 @@ namespace {
 
 constexpr std::uint64_t total = 4000;
 
-// Polls again and again. Not guarded by anything: the strand does.
+// Polls in a loop. The strand is the only synchronization.
 template <class Cq>
 struct Consumer {
     Cq& cq;
-    std::vector<std::uint64_t>& got;
+    Ids& got;
     std::array<ibv_wc, 3> wcs{};
 
     void next() {
@@ -42,6 +40,16 @@ struct Consumer {
     }
 };
 
+// Completes `total` work requests of `queue`, and yields after every `burst`.
+std::thread run_device(simulated::SimulatedVerbs& sim, ibv_cq* queue, std::uint64_t burst) {
+    return std::thread([&sim, queue, burst] {
+        for (std::uint64_t id = 0; id < total; ++id) {
+            sim.complete(queue, id);
+            if (id % burst == 0) std::this_thread::yield();
+        }
+    });
+}
+
 template <class Run>
 void on_threads(int count, Run run) {
     std::vector<std::thread> threads;
@@ -52,20 +60,13 @@ void on_threads(int count, Run run) {
 } // namespace
 
 TEST_CASE("async_poll on a strand of an io_context with three threads", "[stress]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    AsioCq cq(net::make_strand(io), context, total);
-    std::vector<std::uint64_t> got;
+    Fixture f;
+    AsioCq cq(net::make_strand(*f.io), f.context, total);
+    Ids got;
     std::array<Consumer<decltype(cq)>, 3> consumers{{{cq, got}, {cq, got}, {cq, got}}};
     for (auto& consumer : consumers) consumer.next();
-    std::thread device([&, queue = cq.async_cq().native_handle()] {
-        for (std::uint64_t id = 0; id < total; ++id) {
-            sim.complete(queue, id);
-            if (id % 7 == 0) std::this_thread::yield();
-        }
-    });
-    on_threads(3, [&] { io.run(); });
+    std::thread device = run_device(f.sim, cq.async_cq().native_handle(), 7);
+    on_threads(3, [&] { f.io->run(); });
     device.join();
     std::sort(got.begin(), got.end());
     REQUIRE(got.size() == total);
@@ -73,31 +74,22 @@ TEST_CASE("async_poll on a strand of an io_context with three threads", "[stress
 }
 
 TEST_CASE("async_poll may be called from any thread, and complete on another", "[stress]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    net::io_context io;
-    net::io_context handlers;
-    auto work = net::make_work_guard(io);
-    AsioCq cq(io, context, total);
+    Fixture f;
+    auto work = net::make_work_guard(*f.io);
+    AsioCq cq(*f.io, f.context, total);
     std::atomic<std::uint64_t> sum{0};
-    std::thread loop([&] { io.run(); });
-    std::thread device([&, queue = cq.async_cq().native_handle()] {
-        for (std::uint64_t id = 0; id < total; ++id) {
-            sim.complete(queue, id);
-            if (id % 16 == 0) std::this_thread::yield();
-        }
-    });
+    std::thread loop([&] { f.io->run(); });
+    std::thread device = run_device(f.sim, cq.async_cq().native_handle(), 16);
     on_threads(2, [&] {
         for (std::uint64_t i = 0; i < total / 2; ++i) {
             std::array<ibv_wc, 1> wcs;
             std::atomic<bool> done{false};
-            async_poll(cq, wcs,
-                       net::bind_executor(net::system_executor(),
-                                          [&](const Error& error, std::span<ibv_wc> span) {
-                                              if (!error) sum += span[0].wr_id;
-                                              done = true;
-                                              done.notify_one();
-                                          }));
+            const auto handler = [&](const Error& error, std::span<ibv_wc> span) {
+                if (!error) sum += span[0].wr_id;
+                done = true;
+                done.notify_one();
+            };
+            async_poll(cq, wcs, net::bind_executor(net::system_executor(), handler));
             done.wait(false);
         }
     });
@@ -115,10 +107,10 @@ TEST_CASE("AsioNotifier: stops from another thread, and events", "[stress]") {
     const auto strand = net::make_strand(io);
     AsioNotifier notifier(strand, pipe.reader());
     std::vector<std::stop_source> stops(rounds);
-    std::atomic<std::size_t> begun{0};
+    std::atomic<std::size_t> started{0};
     std::thread other([&] {
         for (std::size_t round = 0; round < rounds; ++round) {
-            while (begun <= round) std::this_thread::yield();
+            while (started <= round) std::this_thread::yield();
             round % 3 == 0 ? pipe.put() : void(stops[round].request_stop());
         }
     });
@@ -126,7 +118,7 @@ TEST_CASE("AsioNotifier: stops from another thread, and events", "[stress]") {
     std::optional<Coroutine> coroutine;
     const auto wait = [&]() -> Coroutine {
         for (const std::stop_source& stop : stops) {
-            ++begun;
+            ++started;
             for (bool ended = false; !ended;) {
                 const std::error_code error = co_await notifier.readable(stop.get_token());
                 if (error == std::errc::operation_canceled) ++stopped;
@@ -138,6 +130,6 @@ TEST_CASE("AsioNotifier: stops from another thread, and events", "[stress]") {
     net::post(strand, [&] { coroutine = wait(); });
     on_threads(2, [&] { io.run(); });
     other.join();
-    CHECK(begun == rounds);
+    CHECK(started == rounds);
     CHECK(stopped == rounds - rounds / 3);
 }
