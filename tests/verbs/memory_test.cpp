@@ -58,8 +58,8 @@ std::size_t mapped_bytes() {
     return pages * page_size();
 }
 
-std::array<std::byte, 16> memory{};
-const Slice whole{memory.data(), memory.size(), 7};
+std::array<std::byte, 16> sliced{};
+const Slice whole{sliced.data(), sliced.size(), 7};
 
 constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
 
@@ -258,21 +258,21 @@ TEST_CASE("a moved-from memory region owns nothing", "[verbs][memory_region]") {
 
 TEST_CASE("a slice of a slice", "[verbs][slice]") {
     const Slice part = whole.slice(4, 8);
-    CHECK(part.address == memory.data() + 4);
+    CHECK(part.address == sliced.data() + 4);
     CHECK(part.length == 8);
     CHECK(part.lkey == 7);
-    CHECK(part.bytes().data() == memory.data() + 4);
+    CHECK(part.bytes().data() == sliced.data() + 4);
     CHECK(part.bytes().size() == 8);
 
     const Slice rest = part.slice(3);
-    CHECK(rest.address == memory.data() + 7);
+    CHECK(rest.address == sliced.data() + 7);
     CHECK(rest.length == 5);
 }
 
 TEST_CASE("a slice reaches to the end of its region and may be empty", "[verbs][slice]") {
     CHECK(whole.slice(0, 16).length == 16);
     CHECK(whole.slice(0).length == 16);
-    CHECK(whole.slice(15, 1).address == memory.data() + 15);
+    CHECK(whole.slice(15, 1).address == sliced.data() + 15);
     CHECK(whole.slice(16, 0).length == 0);
     CHECK(whole.slice(16).length == 0);
     CHECK(Slice{}.slice(0, 0).length == 0);
@@ -297,15 +297,15 @@ TEST_CASE("a slice outside its region is reported with the numbers", "[verbs][sl
 
 TEST_CASE("a slice becomes a scatter/gather element", "[verbs][slice]") {
     const ibv_sge sge = whole.slice(4, 8).sge();
-    CHECK(sge.addr == reinterpret_cast<std::uintptr_t>(memory.data() + 4));
+    CHECK(sge.addr == reinterpret_cast<std::uintptr_t>(sliced.data() + 4));
     CHECK(sge.length == 8);
     CHECK(sge.lkey == 7);
 }
 
 TEST_CASE("a slice of 4 GiB does not fit a scatter/gather element", "[verbs][slice]") {
     const std::size_t greatest = std::numeric_limits<std::uint32_t>::max();
-    CHECK(Slice{memory.data(), greatest, 7}.sge().length == greatest);
-    const Slice huge{memory.data(), greatest + 1, 7};
+    CHECK(Slice{sliced.data(), greatest, 7}.sge().length == greatest);
+    const Slice huge{sliced.data(), greatest + 1, 7};
     CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)huge.sge(); }),
                contains("4294967296 bytes"));
 }
