@@ -310,22 +310,6 @@ TEST_CASE("simulated channels block in blocking mode", "[simulated]") {
     device.join();
 }
 
-TEST_CASE("simulated events name their completion queue", "[simulated]") {
-    Fixture f;
-    int marker = 0;
-    ibv_cq* other = ibv_create_cq(f.context.native_handle(), 4, &marker, f.channel, 0);
-    f.sim.push_events(other);
-    f.sim.push_events(f.cq);
-    ibv_cq* source = nullptr;
-    void* cq_context = nullptr;
-    REQUIRE(ibv_get_cq_event(f.channel, &source, &cq_context) == 0);
-    CHECK(source == other);
-    CHECK(cq_context == &marker);
-    ibv_ack_cq_events(other, 1);
-    CHECK(f.get_and_ack() == 0);
-    CHECK(ibv_destroy_cq(other) == 0);
-}
-
 TEST_CASE("simulated disassociation: a fatal event, then an error without data", "[simulated]") {
     Fixture f;
     Epoll channel(f.channel->fd);
