@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
-// What AsyncQp is measured by: the operations of raw_operations, awaited.
-#include "operations_setup.hpp"
+// What raw_verbs does, as operations of AsyncQp.
+#include "setup.hpp"
+
+#include <cstdint>
+#include <vector>
 
 #include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/coro/task.hpp>
@@ -8,17 +11,11 @@
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
 
-#include <cstdint>
-#include <cstdio>
-#include <exception>
-#include <vector>
-
 namespace {
 
-using namespace operations;
 using namespace asyncverbs;
-
-// --- one at a time, to and fro ---
+using benchmark::Host;
+using benchmark::Options;
 
 Task<> ping(AsyncQp& qp, const Host& host, std::uint32_t count) {
     const Slice outgoing = host.outgoing(0);
@@ -41,16 +38,16 @@ Task<> pong(AsyncQp& qp, Operation& receive, const Host& host, std::uint32_t cou
 }
 
 void run_pingpong(const Options& options) {
-    Peer peer;
+    benchmark::Peer peer;
     const Host host(options);
     EpollExecutor executor;
-    Router router = Router::create(host.context(), cq_depth(options), executor);
+    Router router = Router::create(host.context(), options.cq_depth(), executor);
     AsyncQp qp(router, host.domain(), {.max_send_wr = 1, .max_recv_wr = 1});
-    init(qp.queue_pair());
+    benchmark::init(qp.queue_pair());
     Operation receive = peer.is_server() ? qp.post_recv(host.incoming(0)) : Operation();
     peer.connect(qp.queue_pair());
 
-    const Stopwatch stopwatch;
+    const benchmark::Stopwatch stopwatch;
     if (peer.is_server()) {
         executor.run(pong(qp, receive, host, options.count));
     } else {
@@ -59,24 +56,19 @@ void run_pingpong(const Options& options) {
     }
 }
 
-// --- many in flight ---
-
-class Stream {
+class InFlight {
 public:
-    explicit Stream(const Options& options)
-        : options_(options), host_(options),
-          router_(Router::create(host_.context(), cq_depth(options), executor_)) {
-        const bool receives = options.mode == Mode::send;
-        const std::uint32_t length = queue_length(options);
+    explicit InFlight(const Options& options)
+        : options_(options), host_(options), writes_(options.mode == "write"),
+          router_(Router::create(host_.context(), options.cq_depth(), executor_)) {
+        const std::uint32_t length = options.queue_length();
         for (std::uint32_t i = 0; i < options.queue_pairs; ++i) {
-            AsyncQp& sender = senders_.emplace_back(
-                router_, host_.domain(), QueuePairOptions{.max_send_wr = length, .max_recv_wr = 0});
-            AsyncQp& receiver = receivers_.emplace_back(
+            senders_.emplace_back(router_, host_.domain(),
+                                  QueuePairOptions{.max_send_wr = length, .max_recv_wr = 0});
+            receivers_.emplace_back(
                 router_, host_.domain(),
-                QueuePairOptions{.max_send_wr = 0, .max_recv_wr = receives ? length : 0});
-            init(sender.queue_pair());
-            init(receiver.queue_pair());
-            connect(sender.queue_pair(), receiver.queue_pair());
+                QueuePairOptions{.max_send_wr = 0, .max_recv_wr = writes_ ? 0 : length});
+            benchmark::connect(senders_.back().queue_pair(), receivers_.back().queue_pair());
         }
     }
 
@@ -87,7 +79,7 @@ public:
                 receiving.spawn(receive(receiver));
             }
         }
-        const Stopwatch stopwatch;
+        const benchmark::Stopwatch stopwatch;
         executor_.run(send_all());
         stopwatch.report(options_, router_.statistics().wakes);
     }
@@ -109,10 +101,9 @@ private:
         const Slice to = host_.incoming(slot);
         const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(to.address), to.length,
                                  host_.rkey()};
-        const bool writes = options_.mode == Mode::write;
         while (posted_ < options_.count) {
             AsyncQp& sender = senders_[posted_++ % options_.queue_pairs];
-            if (writes) {
+            if (writes_) {
                 co_await sender.write(from, remote);
             } else {
                 co_await sender.send(from);
@@ -122,6 +113,7 @@ private:
 
     const Options& options_;
     Host host_;
+    bool writes_;
     EpollExecutor executor_;
     Router router_;
     std::vector<AsyncQp> senders_;
@@ -132,15 +124,6 @@ private:
 } // namespace
 
 int main(int argc, char** argv) {
-    const Options options = parse_options(argc, argv);
-    try {
-        if (options.mode == Mode::pingpong) {
-            run_pingpong(options);
-        } else {
-            Stream(options).run();
-        }
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
-        return 1;
-    }
+    return benchmark::run(argc, argv, run_pingpong,
+                          [](const Options& options) { InFlight(options).run(); });
 }

@@ -1,51 +1,46 @@
 // SPDX-License-Identifier: MIT
-// The floor that AsyncQp is measured against: sends, receives and RDMA writes on plain verbs and
-// epoll, each work request found by its wr_id. Poll first, arm only when empty, level-triggered
-// epoll, one read per wake, batched acks.
-#include "operations_setup.hpp"
-
-#include <asyncverbs/executor/detail/timers.hpp>
-#include <asyncverbs/verbs/completion_queue.hpp>
+// The floor that the library is measured against: loops on plain verbs and epoll, written by hand,
+// that find each work request by its wr_id. They poll first, arm only an empty queue, read one
+// event per wake and ack in batches.
+#include "setup.hpp"
 
 #include <infiniband/verbs.h>
-
 #include <sys/epoll.h>
 
 #include <array>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
-#include <exception>
 #include <span>
 #include <stdexcept>
-#include <system_error>
 #include <vector>
+
+#include <asyncverbs/verbs/completion_queue.hpp>
 
 namespace {
 
-using namespace operations;
+using namespace benchmark;
 using asyncverbs::CompletionQueue;
 using asyncverbs::QueuePair;
 using asyncverbs::QueuePairOptions;
 
-[[noreturn]] void fail(const char* what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
-
 class Loop {
 public:
-    explicit Loop(const CompletionQueue& cq)
-        : cq_(cq.native_handle()), channel_(cq.channel().native_handle()),
-          epoll_(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1") {
+    Loop(const CompletionQueue& cq, const Options& options)
+        : cq_(cq.native_handle()), channel_(cq.channel().native_handle()) {
         epoll_event event{};
-        event.events = EPOLLIN;
-        if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, channel_->fd, &event) != 0) fail("epoll_ctl");
+        event.events = options.edge_triggered ? EPOLLIN | EPOLLET : EPOLLIN;
+        if (epoll_ < 0 || ::epoll_ctl(epoll_, EPOLL_CTL_ADD, channel_->fd, &event) != 0) {
+            fail("epoll");
+        }
     }
-    ~Loop() { ibv_ack_cq_events(cq_, unacked_); }
+    ~Loop() {
+        ibv_ack_cq_events(cq_, unacked_);
+        ::close(epoll_);
+    }
     Loop(const Loop&) = delete;
     Loop& operator=(const Loop&) = delete;
 
-    /// At least one completion, each a success.
+    /// At least one completion; all of them succeeded.
     std::span<const ibv_wc> next() {
         int count = poll();
         while (count == 0) {
@@ -78,7 +73,7 @@ private:
     void wait() {
         ++waits_;
         epoll_event event;
-        while (::epoll_wait(epoll_.get(), &event, 1, -1) < 0) {
+        while (::epoll_wait(epoll_, &event, 1, -1) < 0) {
             if (errno != EINTR) fail("epoll_wait");
         }
         ibv_cq* source;
@@ -92,14 +87,14 @@ private:
 
     ibv_cq* cq_;
     ibv_comp_channel* channel_;
-    asyncverbs::detail::FileDescriptor epoll_;
+    int epoll_ = ::epoll_create1(EPOLL_CLOEXEC);
     std::array<ibv_wc, 16> wcs_;
     bool armed_ = false;
     unsigned unacked_ = 0;
     std::uint64_t waits_ = 0;
 };
 
-// wr_id: a slot of the memory for what is sent; for a receive this bit and its queue pair.
+// wr_id: of a send, its slot of the memory; of a receive, this bit and its queue pair.
 constexpr std::uint64_t receive_bit = std::uint64_t{1} << 63;
 
 void post_receive(ibv_qp* queue_pair, std::uint64_t index, ibv_sge into) {
@@ -111,37 +106,23 @@ void post_receive(ibv_qp* queue_pair, std::uint64_t index, ibv_sge into) {
     if (ibv_post_recv(queue_pair, &wr, &bad) != 0) fail("ibv_post_recv");
 }
 
-void post_send(ibv_qp* queue_pair, std::uint64_t slot, ibv_sge from) {
+// Sends, or writes to `remote` if there is one.
+void post(ibv_qp* queue_pair, std::uint64_t slot, ibv_sge from, const ibv_sge* remote = nullptr) {
     ibv_send_wr wr{};
     wr.wr_id = slot;
     wr.sg_list = &from;
     wr.num_sge = 1;
-    wr.opcode = IBV_WR_SEND;
+    wr.opcode = remote != nullptr ? IBV_WR_RDMA_WRITE : IBV_WR_SEND;
     wr.send_flags = IBV_SEND_SIGNALED;
+    if (remote != nullptr) wr.wr.rdma = {remote->addr, remote->lkey};
     ibv_send_wr* bad;
     if (ibv_post_send(queue_pair, &wr, &bad) != 0) fail("ibv_post_send");
 }
-
-void post_write(ibv_qp* queue_pair, std::uint64_t slot, ibv_sge from, std::uint64_t remote_address,
-                std::uint32_t rkey) {
-    ibv_send_wr wr{};
-    wr.wr_id = slot;
-    wr.sg_list = &from;
-    wr.num_sge = 1;
-    wr.opcode = IBV_WR_RDMA_WRITE;
-    wr.send_flags = IBV_SEND_SIGNALED;
-    wr.wr.rdma.remote_addr = remote_address;
-    wr.wr.rdma.rkey = rkey;
-    ibv_send_wr* bad;
-    if (ibv_post_send(queue_pair, &wr, &bad) != 0) fail("ibv_post_send");
-}
-
-// --- one at a time, to and fro ---
 
 void run_pingpong(const Options& options) {
     Peer peer;
     const Host host(options);
-    const CompletionQueue cq(host.context(), cq_depth(options));
+    const CompletionQueue cq(host.context(), options.cq_depth());
     QueuePair queue_pair(host.domain(), cq, cq, {.max_send_wr = 1, .max_recv_wr = 1});
     ibv_qp* const qp = queue_pair.native_handle();
     const ibv_sge outgoing = host.outgoing(0).sge();
@@ -150,7 +131,7 @@ void run_pingpong(const Options& options) {
     post_receive(qp, 0, incoming);
     peer.connect(queue_pair);
 
-    Loop loop(cq);
+    Loop loop(cq, options);
     const Stopwatch stopwatch;
     bool sent = true;
     bool received = !peer.is_server();
@@ -159,7 +140,7 @@ void run_pingpong(const Options& options) {
             if (sends == options.count) break;
             ++sends;
             sent = received = false;
-            post_send(qp, 0, outgoing);
+            post(qp, 0, outgoing);
         }
         for (const ibv_wc& wc : loop.next()) {
             if ((wc.wr_id & receive_bit) != 0) {
@@ -175,43 +156,38 @@ void run_pingpong(const Options& options) {
     if (!peer.is_server()) stopwatch.report(options, loop.waits());
 }
 
-// --- many in flight ---
-
-class Stream {
+class InFlight {
 public:
-    explicit Stream(const Options& options)
-        : options_(options), host_(options), cq_(host_.context(), cq_depth(options)), loop_(cq_),
-          rkey_(host_.rkey()) {
+    explicit InFlight(const Options& options)
+        : options_(options), host_(options), cq_(host_.context(), options.cq_depth()),
+          loop_(cq_, options), writes_(options.mode == "write") {
         for (std::uint32_t slot = 0; slot < options.in_flight; ++slot) {
             outgoing_.push_back(host_.outgoing(slot).sge());
             incoming_.push_back(host_.incoming(slot).sge());
+            incoming_.back().lkey = writes_ ? host_.rkey() : incoming_.back().lkey;
         }
-        const bool receives = options.mode == Mode::send;
-        const std::uint32_t length = queue_length(options);
+        const std::uint32_t length = options.queue_length();
         for (std::uint32_t i = 0; i < options.queue_pairs; ++i) {
-            QueuePair& sender =
-                senders_.emplace_back(host_.domain(), cq_, cq_,
-                                      QueuePairOptions{.max_send_wr = length, .max_recv_wr = 0});
-            QueuePair& receiver = receivers_.emplace_back(
+            senders_.emplace_back(host_.domain(), cq_, cq_,
+                                  QueuePairOptions{.max_send_wr = length, .max_recv_wr = 0});
+            receivers_.emplace_back(
                 host_.domain(), cq_, cq_,
-                QueuePairOptions{.max_send_wr = 0, .max_recv_wr = receives ? length : 0});
-            init(sender);
-            init(receiver);
-            connect(sender, receiver);
-            for (std::uint32_t k = 0; receives && k < length; ++k) receive(i);
+                QueuePairOptions{.max_send_wr = 0, .max_recv_wr = writes_ ? 0 : length});
+            connect(senders_.back(), receivers_.back());
+            for (std::uint32_t k = 0; !writes_ && k < length; ++k) receive(i);
         }
     }
 
     void run() {
         const Stopwatch stopwatch;
-        for (std::uint32_t slot = 0; slot < options_.in_flight; ++slot) post(slot);
+        for (std::uint32_t slot = 0; slot < options_.in_flight; ++slot) send(slot);
         for (std::uint32_t completed = 0; completed < options_.count;) {
             for (const ibv_wc& wc : loop_.next()) {
                 if ((wc.wr_id & receive_bit) != 0) {
                     receive(wc.wr_id & ~receive_bit);
                 } else {
                     ++completed;
-                    post(static_cast<std::uint32_t>(wc.wr_id));
+                    send(wc.wr_id);
                 }
             }
         }
@@ -223,21 +199,17 @@ private:
         post_receive(receivers_[index].native_handle(), index, incoming_.front());
     }
 
-    void post(std::uint32_t slot) {
+    void send(std::uint64_t slot) {
         if (posted_ == options_.count) return;
         ibv_qp* const sender = senders_[posted_++ % options_.queue_pairs].native_handle();
-        if (options_.mode == Mode::send) {
-            post_send(sender, slot, outgoing_[slot]);
-        } else {
-            post_write(sender, slot, outgoing_[slot], incoming_[slot].addr, rkey_);
-        }
+        post(sender, slot, outgoing_[slot], writes_ ? &incoming_[slot] : nullptr);
     }
 
     const Options& options_;
     Host host_;
     CompletionQueue cq_;
     Loop loop_;
-    std::uint32_t rkey_;
+    bool writes_;
     std::vector<ibv_sge> outgoing_;
     std::vector<ibv_sge> incoming_;
     std::vector<QueuePair> senders_;
@@ -248,15 +220,5 @@ private:
 } // namespace
 
 int main(int argc, char** argv) {
-    const Options options = parse_options(argc, argv);
-    try {
-        if (options.mode == Mode::pingpong) {
-            run_pingpong(options);
-        } else {
-            Stream(options).run();
-        }
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
-        return 1;
-    }
+    return run(argc, argv, run_pingpong, [](const Options& options) { InFlight(options).run(); });
 }
