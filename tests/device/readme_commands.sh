@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Runs the commands that the README shows for the soft-RoCE runner, with a program of ours as "yours".
+# Runs the commands for the soft-RoCE runner that the README shows or names.
 set -euo pipefail
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
@@ -17,9 +17,9 @@ done
 commands() {
     # [readme:soft_roce]
     cmake/soft-roce/run -- ibv_devinfo
-    cmake/soft-roce/run --deterministic -- ./your_benchmark   # reproducible time: one instruction is one nanosecond
-    cmake/soft-roce/run --guests 2 -- ./your_test             # in two guests on one link, which tc can make lossy
     # [/readme:soft_roce]
+    cmake/soft-roce/run --deterministic -- ./your_benchmark
+    cmake/soft-roce/run --guests 2 -- ./your_test
 }
 
 commands | tee output
