@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How the author of a notifier tests it: every sentence of the contract, on this loop. Needs no
-// device. See asyncverbs/testing/async_cq_conformance.hpp for the tests that use one.
+// How the author of a notifier tests it: each sentence of the contract, on this loop. Needs no
+// device; asyncverbs/testing/async_cq_conformance.hpp has the tests that need one.
 // [readme:conformance]
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

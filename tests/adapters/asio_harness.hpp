@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Asio's loop for the conformance suite of notifiers: on an io_context's own executor, on a strand,
-// and on any executor.
+// Harnesses for the conformance suite: AsioLoop on the executor of an io_context, on a strand, and
+// on any_io_executor.
 #pragma once
 
 #include <chrono>
@@ -13,7 +13,7 @@ template <class MakeLoop>
 struct AsioHarness {
     auto notifier(int fd) { return loop.notifier(fd); }
     void run_once(std::chrono::milliseconds at_most) {
-        io.restart(); // it stops whenever nobody waits
+        io.restart(); // it stops when it has no work
         io.run_one_for(at_most);
     }
 

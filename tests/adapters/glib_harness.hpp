@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The loop that the conformance suite is run on for the notifier of the example for GLib.
+// A harness for the conformance suite: the GLib notifier of the example.
 #pragma once
 
 #include <glib.h>

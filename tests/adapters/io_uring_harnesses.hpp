@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The loops on io_uring that the conformance suite is run on: both kinds of notifiers, on rings of
-// several kinds and on a kernel without multishot polls.
+// Harnesses for the conformance suite: level- and edge-triggered io_uring notifiers, on rings with
+// several flags and as on a kernel without multishot polls.
 #pragma once
 
 #include <asyncverbs/adapters/io_uring.hpp>
@@ -41,7 +41,7 @@ struct EdgeHarness {
         std::make_shared<detail::IoUringLoop>(ring.get(), IoUringPoller::default_tag);
 };
 
-// Linux before 5.13 refuses each flag of a poll; this one a flag that it does not know.
+// Linux before 5.13 refuses all flags of a poll. This one adds a flag that every kernel refuses.
 struct OldKernelHarness : EdgeHarness<0> {
     void run_once(std::chrono::milliseconds at_most) {
         const io_uring_sq& queue = ring.get().sq;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The library's notifiers, and that of the example, keep the contract on a real device, too: its
-// completion channels, and the kernel that it comes with.
+// The library's notifiers and that of the example conform on a real device and its kernel.
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

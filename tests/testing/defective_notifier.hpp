@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// An edge-triggered notifier that keeps the contract, but for one defect that is chosen: for each
-// mistake that the conformance suite is there to find. No defect makes it touch freed memory.
+// An edge-triggered notifier that meets the contract except for one chosen defect. There is one for
+// each mistake that the conformance suite must find. None makes it touch freed memory.
 #pragma once
 
 #include <sys/epoll.h>
@@ -28,14 +28,14 @@ namespace asyncverbs::support {
 enum class Defect {
     none,
     // readiness
-    edge_for_nobody_is_forgotten,
-    reads,
+    edge_without_waiter_is_lost,
+    reads_the_descriptor,
     hang_up_is_ignored,
     error_is_ignored,
     never_waits,
     wakes_the_other_notifier,
     resumes_twice,
-    resumes_on_a_thread_of_its_own,
+    resumes_on_own_thread,
     resumes_in_await_suspend,
     wait_within_the_resume_is_forgotten,
     throws,
@@ -46,33 +46,33 @@ enum class Defect {
     stop_does_not_wake,
     stop_resumes_at_once,
     stop_is_readable,
-    stop_takes_the_edge,
-    stop_lasts,
+    stop_loses_the_edge,
+    stop_affects_later_waits,
     stop_of_an_earlier_wait_counts,
     // lifetimes
     destroyed_is_resumed,
-    destroyed_in_the_turn_is_resumed,
-    destroyed_takes_the_edge,
-    closes,
-    knows_a_descriptor_by_its_number,
+    destroyed_in_the_iteration_is_resumed,
+    destroyed_loses_the_edge,
+    closes_the_descriptor,
+    keeps_registration_by_number,
     moving_forgets,
     // bounded waits
     no_bound,
     times_out_early,
     bound_overflows,
     bound_of_an_earlier_wait_counts,
-    no_time_does_not_suspend,
-    no_time_is_never_readable,
+    zero_bound_does_not_suspend,
+    zero_bound_is_never_readable,
 };
 
 class DefectiveLoop {
 public:
     using Clock = std::chrono::steady_clock;
 
-    // What is registered: one file descriptor, and who waits for it.
+    // A registered file descriptor and its waiter.
     struct Entry {
         int fd = -1;
-        bool readable = false; // an edge that nobody was told of yet
+        bool readable = false; // an edge that was not reported yet
         bool next_edge_is_lost = false;
         std::coroutine_handle<> waiting;
         std::stop_token stop;
@@ -97,17 +97,17 @@ public:
 
     std::shared_ptr<Entry> add(int fd) {
         std::shared_ptr<Entry>& entry = entries_[fd];
-        if (entry) return entry; // left by a notifier that has gone
+        if (entry) return entry; // left by a destroyed notifier
         entry = std::make_shared<Entry>();
         entry->fd = fd;
         watch(fd, EPOLLIN | EPOLLET);
         return entry;
     }
     void remove(int fd) {
-        if (has(Defect::knows_a_descriptor_by_its_number)) return;
+        if (has(Defect::keeps_registration_by_number)) return;
         ::epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
         entries_.erase(fd);
-        if (has(Defect::closes)) ::close(fd);
+        if (has(Defect::closes_the_descriptor)) ::close(fd);
     }
 
     void wake() noexcept { ::eventfd_write(wake_, 1); }
@@ -115,7 +115,7 @@ public:
     void run_once(std::chrono::milliseconds at_most) {
         for (const auto& [fd, entry] : entries_) {
             if (!entry->waiting) continue;
-            // An edge that nobody was told of does not come again.
+            // An edge that was not reported does not come again.
             if (entry->readable) at_most = {};
             if (entry->deadline == Clock::time_point::max()) continue;
             const auto until = std::max(entry->deadline, Clock::time_point());
@@ -151,26 +151,26 @@ private:
         if (has(Defect::error_is_ignored) && (events & EPOLLERR)) return;
         if (has(Defect::wakes_the_other_notifier)) fd = entries_.rbegin()->first;
         Entry& entry = *entries_.at(fd);
-        if (has(Defect::edge_for_nobody_is_forgotten) && !entry.waiting) return;
+        if (has(Defect::edge_without_waiter_is_lost) && !entry.waiting) return;
         if (std::exchange(entry.next_edge_is_lost, false)) return;
         char byte = 0;
-        if (has(Defect::reads) && ::read(fd, &byte, 1) < 0) return;
+        if (has(Defect::reads_the_descriptor) && ::read(fd, &byte, 1) < 0) return;
         entry.readable = true;
     }
 
-    // What ended the wait of this entry, if anything.
+    // The result of the wait if it has ended.
     std::optional<std::error_code> outcome(Entry& entry) const {
         const bool earlier =
             has(Defect::stop_of_an_earlier_wait_counts) && entry.earlier_stop.stop_requested();
         const bool is_stopped = !has(Defect::stop_is_ignored) && (entry.stopped || earlier);
         if (is_stopped) {
-            if (has(Defect::stop_takes_the_edge)) entry.readable = false;
+            if (has(Defect::stop_loses_the_edge)) entry.readable = false;
             if (has(Defect::stop_is_readable)) return std::error_code();
             return std::make_error_code(std::errc::operation_canceled);
         }
         const bool out_of_time = Clock::now() >= entry.deadline;
         const bool no_time = entry.deadline == Clock::time_point::min();
-        if (no_time && has(Defect::no_time_is_never_readable)) {
+        if (no_time && has(Defect::zero_bound_is_never_readable)) {
             return std::make_error_code(std::errc::timed_out);
         }
         if (std::exchange(entry.readable, false)) return std::error_code();
@@ -183,15 +183,15 @@ private:
     void resume_all() {
         std::vector<std::shared_ptr<Entry>> all;
         for (const auto& [fd, entry] : entries_) all.push_back(entry);
-        if (has(Defect::destroyed_in_the_turn_is_resumed)) return resume_blindly(all);
+        if (has(Defect::destroyed_in_the_iteration_is_resumed)) return resume_without_recheck(all);
         for (const auto& entry : all) {
             if (!entry->waiting) continue;
             if (const auto result = outcome(*entry)) resume(*entry, *result);
         }
     }
 
-    // Decides first, for all, and asks nobody afterwards.
-    void resume_blindly(const std::vector<std::shared_ptr<Entry>>& all) {
+    // Collects all that are ready, then resumes them, even if one was destroyed meanwhile.
+    void resume_without_recheck(const std::vector<std::shared_ptr<Entry>>& all) {
         std::vector<std::coroutine_handle<>> ready;
         for (const auto& entry : all) {
             if (!entry->waiting) continue;
@@ -206,7 +206,7 @@ private:
     void resume(Entry& entry, std::error_code result) {
         entry.result = result;
         const std::coroutine_handle<> coroutine = std::exchange(entry.waiting, nullptr);
-        if (has(Defect::resumes_on_a_thread_of_its_own)) {
+        if (has(Defect::resumes_on_own_thread)) {
             std::thread([coroutine] { coroutine.resume(); }).join();
         } else {
             coroutine.resume();
@@ -245,20 +245,20 @@ public:
                 deadline != Clock::time_point::max()) {
                 entry_->deadline = deadline;
             }
-            if (!has(Defect::stop_lasts)) entry_->stopped = false;
+            if (!has(Defect::stop_affects_later_waits)) entry_->stopped = false;
         }
         Readable(const Readable&) = delete;
         Readable& operator=(const Readable&) = delete;
         ~Readable() {
             on_stop_.reset();
             if (!has(Defect::destroyed_is_resumed)) entry_->waiting = nullptr;
-            entry_->next_edge_is_lost = suspended_ && has(Defect::destroyed_takes_the_edge);
+            entry_->next_edge_is_lost = suspended_ && has(Defect::destroyed_loses_the_edge);
         }
 
         bool await_ready() {
             entry_->result = {};
             if (has(Defect::never_waits)) return true;
-            if (has(Defect::no_time_does_not_suspend) &&
+            if (has(Defect::zero_bound_does_not_suspend) &&
                 entry_->deadline == Clock::time_point::min()) {
                 entry_->result = std::make_error_code(std::errc::timed_out);
                 return true;

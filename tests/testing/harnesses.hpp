@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The loops that the conformance suite is run on: EpollExecutor, alone and within another loop, and
-// the poll(2) loop of the example.
+// Harnesses for the conformance suite: EpollExecutor, alone and within another loop, and the
+// poll(2) loop of the example.
 #pragma once
 
 #include <asyncverbs/executor/epoll_executor.hpp>
@@ -31,7 +31,7 @@ inline void sleep_until_readable(int epoll_fd, std::chrono::milliseconds at_most
     ::poll(&fd, 1, static_cast<int>(at_most.count()));
 }
 
-// The executor within another loop, which sleeps for it.
+// The executor embedded in another loop, which sleeps on its behalf.
 struct EpollHarness {
     EpollNotifier notifier(int fd) { return executor.notifier(fd); }
     EpollNotifier notifier(const CompletionChannel& channel) { return executor.notifier(channel); }
@@ -42,14 +42,14 @@ struct EpollHarness {
     EpollExecutor executor;
 };
 
-// A turn that never sleeps. Also completion channels are waited for by level.
+// A loop that never sleeps. It has no notifier(channel), so that channels are level-triggered, too.
 struct BusyHarness {
     EpollNotifier notifier(int fd) { return executor.notifier(fd); }
     void run_once(std::chrono::milliseconds) { executor.run_once(); }
     EpollExecutor executor;
 };
 
-// EpollNotifier waits for an edge with a completion channel alone; this is the same for any fd.
+// EpollNotifier is edge-triggered for completion channels only; this one is for any fd.
 class EdgeNotifier {
 public:
     EdgeNotifier(std::shared_ptr<detail::EpollLoop> loop, int fd)

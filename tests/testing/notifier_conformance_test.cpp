@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The notifiers of this library conform, and so does a user's own, that of the example. Each defect
-// is found by the case that is there for it.
+// The notifiers of this library and that of the example conform, and each defect is found by its
+// case.
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
 #include <asyncverbs/testing/async_cq_conformance.hpp>
@@ -34,7 +34,7 @@ using namespace asyncverbs::support;
 
 namespace {
 
-// Each harness that is made has the defect of the moment.
+// Harnesses are default-constructed: this is their defect.
 Defect defect_to_find = Defect::none;
 
 struct DefectiveHarness {
@@ -45,11 +45,11 @@ struct DefectiveHarness {
 };
 
 // Hides that its notifiers are edge-triggered.
-struct BoastfulHarness : DefectiveHarness {
+struct MisdeclaredHarness : DefectiveHarness {
     static constexpr bool edge_triggered = false;
 };
 
-// What the case says of a notifier with this defect.
+// The result of the case for a notifier with this defect.
 std::string verdict(Defect defect, std::string_view name,
                     const std::vector<ConformanceCase>& cases) {
     defect_to_find = defect;
@@ -57,7 +57,7 @@ std::string verdict(Defect defect, std::string_view name,
                                     [&](const ConformanceCase& each) { return each.name == name; });
     if (found == cases.end()) return "there is no such case";
     try {
-        // On a busy machine one that is too early may come late enough, once.
+        // On a busy machine an early timeout may come late enough once.
         for (int i = 0; i < (defect == Defect::times_out_early ? 20 : 1); ++i) found->run();
     } catch (const ConformanceFailure& failure) {
         CHECK_THAT(failure.what(), contains(std::string(name) + ": "));
@@ -72,7 +72,7 @@ std::string verdict(Defect defect, std::string_view name) {
     return verdict(defect, name, notifier_cases<Harness>(std::chrono::milliseconds(300)));
 }
 
-// How a child process ends that does this.
+// The exit status of a child process that calls `body`.
 int status_of_child(void (*body)()) {
     const pid_t child = ::fork();
     if (child == 0) {
@@ -103,8 +103,8 @@ TEMPLATE_TEST_CASE("Conformance: AsyncCq", "[conformance]", PollHarness, EpollHa
     }
 }
 
-// The device goes: its channel has an error, and nothing to read.
-TEMPLATE_TEST_CASE("Conformance: an error of the channel reaches who waits", "[conformance]",
+// The device is removed: its channel has an error, and nothing to read.
+TEMPLATE_TEST_CASE("Conformance: an error of the channel reaches the waiter", "[conformance]",
                    PollHarness, EpollHarness, BusyHarness, EdgeHarness, DefectiveHarness) {
     defect_to_find = Defect::none;
     simulated::SimulatedVerbs sim;
@@ -132,14 +132,14 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
         std::string verdict;
     };
     const Row rows[] = {
-        {Defect::edge_for_nobody_is_forgotten, "readable: while nobody waits", "timeout"},
-        {Defect::reads, "readable: before the call", "the byte is gone"},
+        {Defect::edge_without_waiter_is_lost, "readable: while nobody waits", "timeout"},
+        {Defect::reads_the_descriptor, "readable: before the call", "the byte is gone"},
         {Defect::hang_up_is_ignored, "error: a hang-up", "timeout"},
         {Defect::error_is_ignored, "error: without anything to read", "timeout"},
         {Defect::never_waits, "spurious: does not spin with nothing to read", "spins"},
         {Defect::wakes_the_other_notifier, "two notifiers: each its own descriptor", "timeout"},
         {Defect::resumes_twice, "readable: after the call", "resumed twice"},
-        {Defect::resumes_on_a_thread_of_its_own, "readable: after the call", "another thread"},
+        {Defect::resumes_on_own_thread, "readable: after the call", "another thread"},
         {Defect::resumes_in_await_suspend, "readable: while nobody waits",
          "before await_suspend() had returned"},
         {Defect::wait_within_the_resume_is_forgotten,
@@ -157,20 +157,21 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
         {Defect::stop_resumes_at_once, "stop: from another thread while the loop sleeps",
          "another thread"},
         {Defect::stop_is_readable, "stop: before the call", "got {} each time"},
-        {Defect::stop_takes_the_edge,
+        {Defect::stop_loses_the_edge,
          "stop: and readable in one iteration; the next wait learns of it", "timeout"},
-        {Defect::stop_lasts, "stop: while it waits", "a wait that nothing ends gave"},
+        {Defect::stop_affects_later_waits, "stop: while it waits", "a wait that nothing ends gave"},
         {Defect::stop_of_an_earlier_wait_counts, "stop: the token of an earlier wait",
          "a wait that nothing ends gave"},
 
         {Defect::destroyed_is_resumed, "destroyed: while it waits", "after it was destroyed"},
-        {Defect::destroyed_in_the_turn_is_resumed,
+        {Defect::destroyed_in_the_iteration_is_resumed,
          "destroyed: by a coroutine that is resumed in the same iteration",
          "after it was destroyed"},
-        {Defect::destroyed_takes_the_edge,
+        {Defect::destroyed_loses_the_edge,
          "destroyed: when it is readable; the next wait learns of it", "timeout"},
-        {Defect::closes, "notifier: destroyed; its descriptor is unchanged", "was closed"},
-        {Defect::knows_a_descriptor_by_its_number,
+        {Defect::closes_the_descriptor, "notifier: destroyed; its descriptor is unchanged",
+         "was closed"},
+        {Defect::keeps_registration_by_number,
          "notifier: destroyed; the number of its descriptor is used again", "timeout"},
         {Defect::moving_forgets, "notifier: moved", "timeout"},
 
@@ -178,9 +179,9 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
         {Defect::times_out_early, "bounded: the time passes", "before its time"},
         {Defect::bound_overflows, "bounded: readable in time", "gave"},
         {Defect::bound_of_an_earlier_wait_counts, "bounded: the bound of an earlier wait", "gave"},
-        {Defect::no_time_does_not_suspend, "bounded: no time, which lets others run",
+        {Defect::zero_bound_does_not_suspend, "bounded: no time, which lets others run",
          "resumed only when this one had ended"},
-        {Defect::no_time_is_never_readable, "bounded: no time", "expected {}"},
+        {Defect::zero_bound_is_never_readable, "bounded: no time", "expected {}"},
     };
     for (const Row& row : rows) {
         DYNAMIC_SECTION(row.name << ": " << row.verdict) {
@@ -188,15 +189,15 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
             CHECK(verdict(Defect::none, row.name) == "it passes");
         }
     }
-    SECTION("readable: as long as it is not read, by a notifier that looks for edges") {
-        CHECK_THAT(verdict<BoastfulHarness>(Defect::none, "readable: as long as it is not read"),
+    SECTION("readable: as long as it is not read, by an edge-triggered notifier") {
+        CHECK_THAT(verdict<MisdeclaredHarness>(Defect::none, "readable: as long as it is not read"),
                    contains("timeout"));
         CHECK(verdict(Defect::none, "readable: as long as it is not read") ==
               "there is no such case");
     }
 }
 
-TEST_CASE("Conformance: a defect that a device shows", "[conformance]") {
+TEST_CASE("Conformance: defects that the cases on a device find", "[conformance]") {
     const std::pair<Defect, std::string_view> rows[] = {
         {Defect::wakes_the_other_notifier, "AsyncCq: one message at a time, 1,000 times"},
         {Defect::wait_within_the_resume_is_forgotten,
@@ -216,17 +217,17 @@ TEST_CASE("Conformance: a defect that a device shows", "[conformance]") {
     }
 }
 
-TEST_CASE("Conformance: what is printed, and how many failed", "[conformance]") {
+TEST_CASE("Conformance: run_conformance() returns the number of failures", "[conformance]") {
     const std::vector<ConformanceCase> cases = {
         {"good", "", [] {}},
         {"bad", "", [] { throw ConformanceFailure("bad: it is"); }},
-        {"worse", "", [] { throw std::runtime_error("no conformance failure"); }},
+        {"worse", "", [] { throw std::runtime_error("another exception"); }},
     };
     CHECK(run_conformance(cases) == 2);
     CHECK(run_conformance({}) == 0);
 }
 
-TEST_CASE("Conformance: names are unique, and each has its clause", "[conformance]") {
+TEST_CASE("Conformance: names are unique, and each case has a clause", "[conformance]") {
     std::set<std::string_view> names;
     for (const ConformanceCase& each : notifier_cases<EpollHarness>()) {
         CHECK(names.insert(each.name).second);
@@ -234,9 +235,9 @@ TEST_CASE("Conformance: names are unique, and each has its clause", "[conformanc
     }
 }
 
-TEST_CASE("Conformance: a notifier that blocks is named, and ends the program", "[conformance]") {
+TEST_CASE("Conformance: a case that hangs aborts the program", "[conformance]") {
     const int status = status_of_child([] {
-        std::signal(SIGABRT, SIG_DFL); // not the one of the test framework
+        std::signal(SIGABRT, SIG_DFL); // not the test framework's handler
         ::rlimit no_core{};
         ::setrlimit(RLIMIT_CORE, &no_core);
         detail::conformance::Watchdog dog("the case", std::chrono::milliseconds(50));
