@@ -22,9 +22,8 @@ endforeach()
 configure_package_config_file(
     cmake/asyncverbsConfig.cmake.in "${PROJECT_BINARY_DIR}/asyncverbsConfig.cmake"
     INSTALL_DESTINATION "${package_dir}")
-write_basic_package_version_file(
-    "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake"
-    COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+configure_file(cmake/asyncverbsConfigVersion.cmake.in
+    "${PROJECT_BINARY_DIR}/asyncverbsConfigVersion.cmake" @ONLY)
 file(GLOB find_modules cmake/Find*.cmake)
 install(
     FILES

@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Completions to await: what owns the objects of libibverbs, AsyncCq, and an executor. What builds
-// on them is in headers of its own, so that who needs less compiles less: rdma.hpp, operations of
-// queue pairs; cm.hpp, connections by address; core/executor_pool.hpp, many cores; adapters/;
-// testing/.
+// The umbrella for completions: the owners of libibverbs' objects, AsyncCq, tasks, and an executor.
+// To keep it cheap to compile, the rest has headers of its own: rdma.hpp (operations of queue
+// pairs), cm.hpp (connections by address), executor/executor_pool.hpp (one executor per core),
+// cq/shared_channel.hpp, adapters/ (other event loops) and testing/.
 #pragma once
 
-#if __cplusplus < 202002L
-#error "asyncverbs needs C++20: compile with -std=c++20 or newer"
-#endif
-
-#include <version>
-
-#if !defined(__cpp_lib_jthread)
-#error "asyncverbs needs std::stop_token: libc++ has it with -fexperimental-library"
-#endif
+#include <asyncverbs/requirements.hpp>
 
 #include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/coro/scope.hpp>
@@ -34,5 +26,5 @@
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/version.hpp>
 
-/// The library. What is in its namespace `detail`, or in a folder of that name, is not for users.
+/// The library. Its namespace `detail`, and the folders of that name, are not part of the interface.
 namespace asyncverbs {}

@@ -1,4 +1,10 @@
 // SPDX-License-Identifier: MIT
-// All public headers, for a build that compiles uncalled functions, too. Without the conformance
-// suite, which is a test itself and has its own program.
-#include "consume/one_definition/every_class.hpp"
+// All public headers except the adapters, which need other libraries, and the conformance suites,
+// whose functions are tests themselves.
+#include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/cm.hpp>
+#include <asyncverbs/cq/shared_channel.hpp>
+#include <asyncverbs/executor/executor_pool.hpp>
+#include <asyncverbs/rdma.hpp>
+#include <asyncverbs/rdma/stream.hpp>
+#include <asyncverbs/testing/manual_notifier.hpp>

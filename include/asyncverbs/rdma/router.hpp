@@ -48,7 +48,8 @@ public:
 
     /// Closes the previous router, as the destructor does.
     Router& operator=(Router&& other) noexcept {
-        Router(std::move(other)).state_.swap(state_); // the temporary closes the old one
+        Router old(std::move(other));
+        old.state_.swap(state_); // and is closed with its state
         return *this;
     }
     ~Router() {

@@ -74,7 +74,8 @@ public:
 
     /// Drops the previous stream, as the destructor does.
     Stream& operator=(Stream&& other) noexcept {
-        Stream(std::move(other)).state_.swap(state_); // the temporary abandons the old one
+        Stream old(std::move(other));
+        old.state_.swap(state_); // and is abandoned with its state
         return *this;
     }
     ~Stream() {

@@ -379,7 +379,8 @@ public:
         : session_(std::make_shared<CmSession>(loop, std::move(id))) {}
     CmSessionOwner(CmSessionOwner&&) noexcept = default;
     CmSessionOwner& operator=(CmSessionOwner&& other) noexcept {
-        CmSessionOwner(std::move(other)).session_.swap(session_);
+        CmSessionOwner old(std::move(other));
+        old.session_.swap(session_);
         return *this;
     }
     ~CmSessionOwner() {

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Two ends, one message, whose write and read are awaited, within a second.
+#include <asio.hpp>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+
+namespace {
+
+using asio::use_awaitable;
+using asio::ip::tcp;
+
+asio::awaitable<void> receive(tcp::acceptor acceptor) {
+    tcp::socket socket = co_await acceptor.async_accept(use_awaitable);
+    std::array<char, 64> bytes;
+    const std::size_t size = co_await asio::async_read(socket, asio::buffer(bytes), use_awaitable);
+    std::printf("%zu bytes\n", size);
+}
+
+asio::awaitable<void> exchange(asio::io_context& loop) {
+    tcp::acceptor acceptor(loop, {asio::ip::address_v4::loopback(), 0});
+    tcp::socket socket(loop);
+    const tcp::endpoint peer = acceptor.local_endpoint();
+    asio::co_spawn(loop, receive(std::move(acceptor)), asio::detached);
+    co_await socket.async_connect(peer, use_awaitable);
+    const std::array<char, 64> bytes{};
+    co_await asio::async_write(socket, asio::buffer(bytes), use_awaitable);
+    asio::steady_timer timer(loop, std::chrono::milliseconds(1));
+    co_await timer.async_wait(use_awaitable);
+}
+
+} // namespace
+
+int main() try {
+    asio::io_context loop;
+    asio::co_spawn(loop, exchange(loop), asio::detached);
+    loop.run();
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+}

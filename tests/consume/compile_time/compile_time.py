@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Checks that programs that use the library compile fast: in at most MOST of the time that a program
+takes that does the same with Asio's coroutines and sockets.
+
+Times are CPU time, user and system, so that other load on the machine matters little. Each is the
+shortest of several runs, in which the programs take turns. Without Asio the test is skipped (77).
+
+Usage: tests/consume/compile_time/compile_time.py MOST COMPILER [OPTION...]
+"""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent
+INCLUDE = HOME.parent.parent.parent / "include"
+TWIN = "asio_twin"
+PROGRAMS = "await_completions", "await_operations"
+ROUNDS = 5
+SKIPPED = 77
+
+
+def compile_time(command, program):
+    """Seconds of CPU time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*command, "-c", HOME / f"{program}.cpp", "-o", "/dev/null"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def has(command, header):
+    return subprocess.run([*command, "-x", "c++", "-E", "-", "-o", "/dev/null"], text=True,
+                          input=f"#include <{header}>\n", stderr=subprocess.DEVNULL).returncode == 0
+
+
+def main():
+    most = float(sys.argv[1])
+    command = [*sys.argv[2:], "-std=c++20", "-I", INCLUDE]
+    if "clang" in command[0]:  # Asio 1.22 does not detect that Clang has coroutines
+        command += ["-DASIO_HAS_CO_AWAIT", "-DASIO_HAS_STD_COROUTINE"]
+    if not has(command, "asio.hpp"):
+        print("compile_time: skipped, there is no asio.hpp to compare with (libasio-dev)")
+        return SKIPPED
+    times = {program: [] for program in (*PROGRAMS, TWIN)}
+    for _ in range(ROUNDS):
+        for program, seconds in times.items():
+            seconds.append(compile_time(command, program))
+    twin = min(times[TWIN])
+    print(f"{TWIN}: {twin:.2f} s")
+    failed = False
+    for program in PROGRAMS:
+        ours = min(times[program])
+        print(f"{program}: {ours:.2f} s, {ours / twin:.2f} of it; at most {most:.2f} is allowed")
+        failed = failed or ours > most * twin
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
