@@ -29,7 +29,6 @@
 #include <utility>
 
 #include <asyncverbs/adapters/detail/asio_support.hpp>
-#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 
@@ -50,18 +49,18 @@ public:
 
     /// Polls the queue. Returns true if the result is known; otherwise wait() must follow.
     bool start(AsyncCq& cq, std::stop_token stop) {
-        wait_.emplace(cq.poll(completions_, error_, std::move(stop)));
-        return wait_->awaiter.await_ready();
+        operation_.emplace(cq.poll(completions_, error_, std::move(stop)));
+        return operation_->await_ready();
     }
 
     /// Calls complete() when the result is known.
-    void wait() { wait_->awaiter.await_suspend(coroutine()).resume(); }
+    void wait() { operation_->await_suspend(coroutine()).resume(); }
 
     /// Sends the result to the handler.
     void complete() noexcept {
-        if (wait_) {
-            completions_ = wait_->awaiter.await_resume();
-            wait_.reset();
+        if (operation_) {
+            completions_ = operation_->await_resume();
+            operation_.reset();
         }
         unlink();
         post_handler();
@@ -69,7 +68,7 @@ public:
 
     /// Completes as cancelled, and takes nothing from the queue.
     void cancel() noexcept {
-        wait_.reset();
+        operation_.reset();
         completions_ = {};
         error_ = std::make_error_code(std::errc::operation_canceled);
         complete();
@@ -88,17 +87,10 @@ private:
     virtual void post_handler() noexcept = 0;
     virtual void destroy() noexcept = 0; // the handler, too
 
-    // The steps of co_await by hand, so that a wait can end without its coroutine.
-    struct Wait {
-        explicit Wait(PollOperation&& poll) noexcept
-            : operation(std::move(poll)), awaiter(get_awaiter(std::move(operation))) {}
-        PollOperation operation;
-        awaiter_t<PollOperation> awaiter;
-    };
-
     std::span<ibv_wc> completions_; // the buffer to fill, then the part that was filled
     std::error_code error_;
-    std::optional<Wait> wait_;
+    // Awaited by hand, not by co_await, so that it can end without its coroutine.
+    std::optional<PollOperation> operation_;
 };
 
 // The state that an AsioCq shares with its operations. Used on the executor, except where it says
