@@ -27,24 +27,29 @@ concept has_member_co_await = requires { std::declval<A>().operator co_await(); 
 template <class A>
 concept has_free_co_await = requires { operator co_await(std::declval<A>()); };
 
-// The awaiter that `co_await a` works on: a new object, or a reference to `a` itself.
-template <class A>
-decltype(auto) get_awaiter(A&& a) {
-    if constexpr (has_member_co_await<A&&>) {
-        return std::forward<A>(a).operator co_await();
-    } else if constexpr (has_free_co_await<A&&>) {
-        return operator co_await(std::forward<A>(a));
-    } else {
-        return std::forward<A>(a);
+// Returns the awaiter that `co_await a` uses: a new object, or a reference to `a` itself.
+//
+// A function object, so that argument-dependent lookup does not find it: other coroutine libraries
+// call a get_awaiter() of their own, with awaiters of this namespace, too.
+struct GetAwaiter {
+    template <class A>
+    decltype(auto) operator()(A&& a) const {
+        if constexpr (has_member_co_await<A&&>) {
+            return std::forward<A>(a).operator co_await();
+        } else if constexpr (has_free_co_await<A&&>) {
+            return operator co_await(std::forward<A>(a));
+        } else {
+            return std::forward<A>(a);
+        }
     }
-}
+};
+inline constexpr GetAwaiter get_awaiter{};
 
 template <class A>
 concept has_co_await = has_member_co_await<A> || has_free_co_await<A>;
 
-// Qualified, because the library that defines `A` may have its own get_awaiter().
 template <class A>
-using awaiter_t = decltype(detail::get_awaiter(std::declval<A>()));
+using awaiter_t = decltype(get_awaiter(std::declval<A>()));
 
 } // namespace detail
 
