@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One end of the connection, without the waiting: device, memory, queue pair, and the two work
-// requests that are posted again and again.
+// One end of the connection, without the waiting: device, memory and queue pair.
 #pragma once
 
 #include "options.hpp"
@@ -58,10 +57,8 @@ public:
           domain_(context),
           region_(asyncverbs::MemoryRegion::allocate(domain_, stride_ + options.size)),
           queue_pair_(domain_, cq, cq, {.max_send_wr = 1, .max_recv_wr = options.rx_depth}) {
+        if (options.size <= queue_pair_.granted().max_inline_data) send_flags_ |= IBV_SEND_INLINE;
         fill_memory();
-        if (options.size <= queue_pair_.granted().max_inline_data) {
-            send_.send_flags |= IBV_SEND_INLINE;
-        }
         queue_pair_.init({.port = options.ib_port, .gid_index = options.gid_index, .access = 0});
         fill_receives();
     }
@@ -76,7 +73,7 @@ public:
         queue_pair_.connect(remote, options);
     }
 
-    void post_send() { queue_pair_.post_send(send_); }
+    void post_send() { queue_pair_.post_send(send_id, outgoing_, send_flags_); }
 
     /// Counts a receive that has completed, and posts new ones when only one is left.
     void use_receive() {
@@ -97,8 +94,9 @@ public:
     }
 
     asyncverbs::QueuePair& queue_pair() noexcept { return queue_pair_; }
-    ibv_send_wr& send_request() noexcept { return send_; }
-    ibv_recv_wr& receive_request() noexcept { return receive_; }
+    const asyncverbs::Slice& outgoing() const noexcept { return outgoing_; }
+    const asyncverbs::Slice& incoming() const noexcept { return incoming_; }
+    unsigned send_flags() const noexcept { return send_flags_; }
 
 private:
     // ibv_rc_pingpong fills messages with this byte; --chk sets the first one of each page to 0.
@@ -116,7 +114,9 @@ private:
         }
     }
     void fill_receives() {
-        for (; receives_ < options_.rx_depth; ++receives_) queue_pair_.post_recv(receive_);
+        for (; receives_ < options_.rx_depth; ++receives_) {
+            queue_pair_.post_recv(receive_id, incoming_);
+        }
     }
 
     const Options& options_;
@@ -126,11 +126,7 @@ private:
     asyncverbs::MemoryRegion region_;
     asyncverbs::Slice outgoing_ = region_.slice(0, options_.size);
     asyncverbs::Slice incoming_ = region_.slice(stride_, options_.size);
-    ibv_sge send_sge_ = outgoing_.sge();
-    ibv_sge receive_sge_ = incoming_.sge();
-    ibv_send_wr send_{send_id,           nullptr, &send_sge_, 1,  IBV_WR_SEND,
-                      IBV_SEND_SIGNALED, {},      {},         {}, {}};
-    ibv_recv_wr receive_{receive_id, nullptr, &receive_sge_, 1};
+    unsigned send_flags_ = IBV_SEND_SIGNALED;
     std::uint32_t receives_ = 0;       // posted and not completed
     asyncverbs::QueuePair queue_pair_; // last: destroyed before the memory that it may write
 };

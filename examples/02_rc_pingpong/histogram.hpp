@@ -47,12 +47,11 @@ public:
 
     /// One line per range of times: the range, the number of samples in it, a bar of at most
     /// `width` characters; below them the percentiles. The ranges are equally wide up to the 99th
-    /// percentile and then grow, so that the tail does not flatten the rest. If the times differ
-    /// widely, the ranges grow from the start.
+    /// percentile, but at most up to eight times the minimum. Above that, each is twice as wide as
+    /// the previous one, so that the tail does not flatten the rest.
     std::string draw(std::size_t width = 40) const {
         if (count_ == 0) return "  no round trips\n";
-        const bool wide = percentile(99) / 8 > min_;
-        const std::vector<std::uint64_t> limits = wide ? growing_limits() : even_limits();
+        const std::vector<std::uint64_t> limits = row_limits();
         std::vector<std::uint64_t> rows(limits.size() - 1);
         for (const auto& [time, samples] : buckets_) {
             const std::uint64_t inside = std::clamp(time, min_, max_);
@@ -93,30 +92,14 @@ private:
     }
 
     // The limits between rows, ascending; the first is not above the minimum, the last above the
-    // maximum. Here 1, 1.5, 2, 3, 5, 7 and 10 times each power of ten.
-    std::vector<std::uint64_t> growing_limits() const {
-        std::vector<std::uint64_t> limits{0};
-        for (std::uint64_t decade = 1; limits.back() <= max_; decade *= 10) {
-            for (const std::uint64_t factor : {10u, 15u, 20u, 30u, 50u, 70u}) {
-                const std::uint64_t limit = decade * factor;
-                if (limit <= min_) {
-                    limits.back() = limit;
-                } else if (limits.back() <= max_) {
-                    limits.push_back(limit);
-                }
-            }
-        }
-        return limits;
-    }
-
-    // About twelve equal steps up to the 99th percentile, and beyond it steps that double.
-    std::vector<std::uint64_t> even_limits() const {
-        const std::uint64_t most = percentile(99);
+    // maximum.
+    std::vector<std::uint64_t> row_limits() const {
+        const std::uint64_t even = std::min(percentile(99), 8 * min_);
         // A row of only a few buckets would show their borders rather than the samples.
-        std::uint64_t step = round_up(std::max((most - min_) / 12, most >> 7));
+        std::uint64_t step = round_up(std::max((even - min_) / 12, even >> 7));
         std::vector<std::uint64_t> limits{min_ / step * step};
         while (limits.back() <= max_) {
-            if (limits.back() > most) step *= 2;
+            if (limits.back() > even) step *= 2;
             limits.push_back(limits.back() + step);
         }
         return limits;

@@ -3,7 +3,6 @@
 // pingpong.hpp (the two coroutines), endpoint.hpp (the queue pair), handshake.cpp (TCP, by Asio).
 #include "endpoint.hpp"
 #include "handshake.hpp"
-#include "histogram.hpp"
 #include "options.hpp"
 #include "pingpong.hpp"
 
@@ -15,6 +14,7 @@
 #include <cstdio>
 #include <exception>
 #include <system_error>
+#include <utility>
 
 namespace {
 
@@ -43,25 +43,27 @@ Connection shake_hands(asio::io_context& io, const Options& options, Endpoint& e
     return client;
 }
 
-void print_figures(const Options& options, std::chrono::duration<double> elapsed) {
+void print_results(const Options& options, const PingPong& game,
+                   const asyncverbs::CqStatistics& statistics) {
+    const std::chrono::duration<double> elapsed = game.elapsed();
     const unsigned long long bytes = 2ull * options.size * options.iterations;
     std::printf("%llu bytes in %.2f seconds = %.2f Mbit/sec\n", bytes, elapsed.count(),
                 static_cast<double>(bytes) * 8 / elapsed.count() / 1e6);
     std::printf("%u iters in %.2f seconds = %.2f usec/iter\n", options.iterations, elapsed.count(),
                 elapsed.count() * 1e6 / options.iterations);
-}
-
-void print_statistics(const Options& options, const asyncverbs::CqStatistics& statistics) {
-    const auto line = [&](const char* name, std::uint64_t count) {
+    if (options.histogram) {
+        std::printf("Round-trip times:\n%s", game.round_trips().draw().c_str());
+    }
+    const std::pair<const char*, std::uint64_t> counts[] = {{"polls", statistics.polls},
+                                                            {"arms", statistics.arms},
+                                                            {"wakes", statistics.wakes},
+                                                            {"events", statistics.events},
+                                                            {"acks", statistics.acks}};
+    std::printf("AsyncCq statistics:   total   per iter\n");
+    for (const auto& [name, count] : counts) {
         std::printf("  %-7s %12llu %10.2f\n", name, static_cast<unsigned long long>(count),
                     static_cast<double>(count) / options.iterations);
-    };
-    std::printf("AsyncCq statistics:   total   per iter\n");
-    line("polls", statistics.polls);
-    line("arms", statistics.arms);
-    line("wakes", statistics.wakes);
-    line("events", statistics.events);
-    line("acks", statistics.acks);
+    }
 }
 
 void run(const Options& options) {
@@ -76,12 +78,8 @@ void run(const Options& options) {
     loop.run(game.run());
     if (!options.is_client()) peer.wait_until_closed();
 
-    print_figures(options, game.elapsed());
+    print_results(options, game, cq.statistics());
     if (options.check) endpoint.check_received();
-    if (options.histogram) {
-        std::printf("Round-trip times:\n%s", game.round_trips().draw().c_str());
-    }
-    print_statistics(options, cq.statistics());
 }
 
 } // namespace

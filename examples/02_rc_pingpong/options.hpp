@@ -38,10 +38,11 @@ struct Options {
 
 /// Makes `app` parse into `options`, which must outlive it.
 inline void add_options(CLI::App& app, Options& options) {
-    app.description("Sends messages back and forth over a reliable connection and awaits every "
-                    "completion.\nWithout HOST it is the server and waits for one client. Options, "
-                    "handshake and output\nare those of libibverbs' ibv_rc_pingpong, which may be "
-                    "at the other end. Both ends need\nthe same --size, --mtu and --iters.");
+    app.description(
+        "Sends messages back and forth and awaits every completion. Without HOST it is the "
+        "server.\n"
+        "Options, handshake and output are those of libibverbs' ibv_rc_pingpong, which may be at\n"
+        "the other end. Both ends need the same --size, --mtu and --iters.");
     app.option_defaults()->always_capture_default()->take_last();
     const auto not_empty = [](const std::string& text) {
         return text.empty() ? std::string("must not be empty") : std::string();

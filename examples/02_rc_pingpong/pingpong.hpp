@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The ping-pong: one coroutine awaits completions and answers them, another one watches its
-// progress.
+// The ping-pong: one coroutine awaits completions and answers them, another one watches it.
 #pragma once
 
 #include "endpoint.hpp"
@@ -21,35 +20,6 @@
 namespace pingpong {
 
 using Clock = std::chrono::steady_clock;
-
-/// A line on the terminal that is rewritten in place and wiped in the end. Writes nothing if
-/// standard error is no terminal.
-class Progress {
-public:
-    explicit Progress(std::uint32_t total) noexcept : total_(total) {}
-    Progress(const Progress&) = delete;
-    Progress& operator=(const Progress&) = delete;
-    ~Progress() {
-        if (shown_) std::fputs("\r\033[K", stderr);
-    }
-
-    bool on_terminal() const noexcept { return on_terminal_; }
-
-    void show(std::uint32_t done) {
-        if (!on_terminal_ || done == 0) return;
-        const std::chrono::duration<double> elapsed = Clock::now() - start_;
-        const double seconds_each = elapsed.count() / done;
-        std::fprintf(stderr, "\r%u of %u iters, %.2f usec/iter, %.0f s left\033[K", done, total_,
-                     seconds_each * 1e6, seconds_each * (total_ - done));
-        shown_ = true;
-    }
-
-private:
-    std::uint32_t total_;
-    bool on_terminal_ = ::isatty(STDERR_FILENO) == 1;
-    bool shown_ = false;
-    Clock::time_point start_ = Clock::now();
-};
 
 class PingPong {
 public:
@@ -116,13 +86,9 @@ private:
                                      std::to_string(options_.timeout) +
                                      " s: it has ended, or has other --iters");
         }
-        ibv_wc more[16];
-        while (wc.status == IBV_WC_WR_FLUSH_ERR) {
-            const std::span<const ibv_wc> found = cq_.try_poll(more);
-            if (found.empty()) break;
-            for (const ibv_wc& each : found) {
-                if (each.status != IBV_WC_SUCCESS && wc.status == IBV_WC_WR_FLUSH_ERR) wc = each;
-            }
+        ibv_wc next;
+        while (wc.status == IBV_WC_WR_FLUSH_ERR && !cq_.try_poll({&next, 1}).empty()) {
+            if (next.status != IBV_WC_SUCCESS) wc = next;
         }
         throw std::runtime_error(
             std::string(wc.wr_id == send_id ? "send" : "receive") + " (wr_id " +
@@ -131,21 +97,36 @@ private:
             " (status " + std::to_string(wc.status) + ")");
     }
 
-    // If the peer dies while no message is on its way to it, no error is reported: nothing is
-    // retried. So break the connection from this side, which ends the exchange with an error.
+    // Shows the progress on a terminal, in a line that is erased in the end, and breaks the
+    // connection if the peer is silent. A peer that dies while no message is on its way to it
+    // causes no error, since nothing is retried.
     asyncverbs::Task<> watch() {
-        Progress progress(options_.iterations);
-        const std::chrono::milliseconds interval(progress.on_terminal() ? 250 : 1000);
-        const std::chrono::seconds timeout(options_.timeout);
+        struct Line {
+            ~Line() {
+                if (shown) std::fputs("\r\033[K", stderr);
+            }
+            bool shown = false;
+        } line;
+        const bool on_terminal = ::isatty(STDERR_FILENO) == 1;
+        const std::chrono::milliseconds interval(on_terminal ? 250 : 1000);
+        const Clock::time_point start = Clock::now();
+        Clock::time_point last_change = start;
         std::uint64_t seen = 0;
-        for (Clock::time_point last_change = Clock::now();;) {
+        for (;;) {
             co_await loop_.sleep_for(interval);
-            progress.show(received_);
-            const std::uint64_t now_seen = std::uint64_t{sent_} + received_;
-            if (now_seen != seen) {
+            if (on_terminal && received_ > 0) {
+                const std::chrono::duration<double> elapsed = Clock::now() - start;
+                const double each = elapsed.count() / received_;
+                std::fprintf(stderr, "\r%u of %u iters, %.2f usec/iter, %.0f s left\033[K",
+                             received_, options_.iterations, each * 1e6,
+                             each * (options_.iterations - received_));
+                line.shown = true;
+            }
+            if (const std::uint64_t now_seen = std::uint64_t{sent_} + received_; now_seen != seen) {
                 seen = now_seen;
                 last_change = Clock::now();
-            } else if (options_.timeout > 0 && Clock::now() - last_change >= timeout) {
+            } else if (options_.timeout > 0 &&
+                       Clock::now() - last_change >= std::chrono::seconds(options_.timeout)) {
                 peer_silent_ = true;
                 endpoint_.queue_pair().to_error();
                 co_return;
