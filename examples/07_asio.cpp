@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Completions in Asio's loop: coroutines of Asio await them as they await a timer or a socket, with
-// async_poll() and whatever token. Alice sends a message every 20 ms, Bob receives until he is
-// cancelled, both on one thread.
+// Completions in Asio's event loop: Asio's coroutines await them like a timer or a socket, with
+// async_poll() and any completion token. Alice sends a message every 20 ms, Bob receives until he
+// is cancelled, both on one thread.
 #include <asyncverbs/adapters/asio.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
@@ -27,10 +27,10 @@ using namespace asyncverbs;
 
 namespace {
 
-// One side of the conversation: a queue pair, its completions, and the text that it may use.
+// One side of the conversation: a queue pair, its completion queue, and memory for a text.
 struct Side {
     Side(asio::io_context& io, const ProtectionDomain& domain, const Slice& room)
-        : cq(io, domain.context(), 16), text(room), sge(room.sge()),
+        : cq(io, domain.context(), 16), text(room),
           queue_pair(domain, cq.completion_queue(), cq.completion_queue(),
                      {.max_send_wr = 2, .max_recv_wr = 2}) {}
 
@@ -38,7 +38,6 @@ struct Side {
 
     AsioCq<> cq;
     Slice text;
-    ibv_sge sge;
     QueuePair queue_pair;
     int received = 0;
 };
@@ -61,8 +60,7 @@ asio::awaitable<void> send_all(Side& alice, Side& bob) {
     for (int i = 1; i <= messages; ++i) {
         co_await sleep();
         std::snprintf(alice.characters(), alice.text.length, "message %d of %d", i, messages);
-        alice.queue_pair.post_send(
-            {1, nullptr, &alice.sge, 1, IBV_WR_SEND, IBV_SEND_SIGNALED, {}, {}, {}, {}});
+        alice.queue_pair.post_send(1, alice.text);
         check(co_await async_poll(alice.cq, wcs, asio::use_awaitable));
     }
     while (bob.received < messages) co_await sleep();
@@ -72,7 +70,7 @@ asio::awaitable<void> send_all(Side& alice, Side& bob) {
 asio::awaitable<void> receive_all(Side& bob) {
     std::array<ibv_wc, 1> wcs;
     for (;;) {
-        bob.queue_pair.post_recv({2, nullptr, &bob.sge, 1});
+        bob.queue_pair.post_recv(2, bob.text);
         std::error_code error;
         check(co_await async_poll(bob.cq, wcs, asio::redirect_error(asio::use_awaitable, error)));
         if (error == asio::error::operation_aborted) break;

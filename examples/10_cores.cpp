@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // cores: one executor and one completion queue per core. The cores form a ring: each sends messages
-// to the next one by RDMA, on queue pairs of its own, and shares nothing with the others but the
-// device. Where they have to speak to each other, a coroutine goes to the other core, or a function
-// is posted to it. An argument says how many cores, instead of all CPUs.
+// to the next one by RDMA, on its own queue pairs, and shares only the device with the others. To
+// reach another core, a coroutine moves to its executor, or a function is posted there. The
+// argument is the number of cores; without it, every CPU is one.
 #include <asyncverbs/executor/executor_pool.hpp>
 #include <asyncverbs/rdma.hpp>
 
@@ -27,9 +27,9 @@ constexpr std::uint64_t messages = 2000;
 constexpr std::size_t size = 64;
 constexpr QueuePairOptions one_way{.max_send_wr = 1, .max_recv_wr = 2};
 
-// All that belongs to a core, made on its thread. Its completion queue has a vector of its own, so
-// that another CPU hears of its completions than of those of its neighbours, and its memory region
-// is its own: of one that all share, all would count the references.
+// Everything of a core, created on its thread. Its completion queue has its own vector, so that its
+// interrupts go to another CPU than those of its neighbours. Its memory region is its own as well:
+// on a shared one, all cores would count references.
 struct Core {
     Core(EpollExecutor& loop, const ProtectionDomain& domain, std::size_t index)
         : executor(loop), vector(static_cast<int>(index) % domain.context().num_comp_vectors()),
@@ -52,7 +52,7 @@ struct Core {
     Operation receives[2];
 };
 
-// Visits the next core: its objects are for its thread alone.
+// Moves to the next core and back: only a core's own thread may use its objects.
 Task<> connect(Core& here, Core& next) {
     const QueuePairAddress address = here.to_next.queue_pair().local_address();
     co_await next.executor.schedule();
@@ -89,7 +89,7 @@ Task<> set_up(Cores& cores, const ProtectionDomain& domain, EpollExecutor& execu
     co_return;
 }
 
-// `sum` is of core 0, on which functions are called one after the other: no lock.
+// `sum` belongs to core 0, which calls the posted functions one after the other: no lock.
 Task<> talk(Cores& cores, std::size_t index, std::uint64_t& sum) {
     Core& core = *cores[index];
     co_await connect(core, *cores[(index + 1) % cores.size()]);

@@ -94,9 +94,6 @@ public:
     }
 
     asyncverbs::QueuePair& queue_pair() noexcept { return queue_pair_; }
-    const asyncverbs::Slice& outgoing() const noexcept { return outgoing_; }
-    const asyncverbs::Slice& incoming() const noexcept { return incoming_; }
-    unsigned send_flags() const noexcept { return send_flags_; }
 
 private:
     // ibv_rc_pingpong fills messages with this byte; --chk sets the first one of each page to 0.

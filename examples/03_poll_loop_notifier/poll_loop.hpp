@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A bare poll(2) loop, such as many programs have: it stands for the loop that is there already.
+// A bare poll(2) loop. It stands for the event loop that the program already has.
 #pragma once
 
 #include <poll.h>
@@ -14,12 +14,12 @@
 #include <system_error>
 #include <vector>
 
-// Calls whoever waits for a file descriptor. Everything on one thread, but wake().
+// Resumes coroutines that wait for a file descriptor. Single-threaded, except for wake().
 class PollLoop {
 public:
     struct Waiter {
         int fd;
-        std::stop_token stop; // requested: called although the fd is not readable
+        std::stop_token stop; // when requested, the coroutine is resumed at once
         std::coroutine_handle<> coroutine{};
         bool ready = false;
     };
@@ -35,7 +35,8 @@ public:
     void remove(Waiter& waiter) { std::erase(waiters_, &waiter); }
     void wake() noexcept { ::eventfd_write(wake_fd_, 1); } // from any thread
 
-    // Sleeps until there is something to do, or, if that comes first, for so many milliseconds.
+    // Waits until a descriptor is readable, a stop is requested or the time in milliseconds is over
+    // (-1: no limit), and resumes those that are ready.
     void run_once(int at_most = -1) {
         std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
         for (const Waiter* waiter : waiters_) fds.push_back({waiter->fd, POLLIN, 0});
@@ -45,10 +46,10 @@ public:
         eventfd_t ignored;
         ::eventfd_read(wake_fd_, &ignored);
         for (std::size_t i = 0; i < waiters_.size(); ++i) {
-            // Errors and hang-ups count as readable: whoever reads finds out.
+            // Errors and hang-ups count as readable: the read reports them.
             waiters_[i]->ready = fds[i + 1].revents != 0 || waiters_[i]->stop.stop_requested();
         }
-        // One at a time, for a coroutine that is resumed may destroy others that wait.
+        // Search again each time: a resumed coroutine may destroy other waiters.
         const auto is_ready = [](const Waiter* waiter) { return waiter->ready; };
         for (;;) {
             const auto next = std::find_if(waiters_.begin(), waiters_.end(), is_ready);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What an AsyncCq needs to live in a PollLoop: a CqNotifier. The awaiter is the loop's waiter, so
-// that a coroutine that is destroyed leaves the loop.
+// A CqNotifier that waits in a PollLoop. The awaiter is the loop's waiter, so that a coroutine
+// which is destroyed while it waits leaves the loop.
 #pragma once
 
 #include <asyncverbs/cq/cq_notifier.hpp>
@@ -33,7 +33,7 @@ private:
             return std::error_code(stop.stop_requested() ? ECANCELED : 0, std::generic_category());
         }
 
-        // A stop only wakes the loop, which then resumes the coroutine on its own thread.
+        // A stop only wakes the loop, which resumes the coroutine on its own thread.
         struct Wake {
             PollLoop& loop;
             void operator()() const noexcept { loop.wake(); }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What an AsyncCq needs to live in a GMainContext: a TimedCqNotifier. Each wait is a source of GLib
-// that calls back when the descriptor is readable, or once its ready time has come.
+// A TimedCqNotifier that waits in a GMainContext. Each wait is a source of GLib, which calls back
+// when the descriptor is readable or the ready time has come.
 #pragma once
 
 #include <asyncverbs/cq/cq_notifier.hpp>
@@ -15,7 +15,7 @@
 #include <system_error>
 #include <utility>
 
-// Nothing may be thrown out of the coroutines that it resumes: GLib is C.
+// The coroutines that it resumes must not let an exception escape: GLib is C.
 class GlibNotifier {
 public:
     GlibNotifier(GMainContext* context, int fd) : context_(context), fd_(fd) {}
@@ -38,7 +38,7 @@ private:
         void await_suspend(std::coroutine_handle<> waiting) {
             coroutine = waiting;
             source = g_unix_fd_source_new(notifier.fd_, G_IO_IN);
-            // As G_SOURCE_FUNC(&on_ready), without its C casts.
+            // Like G_SOURCE_FUNC(&on_ready), without C casts.
             const auto callback = reinterpret_cast<void (*)()>(&on_ready);
             g_source_set_callback(source, reinterpret_cast<GSourceFunc>(callback), this, nullptr);
             g_source_set_ready_time(source, deadline);
@@ -59,13 +59,13 @@ private:
             return G_SOURCE_REMOVE;
         }
         void leave() {
-            on_stop.reset(); // waits for one that runs on another thread
+            on_stop.reset(); // waits for a stop that runs on another thread
             if (source == nullptr) return;
             g_source_destroy(source);
             g_source_unref(std::exchange(source, nullptr));
         }
 
-        // From any thread: GLib wakes the loop, which then resumes the coroutine on its own.
+        // From any thread: GLib wakes the loop, which resumes the coroutine on its own thread.
         struct Stop {
             GSource* source;
             void operator()() const noexcept { g_source_set_ready_time(source, at_once); }

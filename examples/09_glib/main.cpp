@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Completions in GLib's main loop, as in a program on GTK or GStreamer: its timers and signals and
-// the coroutines take turns on one thread. GlibNotifier is all that an AsyncCq needs for that.
+// Completions in GLib's main loop, as in a program with GTK or GStreamer: its timers, its signals
+// and the coroutines run on one thread. GlibNotifier is all that an AsyncCq needs to wait in it.
 #include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
@@ -28,7 +28,7 @@ namespace {
 constexpr int messages = 5;
 constexpr std::size_t size = 64; // of each
 
-// The main loop of the program, and what it ended with.
+// The program's main loop, and the exception that ended it.
 struct Main {
     ~Main() { g_main_loop_unref(loop); }
 
@@ -47,18 +47,16 @@ struct Main {
     std::exception_ptr error;
 };
 
-// A timer of GLib's, as the program may have had before: it sends a message each time.
+// A timer of GLib that sends a message each time it fires.
 struct Sender {
     static gboolean on_tick(gpointer data) {
         auto& self = *static_cast<Sender*>(data);
         const Slice text = self.memory.slice(size * static_cast<std::size_t>(self.sent), size);
         std::snprintf(reinterpret_cast<char*>(text.address), text.length, "message %d of %d",
                       ++self.sent, messages);
-        ibv_sge sge = text.sge();
         try {
-            self.queue_pair.post_send(
-                {1, nullptr, &sge, 1, IBV_WR_SEND, IBV_SEND_SIGNALED, {}, {}, {}, {}});
-        } catch (...) { // not through GLib
+            self.queue_pair.post_send(1, text);
+        } catch (...) { // GLib is C: an exception must not pass through it
             self.main.end(std::current_exception());
             return G_SOURCE_REMOVE;
         }
@@ -71,20 +69,19 @@ struct Sender {
     int sent = 0;
 };
 
-// Prints what arrives, until it is stopped: by another thread, when all has come.
+// Prints what arrives until it is stopped, by another thread after the last message.
 Task<> receive_all(QueuePair& queue_pair, AsyncCq& cq, Slice text) {
     std::stop_source stop;
     std::jthread other;
     std::array<ibv_wc, 4> wcs;
     std::error_code error;
-    ibv_sge sge = text.sge();
-    queue_pair.post_recv({1, nullptr, &sge, 1});
+    queue_pair.post_recv(1, text);
     for (int received = 0; !error;) {
         for (const ibv_wc& wc : co_await cq.poll(wcs, error, stop.get_token())) {
             if (wc.status != IBV_WC_SUCCESS) throw std::system_error(make_wc_error(wc.status));
             if (wc.opcode != IBV_WC_RECV) continue; // a send
             std::printf("received: %s\n", reinterpret_cast<const char*>(text.address));
-            queue_pair.post_recv({1, nullptr, &sge, 1});
+            queue_pair.post_recv(1, text);
             if (++received == messages) other = std::jthread([&stop] { stop.request_stop(); });
         }
     }

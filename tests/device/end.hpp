@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One end of a connection whose other end is in another process or on another machine: its memory,
-// its queue pair, and an account of every work request.
+// One end of a connection to another process or machine: its memory, its queue pair, and the count
+// of its work requests.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -17,14 +17,14 @@
 
 namespace asyncverbs::device {
 
-/// Sends and receives are counted from 0 and complete each in the order in which they were posted,
-/// by an error or without.
+/// Sends and receives are numbered from 0. Each kind must complete in the order of the posts, with
+/// or without an error.
 class End {
 public:
-    /// Receives that are posted at any time, and sends that should be on their way at most.
+    /// The number of receives that are always posted, and of sends that may be in flight.
     static constexpr std::uint32_t window = 16;
 
-    /// CQ entries that an end needs: there may be one send more than the window.
+    /// CQ entries that an end needs; there may be one send more than the window.
     static constexpr int depth = 2 * window + 1;
 
     /// `size`: the longest message. All receives are posted when this returns.
@@ -39,25 +39,17 @@ public:
     QueuePairAddress address() const { return queue_pair_.local_address(); }
     std::uint32_t qp_num() const { return queue_pair_.qp_num(); }
 
-    /// Gives up on a peer that does not answer for two seconds, which an end may take on a busy
-    /// machine.
+    /// Retries for two seconds, since a peer on a busy machine may take that long to answer.
     void connect(const QueuePairAddress& remote) {
         queue_pair_.connect(remote, {}, {.timeout = 16, .retry_cnt = 6});
     }
 
-    /// What post_send() sends, so much of it as is said there.
+    /// The memory whose first bytes the next post_send() sends.
     std::span<std::byte> next_send() const { return send_slot(sends_posted_).bytes(); }
 
     void post_send(std::size_t length) {
-        ibv_sge sge = send_slot(sends_posted_).sge();
-        sge.length = static_cast<std::uint32_t>(length);
-        ibv_send_wr wr{};
-        wr.wr_id = sends_posted_++;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        wr.opcode = IBV_WR_SEND;
-        wr.send_flags = IBV_SEND_SIGNALED;
-        queue_pair_.post_send(wr);
+        queue_pair_.post_send(sends_posted_, send_slot(sends_posted_).slice(0, length));
+        ++sends_posted_;
     }
 
     /// The message of a receive that has completed, until post_recv().
@@ -66,18 +58,14 @@ public:
     }
 
     void post_recv() {
-        ibv_sge sge = receive_slot(receives_posted_).sge();
-        ibv_recv_wr wr{};
-        wr.wr_id = receives_posted_++ | receive_bit;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        queue_pair_.post_recv(wr);
+        queue_pair_.post_recv(receives_posted_ | receive_bit, receive_slot(receives_posted_));
+        ++receives_posted_;
     }
 
     static bool is_receive(const ibv_wc& wc) noexcept { return (wc.wr_id & receive_bit) != 0; }
 
-    /// Enters a completion into the account; throws std::runtime_error if it should not have come
-    /// now. False: it is an error.
+    /// Counts a completion. Throws std::runtime_error if another one should have come first.
+    /// Returns false if it is an error.
     bool enter(const ibv_wc& wc) {
         const std::uint64_t expected =
             is_receive(wc) ? receives_completed_++ | receive_bit : sends_completed_++;
@@ -98,7 +86,7 @@ public:
         return sends_outstanding() + receives_posted_ - receives_completed_;
     }
 
-    /// Those that were not successful, in their order.
+    /// The status of each error completion, in their order.
     const std::vector<ibv_wc_status>& errors() const noexcept { return errors_; }
     std::uint64_t failed_receives() const noexcept { return failed_receives_; }
 
@@ -112,8 +100,8 @@ private:
         return region_.slice((window + count % (window + 1)) * size_, size_);
     }
 
-    // Of a receive that was posted while the queue pair failed, soft-RoCE's kernel part knows
-    // nothing: it flushes what it finds when it is told to.
+    // A receive that is posted while the queue pair fails is unknown to soft-RoCE's kernel part,
+    // which flushes only the ones that it finds at a transition to ERR.
     void enter_error(const ibv_wc& wc) {
         if (errors_.empty()) queue_pair_.to_error();
         errors_.push_back(wc.status);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The small examples do what they say, and say what is wrong.
+// The examples without options.
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
-#include <cstdlib>
 #include <string>
 
 using asyncverbs::support::contains;
@@ -20,7 +19,7 @@ TEST_CASE("the examples run") {
     CHECK_THAT(poll_loop.output(), contains("received: message 5 of 5\nstopped"));
     CHECK(poll_loop.error().empty());
 
-    Process cores({CORES, "3"}); // more than the guest has, perhaps
+    Process cores({CORES, "3"}); // maybe more than the guest has
     CHECK(cores.wait() == 0);
     for (const char* core : {"core 0: CPU ", "core 1: CPU ", "core 2: CPU "}) {
         CHECK_THAT(cores.output(), contains(core));
@@ -29,7 +28,7 @@ TEST_CASE("the examples run") {
     CHECK(cores.error().empty());
 }
 
-TEST_CASE("the examples name a device that is not there, and those that are") {
+TEST_CASE("the examples name a missing device and the existing ones") {
     for (const char* program : {HELLO, POLL_LOOP_NOTIFIER, CORES}) {
         Process process({"env", "RDMA_DEVICE=nosuch", program});
         CHECK(process.wait() == 1);

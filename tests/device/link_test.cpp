@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Two guests on one link that loses packets, or is cut. Both run these tests, in step, as
-// `cmake/soft-roce/run --guests 2` has it; a TCP connection over the same link keeps the step.
+// Two guests on a link that loses packets or is cut. `cmake/soft-roce/run --guests 2` runs these
+// tests in both; a TCP connection over the same link keeps them in step.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
@@ -42,7 +42,7 @@ std::string environment(const char* name) {
 // 0 or 1.
 const int guest = std::stoi(environment("SOFT_ROCE_GUEST"));
 
-// The connection to the other guest's test. Failure of either end is seen by the other.
+// The connection to the other guest's test. If one end fails, the other fails, too.
 class OtherGuest {
 public:
     void exchange_addresses(End& end) {
@@ -93,7 +93,7 @@ void configure(const std::string& command) {
     }
 }
 
-// Loses so many of the packets that leave this guest.
+// Drops this percentage of the packets that leave this guest.
 class PacketLoss {
 public:
     explicit PacketLoss(int percent) {
@@ -124,8 +124,7 @@ public:
 
 constexpr std::size_t longest = 12'000; // three packets
 
-// Lengths and bytes by which a message can be told from every other one, and each of its packets
-// from every other packet.
+// Lengths and bytes that differ for every message, and for every packet of a message.
 std::size_t message_length(std::uint64_t number) { return 1 + number * 7919 % longest; }
 
 std::byte message_byte(int sender, std::uint64_t number, std::size_t i) {
@@ -133,7 +132,7 @@ std::byte message_byte(int sender, std::uint64_t number, std::size_t i) {
                                   static_cast<std::uint64_t>(sender) * 101);
 }
 
-// This guest's end: sends messages without end, or so many, and looks at what it receives.
+// This guest's end: sends messages and checks those that it receives.
 class Stream {
 public:
     explicit Stream(OtherGuest& other)
@@ -197,7 +196,7 @@ private:
     std::uint64_t received_ = 0;
 };
 
-// All that was posted has completed, by an error from the first one on.
+// Everything that was posted has completed, and after the first error only with errors.
 void check_broken(const End& end) {
     CHECK(end.outstanding() == 0);
     CHECK(end.failed_receives() == End::window);
@@ -209,7 +208,7 @@ void check_broken(const End& end) {
 
 } // namespace
 
-TEST_CASE("link: what is sent arrives, whole and in order, however many packets are lost") {
+TEST_CASE("link: messages arrive complete and in order although packets are lost") {
     constexpr std::uint64_t messages = 500;
     const int percent = GENERATE(0, 1, 5);
     CAPTURE(guest, percent);
@@ -221,15 +220,15 @@ TEST_CASE("link: what is sent arrives, whole and in order, however many packets 
         messages);
     CHECK(stream.end().errors().empty());
     CHECK((PacketLoss::dropped() > 0) == (percent > 0));
-    other.meet(); // until then it may repeat what has come, and need an answer
+    other.meet(); // until then the other end may retransmit, and need an answer
 }
 
-TEST_CASE("link: when it is cut, both ends learn the cause") {
+TEST_CASE("link: when it is cut, both ends get the cause") {
     const bool down = GENERATE(false, true);
     CAPTURE(guest, down);
     OtherGuest other;
     Stream stream(other);
-    // The cut is guest 1's to make: when it comes, not all that went to guest 0 may have arrived.
+    // Guest 1 makes the cut, at which some messages to guest 0 may not have arrived.
     if (guest == 1) stream.run_until([&] { return stream.received() >= 100; });
     {
         std::unique_ptr<PacketLoss> loss;
@@ -239,7 +238,7 @@ TEST_CASE("link: when it is cut, both ends learn the cause") {
         stream.run_until([&] { return stream.end().outstanding() == 0; });
     }
     check_broken(stream.end());
-    if (guest == 1 && down) { // whose own device has something else to say
+    if (guest == 1 && down) { // its own device reports another error
         CHECK(stream.end().errors().front() != IBV_WC_WR_FLUSH_ERR);
     } else {
         CHECK(stream.end().errors().front() == IBV_WC_RETRY_EXC_ERR);

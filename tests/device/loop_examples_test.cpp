@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The examples of other event loops do what they say, and say what is wrong.
+// The examples of other event loops.
 #include "support/catch.hpp"
 #include "support/process.hpp"
-
-#include <string>
 
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
@@ -18,7 +16,7 @@ TEST_CASE("the examples of loops run") {
     }
 }
 
-TEST_CASE("the examples of loops name a device that is not there") {
+TEST_CASE("the examples of loops name a missing device") {
     for (const char* program : {LOOP_EXAMPLES}) {
         INFO(program);
         Process process({"env", "RDMA_DEVICE=nosuch", program});
@@ -29,7 +27,7 @@ TEST_CASE("the examples of loops name a device that is not there") {
 }
 
 #ifdef IO_URING_LOOP
-TEST_CASE("the example of io_uring says so where that is forbidden") {
+TEST_CASE("the example of io_uring reports that io_uring is forbidden") {
     Process process({WITHOUT_IO_URING, IO_URING_LOOP});
     CHECK(process.wait() == 1);
     CHECK(process.error() == "error: io_uring is not available: io_uring_queue_init: "
