@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// AsyncCq on simulated verbs under real epoll: the built-in executor, and an edge-triggered
-// notifier of a loop of the test's own.
+// AsyncCq on simulated verbs under real epoll: on EpollExecutor, and edge-triggered.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/scope.hpp>
@@ -10,8 +9,8 @@
 #include <asyncverbs/verbs/device.hpp>
 
 #include <sys/epoll.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <memory>
@@ -21,17 +20,17 @@
 #include <thread>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
+#include "support/epoll.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;
 using namespace std::chrono_literals;
-using asyncverbs::support::Coroutine;
-using asyncverbs::support::counters;
-using asyncverbs::support::Counters;
+using namespace asyncverbs::support;
 
 namespace {
 
@@ -48,87 +47,32 @@ Task<> consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t count) 
     }
 }
 
-// An edge-triggered loop: an edge is reported once and remembered until somebody waits.
-class EdgeLoop {
-public:
-    EdgeLoop() : epoll_(::epoll_create1(EPOLL_CLOEXEC)) { REQUIRE(epoll_ >= 0); }
-    ~EdgeLoop() { ::close(epoll_); }
+struct Fixture {
+    explicit Fixture(int depth, const AsyncCqOptions& options = {})
+        : cq(AsyncCq::create(context, depth, executor, options)) {}
 
-    struct State {
-        bool ready = false;
-        std::coroutine_handle<> waiting;
-    };
-
-    struct Readable {
-        explicit Readable(State& s) : state(s) {}
-        ~Readable() { state.waiting = nullptr; }
-        bool await_ready() const noexcept { return state.ready; }
-        void await_suspend(std::coroutine_handle<> handle) const noexcept {
-            state.waiting = handle;
-        }
-        std::error_code await_resume() const noexcept {
-            state.ready = false;
-            return {};
-        }
-        State& state;
-    };
-
-    class Notifier {
-    public:
-        Notifier(int epoll, int fd) : state_(std::make_unique<State>()) {
-            epoll_event event{};
-            event.events = EPOLLIN | EPOLLET;
-            event.data.ptr = state_.get();
-            REQUIRE(::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
-        }
-        Readable readable(std::stop_token) { return Readable(*state_); }
-
-    private:
-        std::unique_ptr<State> state_;
-    };
-
-    Notifier notifier(int fd) { return Notifier(epoll_, fd); }
-
-    void turn() {
-        epoll_event event{};
-        if (::epoll_wait(epoll_, &event, 1, 0) != 1) return;
-        State& state = *static_cast<State*>(event.data.ptr);
-        state.ready = true;
-        if (state.waiting) std::exchange(state.waiting, nullptr).resume();
-    }
-
-private:
-    int epoll_;
+    SimulatedVerbs sim;
+    Context context = Context::open();
+    EpollExecutor executor;
+    AsyncCq cq;
+    ibv_cq* native = cq.native_handle();
 };
-
-Coroutine consume_on_edge(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t count) {
-    std::array<ibv_wc, 2> wcs{};
-    while (got.size() < count) {
-        for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
-    }
-}
 
 } // namespace
 
-TEST_CASE("AsyncCq on EpollExecutor: waits for a completion that another thread makes") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 16, executor);
+TEST_CASE("AsyncCq on EpollExecutor: waits for a completion from another thread") {
+    Fixture f(16);
     std::thread device([&] {
-        while (!sim.armed(cq.native_handle())) std::this_thread::yield();
-        sim.complete(cq.native_handle(), 42);
+        while (!f.sim.armed(f.native)) std::this_thread::yield();
+        f.sim.complete(f.native, 42);
     });
-    CHECK(executor.run(next_wr_id(cq)) == 42);
+    CHECK(f.executor.run(next_wr_id(f.cq)) == 42);
     device.join();
 }
 
 TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no allocation") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 1024, executor);
-    for (std::uint64_t id = 0; id < 1000; ++id) sim.complete(cq.native_handle(), id);
+    Fixture f(1024);
+    for (std::uint64_t id = 0; id < 1000; ++id) f.sim.complete(f.native, id);
     struct Local {
         static Task<Counters> run(AsyncCq& queue) {
             std::array<ibv_wc, 1> wcs{};
@@ -137,39 +81,36 @@ TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no al
             co_return counters() - before;
         }
     };
-    const Counters cost = executor.run(Local::run(cq));
+    const Counters cost = f.executor.run(Local::run(f.cq));
     CHECK(cost.system_calls() == 0);
     CHECK(cost.allocations == 0);
-    CHECK(cq.statistics().polls == 1000);
-    CHECK(cq.statistics().arms == 0);
+    CHECK(f.cq.statistics().polls == 1000);
+    CHECK(f.cq.statistics().arms == 0);
 }
 
 TEST_CASE("AsyncCq on EpollExecutor: a sleeping poll costs one epoll_wait and no allocation") {
     // What the verbs cost on a real device is counted on one: tests/device.
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 16, executor);
+    Fixture f(16);
     std::vector<std::uint64_t> got;
     got.reserve(200);
     bool posted = false;
     std::vector<Counters> at_arm;
     at_arm.reserve(200);
     // Each arm is followed by a completion: the consumer always sleeps, and never for long.
-    sim.on_call([&](const Call& call) {
+    f.sim.on_call([&](const Call& call) {
         if (call.verb != "ibv_poll_cq" || call.moment != Call::Moment::after) return;
-        if (!sim.armed(cq.native_handle())) {
+        if (!f.sim.armed(f.native)) {
             posted = false;
-        } else if (!posted && cq.statistics().polls % 3 != 0) {
+        } else if (!posted && f.cq.statistics().polls % 3 != 0) {
             posted = true;
             at_arm.push_back(counters());
-            sim.complete(cq.native_handle(), 1);
+            f.sim.complete(f.native, 1);
         }
     });
-    executor.run(consume(cq, got, 100));
-    sim.on_call(nullptr);
-    CHECK(cq.statistics().wakes == 100);
-    CHECK(cq.statistics().arms == 100);
+    f.executor.run(consume(f.cq, got, 100));
+    f.sim.on_call(nullptr);
+    CHECK(f.cq.statistics().wakes == 100);
+    CHECK(f.cq.statistics().arms == 100);
     const Counters total = at_arm.back() - at_arm.front();
     CHECK(total.epoll_wait == at_arm.size() - 1);
     CHECK(total.epoll_ctl == 0);
@@ -179,34 +120,29 @@ TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)",
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     const auto stale = GENERATE(0, 1, 3);
     const bool duplicates = GENERATE(false, true);
-    SimulatedVerbs sim(ProviderModel{.arm_model = model});
-    const Context context = Context::open();
-    EdgeLoop edge;
-    EpollExecutor level;
-    const bool edge_triggered = GENERATE(false, true);
-    AsyncCq cq = edge_triggered ? AsyncCq::create(context, 1024, edge)
-                                : AsyncCq::create(context, 1024, level);
+    const std::uint32_t trigger = GENERATE(std::uint32_t{0}, std::uint32_t{EPOLLET});
+    CqFixture<> f(ProviderModel{.arm_model = model});
+    Epoll epoll(f.cq->completion_queue().channel().fd(), trigger);
+    const auto run_once = [&] {
+        if (epoll.events() != 0) f.notifier.notify();
+        f.notifier.run();
+    };
     std::minstd_rand random(17);
-    std::vector<std::uint64_t> got;
+    WrIds got;
     const std::size_t count = 500;
-    const Coroutine consumer = consume_on_edge(cq, got, count);
+    const Coroutine consumer = poll_until<2>(*f.cq, got, count);
     std::uint64_t next = 0;
     while (next < count) {
-        if (stale > 0 && random() % 4 == 0) sim.push_events(cq.native_handle(), stale);
-        if (duplicates && random() % 4 == 0) sim.duplicate_events(cq.native_handle());
-        for (auto burst = random() % 5; burst > 0 && next < count; --burst) {
-            sim.complete(cq.native_handle(), next++);
+        if (stale > 0 && random() % 4 == 0) f.sim.push_events(f.native, stale);
+        if (duplicates && random() % 4 == 0) f.sim.duplicate_events(f.native);
+        // Not more than the CQ holds.
+        for (auto burst = random() % 5; burst > 0 && next < std::min(count, got.size() + 60);
+             --burst) {
+            f.complete({next++});
         }
-        if (edge_triggered) {
-            edge.turn();
-        } else {
-            level.run_once();
-        }
+        run_once();
     }
-    for (int turns = 0; turns < 2000 && !consumer.done(); ++turns) {
-        edge.turn();
-        level.run_once();
-    }
+    for (int i = 0; i < 2000 && !consumer.done(); ++i) run_once();
     REQUIRE(consumer.done());
     for (std::size_t i = 0; i < count; ++i) REQUIRE(got[i] == i);
 }
@@ -221,7 +157,7 @@ TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a nei
     struct Local {
         static Task<> keep_busy(SimulatedVerbs& sim, AsyncCq& cq, const int& others) {
             std::array<ibv_wc, 1> wcs{};
-            while (others > 0) { // for ever, if they starve
+            while (others > 0) { // without end, if they starve
                 sim.complete(cq.native_handle(), 1);
                 co_await cq.poll(wcs);
             }
@@ -248,66 +184,21 @@ TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a nei
     executor.run(Local::run(sim, executor, busy, quiet));
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: max_wait finds what a dropped event announced", "[I3]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 16, executor, {.max_wait = 2ms});
-    sim.drop_events(cq.native_handle());
-    executor.post([&] {
-        REQUIRE(sim.armed(cq.native_handle()));
-        sim.complete(cq.native_handle(), 5);
+TEST_CASE("AsyncCq on EpollExecutor: max_wait finds a completion whose event was dropped", "[I3]") {
+    Fixture f(16, {.max_wait = 2ms});
+    f.sim.drop_events(f.native);
+    f.executor.post([&] {
+        REQUIRE(f.sim.armed(f.native));
+        f.sim.complete(f.native, 5);
     });
-    CHECK(executor.run(next_wr_id(cq)) == 5);
-    CHECK(cq.statistics().events == 0);
+    CHECK(f.executor.run(next_wr_id(f.cq)) == 5);
+    CHECK(f.cq.statistics().events == 0);
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: a stop from another thread, while others get theirs", "[I7]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 1024, executor);
-    struct Local {
-        static Task<> cancellable(AsyncCq& queue, std::stop_token stop, std::size_t& delivered,
-                                  std::size_t& ended) {
-            std::array<ibv_wc, 1> wcs{};
-            std::error_code error;
-            while (!error) delivered += (co_await queue.poll(wcs, error, stop)).size();
-            REQUIRE(error == std::errc::operation_canceled);
-            ++ended;
-        }
-        static Task<> run(EpollExecutor& loop, AsyncCq& queue, SimulatedVerbs& sim) {
-            for (int round = 0; round < 100; ++round) {
-                std::stop_source stop;
-                std::size_t delivered = 0;
-                std::size_t ended = 0;
-                Scope scope;
-                for (int i = 0; i < 3; ++i) {
-                    scope.spawn(cancellable(queue, stop.get_token(), delivered, ended));
-                }
-                std::thread other([&sim, &stop, cq = queue.native_handle()] {
-                    for (int i = 0; i < 4; ++i) sim.complete(cq, 1);
-                    stop.request_stop();
-                });
-                co_await scope.join();
-                other.join();
-                std::array<ibv_wc, 8> wcs{};
-                delivered += queue.try_poll(wcs).size();
-                REQUIRE(delivered == 4);
-                REQUIRE(ended == 3);
-                co_await loop.schedule();
-            }
-        }
-    };
-    executor.run(Local::run(executor, cq, sim));
-}
-
-TEST_CASE("AsyncCq on EpollExecutor: a device that vanishes fails every waiter and spins nothing",
-          "[field-20][I5]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 16, executor);
+TEST_CASE(
+    "AsyncCq on EpollExecutor: a removed device fails every waiter, and the loop does not spin",
+    "[field-20][I5]") {
+    Fixture f(16);
     struct Local {
         static Task<std::error_code> wait(AsyncCq& queue) {
             std::array<ibv_wc, 1> wcs{};
@@ -316,14 +207,14 @@ TEST_CASE("AsyncCq on EpollExecutor: a device that vanishes fails every waiter a
             co_return error;
         }
     };
-    executor.post([&] { sim.disassociate(context.native_handle()); });
-    const auto [first, second] = executor.run(when_all(Local::wait(cq), Local::wait(cq)));
+    f.executor.post([&] { f.sim.disassociate(f.context.native_handle()); });
+    const auto [first, second] = f.executor.run(when_all(Local::wait(f.cq), Local::wait(f.cq)));
     CHECK(first == std::errc::io_error);
     CHECK(second == std::errc::io_error);
-    while (executor.run_once()) {
+    while (f.executor.run_once()) {
     }
     const Counters before = counters();
-    CHECK_FALSE(executor.run_once());
+    CHECK_FALSE(f.executor.run_once());
     CHECK((counters() - before).system_calls() == 1);
 }
 
@@ -333,8 +224,8 @@ TEST_CASE("AsyncCq: the executor may be destroyed while coroutines wait, and bef
     const Context context = Context::open();
     auto executor = std::make_unique<EpollExecutor>();
     AsyncCq cq = AsyncCq::create(context, 16, *executor);
-    std::vector<std::uint64_t> got;
-    const Coroutine consumer = consume_on_edge(cq, got, 1);
+    WrIds got;
+    const Coroutine consumer = poll_once(cq, got);
     sim.complete(cq.native_handle(), 1);
     executor.reset();
     CHECK_FALSE(consumer.done());

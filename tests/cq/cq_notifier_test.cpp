@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Archetypes of what is and what is not a notifier, and the model from the concept's documentation
-// on a loop over poll(2).
+// Types that are and are not notifiers, and the model from the concept's documentation, on a loop
+// over poll(2).
 #include <asyncverbs/cq/cq_notifier.hpp>
 
 #include <poll.h>
@@ -89,9 +89,9 @@ static_assert(!CqNotifier<Returns<Awaiter<int>>> && !CqNotifier<Returns<Awaiter<
 static_assert(TimedCqNotifier<Optional> && TimedCqNotifier<CoarserTime>);
 static_assert(TimedCqNotifier<EpollNotifier>);
 static_assert(!TimedCqNotifier<Plain>);
-static_assert(!TimedCqNotifier<DefaultArguments>, "the second argument is a time");
+static_assert(!TimedCqNotifier<DefaultArguments>, "the second argument is a duration");
 
-// The loop that the documentation imagines, over poll(2).
+// The loop that the documentation describes, over poll(2).
 class MyLoop {
 public:
     void watch(int fd, std::coroutine_handle<> waiting) { watched_.push_back({fd, waiting}); }
@@ -103,7 +103,7 @@ public:
         woken_.push_back(waiting);
         interrupt_.put();
     }
-    void turn() {
+    void run_once() {
         std::vector<pollfd> fds{{interrupt_.reader(), POLLIN, 0}};
         for (const Watch& watch : watched_) fds.push_back({watch.fd, POLLIN, 0});
         REQUIRE(::poll(fds.data(), fds.size(), 5000) > 0);
@@ -195,7 +195,7 @@ TEST_CASE("CqNotifier: the documented model waits, stops and cancels", "[cq_noti
         const Coroutine waiter = wait_once(notifier, stop.get_token(), result);
         CHECK(!result);
         pipe.put();
-        loop.turn();
+        loop.run_once();
         CHECK(result == std::error_code());
     }
     SECTION("stopped before") {
@@ -207,7 +207,7 @@ TEST_CASE("CqNotifier: the documented model waits, stops and cancels", "[cq_noti
         const Coroutine waiter = wait_once(notifier, stop.get_token(), result);
         std::thread([&] { stop.request_stop(); }).join();
         CHECK(!result);
-        loop.turn();
+        loop.run_once();
         CHECK(result == std::errc::operation_canceled);
     }
     SECTION("destroyed while it waits, readable and stopped at the same time") {
@@ -215,7 +215,7 @@ TEST_CASE("CqNotifier: the documented model waits, stops and cancels", "[cq_noti
         pipe.put();
         stop.request_stop();
         waiter.destroy();
-        loop.turn();
+        loop.run_once();
         CHECK(!result);
     }
     CHECK(loop.idle());

@@ -50,7 +50,7 @@ struct Fixture {
 
 } // namespace
 
-TEST_CASE("CqPoller: a completion that is there is polled, not armed for") {
+TEST_CASE("CqPoller: a completion that has arrived is polled without an arm") {
     Fixture f;
     f.complete(1);
     f.complete(2);
@@ -79,7 +79,7 @@ TEST_CASE("CqPoller: a completion between the poll and the arm is found by the s
     f.sim.on_call(nullptr);
 }
 
-TEST_CASE("CqPoller: an arm that is outstanding is not repeated", "[I1]") {
+TEST_CASE("CqPoller: an outstanding arm is not repeated", "[I1]") {
     Fixture f;
     REQUIRE(f.poll_or_arm() == 0);
     REQUIRE(f.poll_or_arm() == 0);
@@ -164,8 +164,9 @@ TEST_CASE("CqPoller: the event counts may wrap", "[field-28][I4]") {
     }
 }
 
-TEST_CASE("CqPoller: an event is credited to the CQ that it names, and the next one read (I3, I4)",
-          "[field-18][field-27][I3][I4]") {
+TEST_CASE(
+    "CqPoller: an event is credited to the CQ that it names, and the next one is read (I3, I4)",
+    "[field-18][field-27][I3][I4]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     const CompletionChannel channel(context);
@@ -263,8 +264,7 @@ TEST_CASE("CqPoller: busy polling finds a completion without arming") {
     CHECK(f.poller.statistics().arms == 0);
 }
 
-TEST_CASE("CqPoller: busy polling ends, and then the CQ is armed and polled once more (I1)",
-          "[I1]") {
+TEST_CASE("CqPoller: after busy polling the CQ is armed and polled once more (I1)", "[I1]") {
     Fixture f(AsyncCqOptions{.busy_poll = {.limit = 100us}});
     CHECK(f.poll_or_arm() == 0);
     CHECK(f.poller.may_wait());
@@ -277,7 +277,7 @@ TEST_CASE("CqPoller: busy polling ends, and then the CQ is armed and polled once
     CHECK(f.poller.statistics().arms == 1);
 }
 
-TEST_CASE("CqPoller: busy polling is off unless it is asked for") {
+TEST_CASE("CqPoller: busy polling is off by default") {
     Fixture f;
     CHECK(f.poll_or_arm() == 0);
     CHECK(f.poller.statistics().polls == 2);
@@ -303,9 +303,9 @@ TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {
     CHECK(f.poller.statistics().arms == 1);
 }
 
-TEST_CASE("CqPoller: a CQ that stays idle is polled for ever shorter, whatever bounds its waits") {
+TEST_CASE("CqPoller: an idle CQ is polled for shorter and shorter times, also with bounded waits") {
     Fixture f(AsyncCqOptions{.busy_poll = {.limit = 20ms, .adaptive = true}});
-    // On a busy machine perhaps not the first sleep is within the limit.
+    // On a busy machine the first sleeps may take longer than the limit.
     for (int i = 0; i < 1000 && f.poller.statistics().busy_polls == 0; ++i) {
         CHECK(f.poll_or_arm() == 0);
         f.complete(1);
@@ -313,7 +313,7 @@ TEST_CASE("CqPoller: a CQ that stays idle is polled for ever shorter, whatever b
         CHECK(f.poll_or_arm() == 1);
     }
     REQUIRE(f.poller.statistics().busy_polls > 0);
-    for (int i = 0; i < 10; ++i) { // what max_wait does
+    for (int i = 0; i < 10; ++i) { // as max_wait does
         f.poller.forget_arm();
         CHECK(f.poll_or_arm() == 0);
     }
@@ -325,7 +325,7 @@ TEST_CASE("CqPoller: a CQ that stays idle is polled for ever shorter, whatever b
 
 // --- solicited completions ---
 
-TEST_CASE("CqPoller: armed for solicited completions alone, others wake nobody", "[field-9]") {
+TEST_CASE("CqPoller: with an arm for solicited completions, others do not wake", "[field-9]") {
     Fixture f(AsyncCqOptions{.solicited_only = true});
     CHECK(f.poll_or_arm() == 0);
     f.complete(1);
@@ -335,10 +335,10 @@ TEST_CASE("CqPoller: armed for solicited completions alone, others wake nobody",
     f.sim.push(f.cq, wc, true);
     CHECK(readable(f.poller.fd()));
     CHECK(f.poller.consume());
-    CHECK(f.poll_or_arm() == 2); // what came meanwhile comes with it
+    CHECK(f.poll_or_arm() == 2); // together with the one before
     CHECK(f.poll_or_arm() == 0);
     f.sim.complete(f.cq, 3, IBV_WC_WR_FLUSH_ERR);
-    CHECK(readable(f.poller.fd())); // so does an error
+    CHECK(readable(f.poller.fd())); // an error wakes, too
 }
 
 // --- extended completion queues ---
@@ -375,7 +375,7 @@ ibv_wc receive(std::uint64_t wr_id) {
 
 } // namespace
 
-TEST_CASE("CqPoller: an extended CQ gives what ibv_poll_cq would, and timestamps") {
+TEST_CASE("CqPoller: an extended CQ gives the fields of ibv_poll_cq, and timestamps") {
     Extended f;
     const bool wall_clock = GENERATE(false, true);
     CqPoller poller(f.queue(wall_clock ? IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK
@@ -399,14 +399,14 @@ TEST_CASE("CqPoller: an extended CQ gives what ibv_poll_cq would, and timestamps
         CHECK(wc.dlid_path_bits == 7);
         CHECK(f.timestamps[i] == (1001 + i) * unit);
     }
-    CHECK(poller.poll_or_arm(f.wcs) == 1); // whoever does not want the timestamps
+    CHECK(poller.poll_or_arm(f.wcs) == 1); // without timestamps
     CHECK(f.wcs[0].wr_id == 5);
     CHECK(poller.poll_or_arm(f.wcs) == 0);
     CHECK(f.sim.armed(cq));
     CHECK(f.sim.calls("ibv_poll_cq") == 0);
 }
 
-TEST_CASE("CqPoller: of an error completion in an extended CQ only what is valid is read",
+TEST_CASE("CqPoller: only the valid fields of an error completion are read from an extended CQ",
           "[I11][field-51]") {
     Extended f;
     CqPoller poller(f.queue(IBV_WC_EX_WITH_COMPLETION_TIMESTAMP));

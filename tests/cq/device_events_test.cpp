@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// DeviceEvents, and what they do to the AsyncCqs that they concern (I10).
+// DeviceEvents, and their effect on AsyncCqs (I10).
 #include <asyncverbs/cq/device_events.hpp>
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/simulated_verbs.hpp"
@@ -22,7 +23,7 @@ using namespace asyncverbs;
 using asyncverbs::simulated::SimulatedVerbs;
 using asyncverbs::support::contains;
 using asyncverbs::support::Coroutine;
-using WrIds = std::vector<std::uint64_t>;
+using asyncverbs::support::WrIds;
 
 namespace {
 
@@ -75,7 +76,7 @@ struct Fixture {
 
 } // namespace
 
-TEST_CASE("DeviceEvents: events come in their order, whether or not somebody waits") {
+TEST_CASE("DeviceEvents: events are delivered in order, with and without a waiter") {
     Fixture f;
     f.sim.push_async_event(f.context.native_handle(), port_event(IBV_EVENT_PORT_ERR));
     f.sim.push_async_event(f.context.native_handle(), port_event(IBV_EVENT_PORT_ACTIVE));
@@ -124,7 +125,7 @@ TEST_CASE("DeviceEvents: a moved-from Context is an error") {
     CHECK_THROWS_WITH(DeviceEvents(f.context, ManualNotifier()), contains("moved from"));
 }
 
-TEST_CASE("DeviceEvents: a completion queue that fails, fails who waits for it and nobody else",
+TEST_CASE("DeviceEvents: a failed completion queue fails its own waiters, and no others",
           "[field-53][I10]") {
     Fixture f;
     const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
@@ -146,7 +147,7 @@ TEST_CASE("DeviceEvents: a completion queue that fails, fails who waits for it a
     CHECK(f.other_outcome.got == WrIds{7});
 }
 
-TEST_CASE("DeviceEvents: what an overrun queue holds is delivered before its failure",
+TEST_CASE("DeviceEvents: the completions in an overrun queue are delivered before its failure",
           "[field-53][I10]") {
     Fixture f;
     const int depth = f.cq->native_handle()->cqe;
@@ -172,14 +173,14 @@ TEST_CASE("DeviceEvents: the first error of an AsyncCq stays its error", "[I10]"
     const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
     f.sim.break_cq(f.cq->native_handle());
     CHECK(f.next() == IBV_EVENT_CQ_ERR);
-    f.sim.fail("ibv_poll_cq"); // in the turn that also hears of the event
+    f.sim.fail("ibv_poll_cq"); // in the iteration that also handles the event
     f.notifier.notify();
     f.notifier.run();
     REQUIRE(f.outcome.error);
     CHECK_THAT(f.outcome.error->what(), contains("ibv_poll_cq"));
 }
 
-TEST_CASE("DeviceEvents: a device that fails, fails all AsyncCqs of its Context", "[I10]") {
+TEST_CASE("DeviceEvents: a failed device fails all AsyncCqs of its Context", "[I10]") {
     Fixture f;
     const Context second = Context::open();
     ManualNotifier spared_notifier;
@@ -200,9 +201,9 @@ TEST_CASE("DeviceEvents: a device that fails, fails all AsyncCqs of its Context"
     CHECK_THROWS_WITH(f.next(), contains("ibv_get_async_event"));
 }
 
-TEST_CASE("DeviceEvents: an AsyncCq that was moved fails where it is, one that is gone does not") {
+TEST_CASE("DeviceEvents: an AsyncCq that was moved fails, one that was destroyed does not") {
     Fixture f;
-    const Coroutine gone = poll_until_error(*f.cq, f.outcome);
+    const Coroutine orphan = poll_until_error(*f.cq, f.outcome);
     f.cq.reset();
     f.cq.emplace(std::move(f.other));
     const Coroutine waiter = poll_until_error(*f.cq, f.other_outcome);
@@ -213,7 +214,7 @@ TEST_CASE("DeviceEvents: an AsyncCq that was moved fails where it is, one that i
     CHECK(!f.outcome.error);
 }
 
-TEST_CASE("DeviceEvents: an AsyncCq on another thread learns of it", "[I10]") {
+TEST_CASE("DeviceEvents: an AsyncCq on another thread fails", "[I10]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;

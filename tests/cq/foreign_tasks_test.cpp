@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What this library returns is awaited in coroutines of other libraries: eager ones, ones with an
-// await_transform of their own, and ones that go on on their own scheduler only.
+// Operations of this library are awaited in coroutine types of others: eager ones, ones with an
+// await_transform, and ones that continue only on their own scheduler.
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/foreign/affine_task.hpp"
@@ -28,8 +29,8 @@
 
 using namespace asyncverbs;
 using asyncverbs::support::contains;
+using asyncverbs::support::WrIds;
 using foreign::RunQueue;
-using WrIds = std::vector<std::uint64_t>;
 
 namespace {
 
@@ -50,27 +51,17 @@ static_assert(awaitable_of<foreign::EagerTask<int>, int>);
 static_assert(awaitable_of<foreign::TrackedTask<int>, int>);
 static_assert(awaitable_of<foreign::AffineTask<int>, int>);
 
-// A CQ, a loop that is run by hand, and the scheduler of the tasks that have one.
-struct Rig {
-    void complete(std::uint64_t wr_id) { sim.complete(native, wr_id); }
-
-    // What the loop does, and then the scheduler.
+// With the scheduler of the tasks that have one.
+struct Fixture : support::CqFixture<> {
     void run() {
         queue.run();
-        notifier.notify();
-        notifier.run();
+        wake();
         queue.run();
     }
-
-    simulated::SimulatedVerbs sim;
     RunQueue queue;
-    ManualNotifier notifier;
-    Context context = Context::open();
-    std::optional<AsyncCq> cq{std::in_place, CompletionQueue(context, 64), notifier};
-    ibv_cq* native = cq->native_handle();
 };
 
-// The coroutines. Their first argument is the scheduler, of which only AffineTask takes notice.
+// The coroutines. Their first argument is the scheduler; only AffineTask uses it.
 template <class Style>
 struct Bodies {
     template <class T>
@@ -98,16 +89,7 @@ struct Bodies {
         co_return wc.wr_id;
     }
 
-    // An operation that is made first, moved, and awaited later.
-    static Task<std::size_t> poll_later(RunQueue&, AsyncCq& cq) {
-        std::array<ibv_wc, 4> wcs;
-        PollOperation operation = cq.poll(wcs);
-        PollOperation moved = std::move(operation);
-        const std::span<ibv_wc> some = co_await std::move(moved);
-        co_return some.size();
-    }
-
-    // Of itself and of the library's own.
+    // Awaits a task of its own type and one of the library.
     static Task<std::size_t> nested(RunQueue& queue, AsyncCq& cq) {
         const WrIds first = co_await poll(queue, cq, 1);
         const std::size_t second = co_await library_task(cq);
@@ -119,13 +101,13 @@ struct Bodies {
         co_return some.size();
     }
 
-    static Task<int> rounds(RunQueue&, Rig& rig, int count) {
+    static Task<int> rounds(RunQueue&, Fixture& f, int count) {
         std::array<ibv_wc, 1> wcs;
         int good = 0;
         for (int round = 0; round < count; ++round) {
             const auto id = static_cast<std::uint64_t>(round);
-            if (round % 2 == 0) rig.complete(id); // there at once; else it comes while this waits
-            const std::span<ibv_wc> some = co_await rig.cq->poll(wcs);
+            if (round % 2 == 0) f.complete({id}); // ready; otherwise it arrives during the wait
+            const std::span<ibv_wc> some = co_await f.cq->poll(wcs);
             if (some.size() == 1 && some[0].wr_id == id) ++good;
         }
         co_return good;
@@ -151,205 +133,179 @@ struct Bodies {
 
 } // namespace
 
-TEMPLATE_TEST_CASE("Foreign coroutines: completions that are there", "[foreign]", Eager, Tracked,
+TEMPLATE_TEST_CASE("Foreign coroutines: completions that have arrived", "[foreign]", Eager, Tracked,
                    Affine) {
-    Rig rig;
-    rig.complete(1);
-    rig.complete(2);
-    auto task = Bodies<TestType>::poll(rig.queue, *rig.cq, 2);
+    Fixture f;
+    f.complete({1, 2});
+    auto task = Bodies<TestType>::poll(f.queue, *f.cq, 2);
     task.start();
-    rig.queue.run(); // the loop has no part in it
+    f.queue.run(); // without the loop
     REQUIRE(task.done());
     CHECK(task.get() == WrIds{1, 2});
-    CHECK(!rig.sim.armed(rig.native));
+    CHECK(!f.sim.armed(f.native));
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: completions that are waited for", "[foreign]", Eager,
-                   Tracked, Affine) {
-    Rig rig;
-    auto task = Bodies<TestType>::poll(rig.queue, *rig.cq, 3);
+TEMPLATE_TEST_CASE("Foreign coroutines: completions that arrive later", "[foreign]", Eager, Tracked,
+                   Affine) {
+    Fixture f;
+    auto task = Bodies<TestType>::poll(f.queue, *f.cq, 3);
     task.start();
-    rig.run();
+    f.run();
     CHECK(!task.done());
-    CHECK(rig.notifier.waiting());
+    CHECK(f.notifier.waiting());
     if constexpr (std::same_as<TestType, Tracked>) {
         CHECK(task.state() == foreign::TaskState::waiting);
     }
     for (std::uint64_t id = 1; id <= 3; ++id) {
         CHECK(!task.done());
-        rig.complete(id);
-        rig.run();
+        f.complete({id});
+        f.run();
     }
     REQUIRE(task.done());
     CHECK(task.get() == WrIds{1, 2, 3});
 }
 
-TEST_CASE("Foreign coroutines: one with a scheduler goes on there and not in the loop",
+TEST_CASE("Foreign coroutines: one with a scheduler continues there, not in the loop",
           "[foreign]") {
-    Rig rig;
-    auto task = Bodies<Affine>::poll(rig.queue, *rig.cq, 1);
+    Fixture f;
+    auto task = Bodies<Affine>::poll(f.queue, *f.cq, 1);
     task.start();
-    rig.run();
-    rig.complete(7);
-    rig.notifier.notify();
-    rig.notifier.run();
+    f.run();
+    f.complete({7});
+    f.wake();
     CHECK(!task.done());
-    CHECK(!rig.queue.empty());
+    CHECK(!f.queue.empty());
     SECTION("when it is run") {
-        rig.queue.run();
+        f.queue.run();
         REQUIRE(task.done());
         CHECK(task.get() == WrIds{7});
     }
-    SECTION("or never, if it is destroyed meanwhile") {
+    SECTION("or not at all, if it is destroyed meanwhile") {
         {
-            const auto gone = std::move(task);
+            const auto destroyed = std::move(task);
         }
-        CHECK(rig.queue.empty());
+        CHECK(f.queue.empty());
     }
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: an operation is moved before it is awaited", "[foreign]",
-                   Eager, Tracked, Affine) {
-    Rig rig;
-    auto task = Bodies<TestType>::poll_later(rig.queue, *rig.cq);
-    task.start();
-    rig.run();
-    CHECK(!task.done());
-    rig.complete(1);
-    rig.run();
-    REQUIRE(task.done());
-    CHECK(task.get() == 1);
-}
-
 TEMPLATE_TEST_CASE("Foreign coroutines: exceptions", "[foreign]", Eager, Tracked, Affine) {
-    Rig rig;
-    auto task = Bodies<TestType>::nested(rig.queue, *rig.cq);
+    Fixture f;
+    auto task = Bodies<TestType>::nested(f.queue, *f.cq);
     task.start();
-    rig.run();
+    f.run();
     SECTION("of the outer await, through a task of the same kind") {
-        rig.sim.fail("ibv_poll_cq");
-        rig.run();
+        f.sim.fail("ibv_poll_cq");
+        f.run();
         REQUIRE(task.done());
         CHECK_THROWS_WITH(task.get(), contains("ibv_poll_cq"));
     }
     SECTION("of the inner await, through a Task") {
-        rig.complete(1);
-        rig.run();
+        f.complete({1});
+        f.run();
         CHECK(!task.done());
-        rig.sim.fail("ibv_poll_cq");
-        rig.run();
+        f.sim.fail("ibv_poll_cq");
+        f.run();
         REQUIRE(task.done());
         CHECK_THROWS_WITH(task.get(), contains("ibv_poll_cq"));
     }
     SECTION("none") {
-        rig.complete(1);
-        rig.run();
-        rig.complete(2);
-        rig.run();
+        f.complete({1});
+        f.run();
+        f.complete({2});
+        f.run();
         REQUIRE(task.done());
         CHECK(task.get() == 2);
     }
 }
 
 TEMPLATE_TEST_CASE("Foreign coroutines: a stop", "[foreign]", Eager, Tracked, Affine) {
-    Rig rig;
+    Fixture f;
     std::stop_source stop;
     SECTION("before") {
         stop.request_stop();
-        auto task = Bodies<TestType>::poll_error(rig.queue, *rig.cq, stop.get_token());
+        auto task = Bodies<TestType>::poll_error(f.queue, *f.cq, stop.get_token());
         task.start();
-        rig.queue.run();
+        f.queue.run();
         REQUIRE(task.done());
         CHECK(task.get() == std::errc::operation_canceled);
     }
-    SECTION("meanwhile, from this thread or another, resumes it in the loop") {
+    SECTION("during the wait, from this thread or another: the loop resumes it") {
         const bool elsewhere = GENERATE(false, true);
-        auto task = Bodies<TestType>::poll_error(rig.queue, *rig.cq, stop.get_token());
+        auto task = Bodies<TestType>::poll_error(f.queue, *f.cq, stop.get_token());
         task.start();
-        rig.queue.run();
+        f.queue.run();
         if (elsewhere) {
             std::thread([&] { stop.request_stop(); }).join();
         } else {
             stop.request_stop();
         }
         CHECK(!task.done());
-        rig.run();
+        f.run();
         REQUIRE(task.done());
         CHECK(task.get() == std::errc::operation_canceled);
     }
     SECTION("as an exception") {
-        auto task = Bodies<TestType>::poll(rig.queue, *rig.cq, 1, stop.get_token());
+        auto task = Bodies<TestType>::poll(f.queue, *f.cq, 1, stop.get_token());
         task.start();
-        rig.queue.run();
+        f.queue.run();
         stop.request_stop();
-        rig.run();
+        f.run();
         REQUIRE(task.done());
         CHECK_THROWS_AS(task.get(), std::system_error);
     }
-    rig.complete(5);
-    auto next = Bodies<TestType>::poll(rig.queue, *rig.cq, 1);
+    f.complete({5});
+    auto next = Bodies<TestType>::poll(f.queue, *f.cq, 1);
     next.start();
-    rig.run();
+    f.run();
     REQUIRE(next.done());
     CHECK(next.get() == WrIds{5});
 }
 
 TEMPLATE_TEST_CASE("Foreign coroutines: destroyed while it waits, the next one gets it",
                    "[foreign]", Eager, Tracked, Affine) {
-    Rig rig;
+    Fixture f;
     {
-        auto task = Bodies<TestType>::nested(rig.queue, *rig.cq);
+        auto task = Bodies<TestType>::nested(f.queue, *f.cq);
         task.start();
-        rig.run();
-        if (GENERATE(false, true)) rig.complete(1); // and is on the way
+        f.run();
+        if (GENERATE(false, true)) f.complete({1}); // its wake is on the way
     }
-    if (rig.sim.queued_completions(rig.native) == 0) rig.complete(1);
-    auto next = Bodies<TestType>::poll(rig.queue, *rig.cq, 1);
+    if (f.sim.queued_completions(f.native) == 0) f.complete({1});
+    auto next = Bodies<TestType>::poll(f.queue, *f.cq, 1);
     next.start();
-    rig.run();
+    f.run();
     REQUIRE(next.done());
     CHECK(next.get() == WrIds{1});
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: their AsyncCq is destroyed while they wait", "[foreign]",
-                   Eager, Tracked, Affine) {
-    Rig rig;
-    auto task = Bodies<TestType>::poll(rig.queue, *rig.cq, 1);
-    task.start();
-    rig.run();
-    rig.cq.reset();
-    rig.run();
-    CHECK(!task.done());
-}
-
 TEMPLATE_TEST_CASE("Foreign coroutines: 10,000 rounds", "[foreign]", Eager, Tracked, Affine) {
     constexpr int count = 10'000;
-    Rig rig;
-    auto task = Bodies<TestType>::rounds(rig.queue, rig, count);
+    Fixture f;
+    auto task = Bodies<TestType>::rounds(f.queue, f, count);
     task.start();
-    rig.queue.run();
+    f.queue.run();
     for (std::uint64_t id = 1; !task.done() && id < count; id += 2) {
-        rig.complete(id);
-        rig.run();
+        f.complete({id});
+        f.run();
     }
     REQUIRE(task.done());
     CHECK(task.get() == count);
 }
 
 TEMPLATE_TEST_CASE("Foreign coroutines: poll_wr_id", "[foreign]", Eager, Tracked, Affine) {
-    Rig rig;
-    auto two = Bodies<TestType>::poll_wr_id(rig.queue, *rig.cq, 2);
-    auto one = Bodies<TestType>::poll_wr_id(rig.queue, *rig.cq, 1);
+    Fixture f;
+    auto two = Bodies<TestType>::poll_wr_id(f.queue, *f.cq, 2);
+    auto one = Bodies<TestType>::poll_wr_id(f.queue, *f.cq, 1);
     two.start();
     one.start();
-    rig.run();
-    rig.complete(1);
-    rig.run();
+    f.run();
+    f.complete({1});
+    f.run();
     CHECK(!two.done());
     REQUIRE(one.done());
     CHECK(one.get() == 1);
-    rig.complete(2);
-    rig.run();
+    f.complete({2});
+    f.run();
     REQUIRE(two.done());
     CHECK(two.get() == 2);
 }
@@ -386,22 +342,9 @@ TEMPLATE_TEST_CASE("Foreign coroutines: operations of a queue pair", "[foreign]"
         REQUIRE(receiver.done());
         CHECK(receiver.get() == std::errc::operation_canceled);
     }
-    SECTION("a failing verb") {
-        f.sim.fail("ibv_post_send");
-        auto sender = Bodies<TestType>::send(queue, *f.a, f.slice(0, 5));
-        sender.start();
-        run();
-        REQUIRE(sender.done());
-        CHECK_THROWS_WITH(sender.get(), contains("ibv_post_send"));
-    }
-    SECTION("destroyed while it waits") {
-        auto receiver = Bodies<TestType>::receive(queue, *f.b, f.slice(100, 64));
-        receiver.start();
-        run();
-    }
 }
 
-// On a real loop, within the library's own tasks.
+// On a real loop, within a Task.
 TEMPLATE_TEST_CASE("Foreign coroutines: on an EpollExecutor", "[foreign]", Eager, Tracked, Affine) {
     simulated::SimulatedVerbs sim;
     const Context context = Context::open();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// An operation of this library is a sender by being awaitable. What std::execution asks of such a
-// sender, and how it connects one to a receiver, is written down here in small.
+// Operations of this library are senders by being awaitable. This file has the requirements of
+// std::execution on such senders, and a small connect() that follows the standard's.
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
@@ -28,7 +29,7 @@ using asyncverbs::support::contains;
 
 namespace {
 
-// --- what is asked of a sender: [exec.awaitable], [exec.snd.concepts] ---
+// --- requirements on a sender: [exec.awaitable], [exec.snd.concepts] ---
 
 template <class R>
 constexpr bool is_coroutine_handle = false;
@@ -46,7 +47,7 @@ concept is_awaiter =
         awaiter.await_resume();
     };
 
-// The promise of the standard's adaptation: it looks for as_awaitable first, and else passes on.
+// Base of the standard's promise: uses as_awaitable() where there is one.
 template <class Derived>
 struct WithAwaitTransform {
     template <class T>
@@ -93,23 +94,24 @@ using value_of = decltype(std::declval<awaiter_of<S, EnvPromise>&>().await_resum
 static_assert(is_sender<PollOperation> && std::same_as<value_of<PollOperation>, std::span<ibv_wc>>);
 static_assert(is_sender<PollWrIdOperation> && std::same_as<value_of<PollWrIdOperation>, ibv_wc>);
 static_assert(is_sender<Operation> && std::same_as<value_of<Operation>, Completion>);
-static_assert(is_sender<Operation::Wait> && std::same_as<value_of<Operation::Wait>, Completion>);
+using OperationWait = decltype(std::declval<Operation&>().wait(std::stop_token()));
+static_assert(is_sender<OperationWait> && std::same_as<value_of<OperationWait>, Completion>);
 
 // Awaitable as an lvalue, too, and the awaiter can be moved: libunifex and QCoro need both.
 static_assert(is_awaitable<PollOperation&, EnvPromise>);
 static_assert(!is_awaitable<const PollOperation, EnvPromise>);
 static_assert(is_awaitable<PollWrIdOperation&, EnvPromise>);
 static_assert(std::move_constructible<awaiter_of<PollOperation, EnvPromise>>);
-static_assert(!is_awaitable<Operation::Wait&, EnvPromise>);
+static_assert(is_awaitable<OperationWait&, EnvPromise>);
 static_assert(is_awaitable<Operation&, EnvPromise>);
 
 template <class S>
 constexpr bool is_nothrow_sender =
     std::is_nothrow_move_constructible_v<S> && std::is_nothrow_destructible_v<S>;
 static_assert(is_nothrow_sender<PollOperation> && is_nothrow_sender<PollWrIdOperation>);
-static_assert(is_nothrow_sender<Operation> && is_nothrow_sender<Operation::Wait>);
+static_assert(is_nothrow_sender<Operation> && is_nothrow_sender<OperationWait>);
 static_assert(noexcept(std::declval<Operation>().operator co_await()));
-static_assert(noexcept(std::declval<Operation::Wait>().operator co_await()));
+static_assert(noexcept(std::declval<Operation&>().wait(std::stop_token())));
 static_assert(!std::copy_constructible<PollOperation>);
 
 // --- connect and start: [exec.connect], connect-awaitable ---
@@ -128,7 +130,7 @@ public:
         OperationState get_return_object() noexcept {
             return OperationState(std::coroutine_handle<Promise>::from_promise(*this));
         }
-        // What an awaitable may call instead of resuming: none here does.
+        // An awaitable may call it instead of resuming; none of this library does.
         std::coroutine_handle<> unhandled_stopped() noexcept {
             std::move(receiver).set_stopped();
             return std::noop_coroutine();
@@ -147,7 +149,7 @@ private:
     std::coroutine_handle<> coroutine_;
 };
 
-// Completes when the coroutine is suspended, for which the receiver may destroy it.
+// Completes while the coroutine is suspended, so that the receiver may destroy it.
 template <class Function>
 struct SuspendComplete {
     explicit SuspendComplete(Function f) noexcept : function(std::move(f)) {}
@@ -191,7 +193,7 @@ OperationState connect(Sender&& sender, Receiver receiver) {
                                                                     std::move(receiver));
 }
 
-// Keeps what it is completed with, and goes on with `then`.
+// Stores the completion, and calls `then`.
 template <class T>
 struct Outcome {
     bool done() const noexcept { return value || error || stopped; }
@@ -224,18 +226,7 @@ struct Receiver {
 
 using Polled = std::span<ibv_wc>;
 
-struct Rig {
-    void complete(std::uint64_t wr_id) { sim.complete(native, wr_id); }
-    void run() {
-        notifier.notify();
-        notifier.run();
-    }
-
-    simulated::SimulatedVerbs sim;
-    ManualNotifier notifier;
-    Context context = Context::open();
-    AsyncCq cq{CompletionQueue(context, 64), notifier};
-    ibv_cq* native = cq.native_handle();
+struct Fixture : support::CqFixture<> {
     std::array<ibv_wc, 4> wcs{};
     Outcome<Polled> outcome;
 };
@@ -243,128 +234,111 @@ struct Rig {
 } // namespace
 
 TEST_CASE("Senders: poll() completes with a value", "[senders]") {
-    Rig rig;
-    OperationState operation = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+    Fixture f;
+    OperationState operation = connect(f.cq->poll(f.wcs), Receiver<Polled>(f.outcome));
     SECTION("when it is started") {
-        rig.complete(1);
-        CHECK(!rig.outcome.done());
+        f.complete({1});
+        CHECK(!f.outcome.done());
         operation.start();
     }
     SECTION("later, by the loop") {
         operation.start();
-        CHECK(!rig.outcome.done());
-        rig.complete(1);
-        CHECK(!rig.outcome.done());
-        rig.run();
+        CHECK(!f.outcome.done());
+        f.complete({1});
+        CHECK(!f.outcome.done());
+        f.wake();
     }
-    REQUIRE(rig.outcome.value);
-    REQUIRE(rig.outcome.value->size() == 1);
-    CHECK(rig.outcome.value->front().wr_id == 1);
-    CHECK(!rig.outcome.error);
+    REQUIRE(f.outcome.value);
+    REQUIRE(f.outcome.value->size() == 1);
+    CHECK(f.outcome.value->front().wr_id == 1);
+    CHECK(!f.outcome.error);
 }
 
 TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]") {
-    Rig rig;
+    Fixture f;
     std::stop_source stop;
     OperationState operation =
-        connect(rig.cq.poll(rig.wcs, stop.get_token()), Receiver<Polled>(rig.outcome));
+        connect(f.cq->poll(f.wcs, stop.get_token()), Receiver<Polled>(f.outcome));
     SECTION("of a verb") {
-        rig.sim.fail("ibv_poll_cq", {.error = EIO});
+        f.sim.fail("ibv_poll_cq", {.error = EIO});
         operation.start();
-        REQUIRE(rig.outcome.error);
-        CHECK_THROWS_WITH(std::rethrow_exception(rig.outcome.error), contains("ibv_poll_cq"));
+        REQUIRE(f.outcome.error);
+        CHECK_THROWS_WITH(std::rethrow_exception(f.outcome.error), contains("ibv_poll_cq"));
     }
     SECTION("stopped before it is started") {
         stop.request_stop();
         operation.start();
-        CHECK(rig.outcome.code() == std::errc::operation_canceled);
+        CHECK(f.outcome.code() == std::errc::operation_canceled);
     }
     SECTION("stopped while it runs") {
         operation.start();
         stop.request_stop();
-        CHECK(!rig.outcome.done());
-        rig.run();
-        CHECK(rig.outcome.code() == std::errc::operation_canceled);
+        CHECK(!f.outcome.done());
+        f.wake();
+        CHECK(f.outcome.code() == std::errc::operation_canceled);
     }
-    CHECK(!rig.outcome.value);
-    CHECK(!rig.outcome.stopped);
+    CHECK(!f.outcome.value);
+    CHECK(!f.outcome.stopped);
 }
 
-TEST_CASE("Senders: a sender is moved as often as one likes before it is connected", "[senders]") {
-    Rig rig;
+TEST_CASE("Senders: a sender is moved many times before it is connected", "[senders]") {
+    Fixture f;
     std::vector<PollOperation> senders;
-    for (int i = 0; i < 10; ++i) senders.push_back(rig.cq.poll(rig.wcs)); // moves them around
+    for (int i = 0; i < 10; ++i) senders.push_back(f.cq->poll(f.wcs)); // moves them around
     PollOperation sender = std::move(senders.back());
-    OperationState operation = connect(std::move(sender), Receiver<Polled>(rig.outcome));
+    OperationState operation = connect(std::move(sender), Receiver<Polled>(f.outcome));
     senders.clear();
     operation.start();
-    rig.complete(3);
-    rig.run();
-    REQUIRE(rig.outcome.value);
-    CHECK(rig.outcome.value->front().wr_id == 3);
+    f.complete_and_wake({3});
+    REQUIRE(f.outcome.value);
+    CHECK(f.outcome.value->front().wr_id == 3);
 }
 
-TEST_CASE("Senders: what is not started has no effect", "[senders]") {
-    Rig rig;
+TEST_CASE("Senders: a sender that is not started has no effect", "[senders]") {
+    Fixture f;
     Outcome<Polled> never;
     {
-        const PollOperation dropped = rig.cq.poll(rig.wcs);
+        const PollOperation dropped = f.cq->poll(f.wcs);
     }
     {
-        const OperationState dropped = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(never));
+        const OperationState dropped = connect(f.cq->poll(f.wcs), Receiver<Polled>(never));
     }
-    const OperationState waits = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(never));
-    CHECK(rig.sim.calls("ibv_poll_cq") == 0);
-    CHECK(!rig.notifier.waiting());
+    const OperationState waits = connect(f.cq->poll(f.wcs), Receiver<Polled>(never));
+    CHECK(f.sim.calls("ibv_poll_cq") == 0);
+    CHECK(!f.notifier.waiting());
 
-    OperationState operation = connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+    OperationState operation = connect(f.cq->poll(f.wcs), Receiver<Polled>(f.outcome));
     operation.start();
-    rig.complete(4);
-    rig.run();
-    REQUIRE(rig.outcome.value);
+    f.complete_and_wake({4});
+    REQUIRE(f.outcome.value);
     CHECK(!never.done());
 }
 
 TEST_CASE("Senders: a receiver starts the next operation, 10,000 times", "[senders]") {
-    Rig rig;
+    Fixture f;
     int rounds = 0;
     std::optional<OperationState> operations[2];
     const auto start = [&] {
         std::optional<OperationState>& next = operations[rounds % 2];
-        next.reset(); // has completed a round ago
+        next.reset(); // completed in the round before the last
         struct Connect {
-            Rig& rig;
+            Fixture& f;
             operator OperationState() const {
-                return connect(rig.cq.poll(rig.wcs), Receiver<Polled>(rig.outcome));
+                return connect(f.cq->poll(f.wcs), Receiver<Polled>(f.outcome));
             }
         };
-        next.emplace(Connect{rig});
+        next.emplace(Connect{f});
         next->start();
     };
-    rig.outcome.then = [&] {
+    f.outcome.then = [&] {
         if (++rounds < 10'000) start();
     };
     start();
     for (std::uint64_t id = 0; rounds < 10'000 && id < 10'000; ++id) {
-        rig.complete(id);
-        rig.run();
-        REQUIRE(rig.outcome.value->front().wr_id == id);
+        f.complete_and_wake({id});
+        REQUIRE(f.outcome.value->front().wr_id == id);
     }
     CHECK(rounds == 10'000);
-}
-
-TEST_CASE("Senders: poll_wr_id()", "[senders]") {
-    Rig rig;
-    Outcome<ibv_wc> outcome;
-    OperationState operation = connect(rig.cq.poll_wr_id(2), Receiver<ibv_wc>(outcome));
-    operation.start();
-    rig.complete(1);
-    rig.run();
-    CHECK(!outcome.done());
-    rig.complete(2);
-    rig.run();
-    REQUIRE(outcome.value);
-    CHECK(outcome.value->wr_id == 2);
 }
 
 TEST_CASE("Senders: operations of a queue pair", "[senders]") {
@@ -400,20 +374,4 @@ TEST_CASE("Senders: operations of a queue pair", "[senders]") {
         f.run();
         CHECK(received.code() == std::errc::operation_canceled);
     }
-}
-
-TEST_CASE("Senders: on an EpollExecutor", "[senders]") {
-    simulated::SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq cq = AsyncCq::create(context, 64, executor);
-    std::array<ibv_wc, 4> wcs;
-    Outcome<Polled> outcome;
-    outcome.then = [&] { executor.stop(); };
-    OperationState operation = connect(cq.poll(wcs), Receiver<Polled>(outcome));
-    operation.start();
-    executor.post([&] { sim.complete(cq.native_handle(), 9); });
-    executor.run();
-    REQUIRE(outcome.value);
-    CHECK(outcome.value->front().wr_id == 9);
 }

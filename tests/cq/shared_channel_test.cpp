@@ -24,6 +24,7 @@
 #include <thread>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "proof/interleavings.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
@@ -33,10 +34,7 @@
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;
 using namespace std::chrono_literals;
-using asyncverbs::support::contains;
-using asyncverbs::support::Coroutine;
-using asyncverbs::support::Escaping;
-using WrIds = std::vector<std::uint64_t>;
+using namespace asyncverbs::support;
 
 static_assert(CqNotifier<detail::ChannelNotifier<false>>);
 static_assert(!TimedCqNotifier<detail::ChannelNotifier<false>>);
@@ -60,7 +58,7 @@ struct Fixture {
     }
     CqCounters counters(std::size_t cq) const { return sim.counters(cqs[cq]->native_handle()); }
     bool armed(std::size_t cq) const { return sim.armed(cqs[cq]->native_handle()); }
-    // What a loop does when the channel is readable.
+    // Reports the channel as readable.
     bool wake() {
         notifier.notify();
         return notifier.run();
@@ -73,22 +71,7 @@ struct Fixture {
     std::deque<std::optional<AsyncCq>> cqs;
 };
 
-Coroutine poll_once(AsyncCq& cq, WrIds& got, std::stop_token stop = {}) {
-    std::array<ibv_wc, 4> wcs{};
-    for (const ibv_wc& wc : co_await cq.poll(wcs, stop)) got.push_back(wc.wr_id);
-}
-
-Coroutine poll_on(AsyncCq& cq, WrIds& got) {
-    std::array<ibv_wc, 4> wcs{};
-    for (;;) {
-        for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
-    }
-}
-
-Coroutine poll_error(AsyncCq& cq, std::error_code& error, std::stop_token stop = {}) {
-    std::array<ibv_wc, 1> wcs{};
-    co_await cq.poll(wcs, error, stop);
-}
+Coroutine poll_on(AsyncCq& cq, WrIds& got) { return poll_until(cq, got, SIZE_MAX); }
 
 } // namespace
 
@@ -126,7 +109,7 @@ TEST_CASE("SharedChannel: the events of several CQs on one edge are all read", "
     CHECK(f.sim.queued_events(f.channel->channel().native_handle()) == 0);
 }
 
-TEST_CASE("SharedChannel: one wait for all, and none while nobody waits") {
+TEST_CASE("SharedChannel: one wait for all CQs, and none without a waiter") {
     Fixture f;
     CHECK_FALSE(f.notifier.waiting());
     WrIds first, second;
@@ -197,9 +180,9 @@ TEST_CASE("SharedChannel: events are acked in batches, each to its CQ", "[field-
     CHECK(f.counters(1).events_acked == 0);
 } // the audit: all acked before the CQs were destroyed
 
-// --- come and go ---
+// --- CQs are added and destroyed ---
 
-TEST_CASE("SharedChannel: CQs come while others wait") {
+TEST_CASE("SharedChannel: CQs are added while others wait") {
     Fixture f(1);
     std::array<WrIds, 3> got;
     const Coroutine first = poll_on(*f.cqs[0], got[0]);
@@ -217,7 +200,7 @@ TEST_CASE("SharedChannel: CQs come while others wait") {
     CHECK(got[2] == WrIds{12});
 }
 
-TEST_CASE("SharedChannel: a CQ goes while others wait", "[field-41][I8][I12]") {
+TEST_CASE("SharedChannel: a CQ is destroyed while others wait", "[field-41][I8][I12]") {
     const bool completes = GENERATE(false, true); // its event is in the channel, unread
     Fixture f;
     WrIds first, second;
@@ -232,7 +215,7 @@ TEST_CASE("SharedChannel: a CQ goes while others wait", "[field-41][I8][I12]") {
     CHECK(second == WrIds{2});
 }
 
-TEST_CASE("SharedChannel: a CQ goes with an event that was read and that nobody took",
+TEST_CASE("SharedChannel: a CQ is destroyed with an event that was read and not taken",
           "[field-25][I4]") {
     Fixture f;
     WrIds first, second;
@@ -240,7 +223,7 @@ TEST_CASE("SharedChannel: a CQ goes with an event that was read and that nobody 
     leaving.reset(); // its CQ is armed
     const Coroutine staying = poll_on(*f.cqs[1], second);
     f.complete(0, 1);
-    f.wake(); // reads the event of the first, for which nobody waits
+    f.wake(); // reads the event of the first CQ, which has no waiter
     ibv_cq* const native = f.cqs[0]->native_handle();
     f.cqs[0].reset();
     CHECK(f.sim.counters(native).events_reported == 1);
@@ -248,7 +231,7 @@ TEST_CASE("SharedChannel: a CQ goes with an event that was read and that nobody 
     CHECK(f.notifier.waiting());
 }
 
-TEST_CASE("SharedChannel: an event for a queue that no AsyncCq has any more is acked", "[I4]") {
+TEST_CASE("SharedChannel: an event of a queue without an AsyncCq is acked", "[I4]") {
     Fixture f;
     const std::shared_ptr<ibv_cq> kept = f.cqs[0]->completion_queue().shared_handle();
     WrIds first, second;
@@ -360,8 +343,7 @@ TEST_CASE("SharedChannel: stops again and again, with one CQ that stays", "[I7]"
 
 // --- errors ---
 
-TEST_CASE("SharedChannel: a channel that fails, fails all its CQs, now and later",
-          "[field-44][I5]") {
+TEST_CASE("SharedChannel: a failing channel fails all its CQs, now and later", "[field-44][I5]") {
     Fixture f;
     std::error_code first, second, later;
     const Coroutine on_first = poll_error(*f.cqs[0], first);
@@ -414,7 +396,7 @@ TEST_CASE("SharedChannel: an exception that escapes a coroutine concerns its CQ 
     CHECK(last == WrIds{2, 12});
 }
 
-TEST_CASE("SharedChannel: an exception escapes from the last that used it", "[I8][I12]") {
+TEST_CASE("SharedChannel: an exception escapes after everything else was destroyed", "[I8][I12]") {
     Fixture f(1);
     f.channel.reset();
     const Escaping escaping = Escaping::run(f.cqs[0], true);
@@ -440,7 +422,7 @@ TEST_CASE("SharedChannel: bad input") {
                       contains("of another completion queue"));
 }
 
-TEST_CASE("SharedChannel: whoever waits for a CQ by its notifier can be destroyed", "[field-41]") {
+TEST_CASE("SharedChannel: a coroutine that awaits the notifier can be destroyed", "[field-41]") {
     Fixture f(0);
     const CompletionQueue queue(f.context, 8, f.channel->channel());
     auto notifier = f.channel->notifier(queue);
@@ -512,7 +494,7 @@ TEST_CASE("SharedChannel: on an EpollExecutor, random bursts over many CQs", "[I
     CHECK(got == total);
 }
 
-TEST_CASE("SharedChannel: max_wait finds what a dropped event would have told", "[I3]") {
+TEST_CASE("SharedChannel: max_wait finds a completion whose event was dropped", "[I3]") {
     SimulatedVerbs sim;
     EpollExecutor loop;
     const Context context = Context::open();
@@ -527,7 +509,8 @@ TEST_CASE("SharedChannel: max_wait finds what a dropped event would have told", 
         }
     };
     WrIds got;
-    const Coroutine parked = poll_on(unbounded, got); // the hub waits without a bound already
+    const Coroutine parked =
+        poll_on(unbounded, got); // the channel is awaited without a bound already
     sim.drop_events(bounded.native_handle());
     loop.post([&] { sim.complete(bounded.native_handle(), 3); });
     CHECK(loop.run(Local::next(bounded)) == 3);
@@ -565,7 +548,7 @@ TEST_CASE("SharedChannel: a CQ that is always ready starves neither its channel 
     CHECK(busy.statistics().polls < 10'000);
 }
 
-// --- every order of what may happen to three CQs ---
+// --- every order of steps with three CQs ---
 
 namespace {
 
@@ -593,7 +576,7 @@ std::string play(const ProviderModel& provider, const std::vector<int>& schedule
         consumers[i] = Local::consume(*f.cqs[i], got[i], errors[i], stops[i].get_token());
     };
     const auto run = [&] { // as a level-triggered loop would
-        for (int turns = 0; turns < 20; ++turns) {
+        for (int iterations = 0; iterations < 20; ++iterations) {
             const bool readable = f.sim.queued_events(f.channel->channel().native_handle()) > 0;
             if (readable) f.notifier.notify();
             if (!f.notifier.run()) return;
@@ -611,7 +594,7 @@ std::string play(const ProviderModel& provider, const std::vector<int>& schedule
             stops[i].request_stop();
             break;
         case 2:
-            if (i == 2 && f.cqs[2]) start(2); // the one that comes late, or once more
+            if (i == 2 && f.cqs[2]) start(2); // later than the others, or again
             if (i != 2) f.cqs[i].reset();
             break;
         case 3:

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Counts what was allocated by operator new and not yet deleted: a coroutine frame that is left
-// behind counts, and so does everything else.
+// The number of live allocations by operator new, coroutine frames included.
 #pragma once
 
 namespace asyncverbs::proof {

@@ -15,7 +15,7 @@ std::chrono::nanoseconds now = beginning; // the explorer has one thread
 void asyncverbs::proof::restart_clock() noexcept { now = beginning; }
 void asyncverbs::proof::advance_clock(std::chrono::nanoseconds time) noexcept { now += time; }
 
-// What std::chrono::steady_clock asks, in the place of that of the C library.
+// Called by std::chrono::steady_clock; replaces the function of the C library.
 extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
     if (clock != CLOCK_MONOTONIC) {
         return static_cast<int>(::syscall(SYS_clock_gettime, clock, time));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The time that the code under exploration sees: it does not flow, but passes by a nanosecond with
-// each look at a steady clock, so that a schedule that depends on it repeats itself.
+// The steady clock of the explored code: it advances by a nanosecond with each reading, so that a
+// schedule that depends on the time is repeatable.
 #pragma once
 
 #include <chrono>

@@ -13,7 +13,7 @@ using simulated::ArmModel;
 constexpr int most_waiters = 3;
 constexpr int longest_span = 4;
 
-// What happens besides the waiters' starts and the completions.
+// The steps beside the starts of the waiters and the completions.
 struct Scenario {
     int selective = 0;
     std::vector<Step> steps;
@@ -108,15 +108,16 @@ bool shares(const Scenario& scenario) {
     return scenario.setting == Setting::shared || scenario.setting == Setting::held;
 }
 
-// Whether there are so many points at which a step can be taken that one completion has to do: two
-// CQs, or many polls, and a step that is not the program's.
+// Whether a step can be taken at so many points that one completion must be enough: two CQs, or
+// many polls, and a step that is not the program's.
 bool among_many(const Scenario& scenario) {
     return scenario.setting != Setting::plain && scenario.setting != Setting::handler &&
            scenario.steps.size() == 1 && info(scenario.steps.front()).actor != Actor::program;
 }
 
-// How many completions there are: what the steps of the scenario leave of the bound. The simplest
-// one gets one more. With a third waiter there is one less, unless nothing but that counts.
+// The number of completions: the bound less the steps of the scenario. The plain scenario with one
+// waiter gets one more; with a third waiter there is one less, unless the scenario is about
+// waiters.
 int completions_for(int bound, int waiters, const Scenario& scenario) {
     const int left = bound - static_cast<int>(scenario.steps.size());
     const bool plain = scenario.selective == 0 && scenario.steps.empty();
@@ -130,8 +131,8 @@ int completions_for(int bound, int waiters, const Scenario& scenario) {
     return left - (waiters == most_waiters && !about_waiters ? 1 : 0);
 }
 
-// Not everything is tried with everything: only the plainest loops see two other things at once, or
-// one with many waiters; a wait that does not suspend is the same for many waiters as for one.
+// Not every combination is tried: only the simple loops have two other steps at once, or one with
+// many waiters; a wait that does not suspend is the same for many waiters as for one.
 bool left_out(const Scenario& scenario, int waiters, Trigger trigger) {
     const std::size_t others = scenario.steps.size();
     if (shares(scenario) && waiters != 2) return true; // one for each CQ

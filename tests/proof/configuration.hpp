@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What is explored: which setting, device, loop and waiters, and which steps there are to
-// interleave.
+// What is explored: the setting, the device, the loop, the waiters, and the steps to interleave.
 #pragma once
 
 #include <array>
@@ -16,21 +15,21 @@
 namespace asyncverbs::proof {
 
 // How the loop learns that the channel is readable, all by real epoll: level-triggered; by edges,
-// which it tells of in its next turn; by edges, where a wait does not suspend if there was one
-// before; or the EpollExecutor.
+// reported in the next iteration; by edges, where a wait does not suspend if there was an edge
+// before; or EpollExecutor.
 enum class Trigger : std::uint8_t { level, edge, edge_at_once, executor };
 inline constexpr std::array<std::string_view, 4> trigger_names = {"level", "edge", "edge-at-once",
                                                                   "executor"};
 
-// What is explored besides one AsyncCq with a channel of its own.
+// Variations of one AsyncCq that has a channel to itself.
 enum class Setting : std::uint8_t {
     plain,
-    shared,    // two AsyncCqs on a SharedChannel; the second one comes with its waiter
-    held,      // the same, and the CQs outlive their AsyncCqs, as those of a queue pair do
+    shared,    // two AsyncCqs on a SharedChannel; the second is created with its waiter
+    held,      // the same, and the CQs outlive their AsyncCqs, as with a queue pair
     handler,   // the last waiter is a completion handler, as a Router installs one
     busy,      // an empty CQ is polled for a while before it is armed
-    adaptive,  // the same, for as long as it has paid
-    solicited, // armed for solicited completions alone
+    adaptive,  // the same, with BusyPoll::adaptive
+    solicited, // armed for solicited completions only
 };
 inline constexpr std::array<std::string_view, 7> setting_names = {
     "", "shared", "held", "handler", "busy", "adaptive", "solicited"};
@@ -40,9 +39,9 @@ struct Configuration {
     Trigger trigger = Trigger::level;
     Setting setting = Setting::plain;
     int waiters = 1;
-    int span = 1;      // how many completions a poll has room for
-    int selective = 0; // so many wait by wr_id first: for the last completion, the one before
-    std::array<std::uint8_t, step_count> budget{}; // how often each step is taken
+    int span = 1;      // completions that a poll has room for
+    int selective = 0; // waiters that poll by wr_id first: for the last completion, the one before
+    std::array<std::uint8_t, step_count> budget{}; // how many times each step is taken
     std::string scenario;                          // the steps by name
     std::string name;
 
@@ -51,7 +50,7 @@ struct Configuration {
     int queues() const { return shares() ? 2 : 1; }
 };
 
-// Everything within a bound on the steps of a schedule, the waiters' starts not counted.
+// All configurations for a bound on the steps of a schedule; the starts of waiters do not count.
 std::vector<Configuration> configurations(int bound);
 
 } // namespace asyncverbs::proof

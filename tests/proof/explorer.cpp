@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // Runs AsyncCq through every interleaving of its waiters, its device, its loop and other threads,
-// up to a number of steps, and checks in each what must hold. See step.hpp for the steps,
-// configuration.hpp for what they are combined with, and properties.hpp for what is checked.
+// up to a number of steps, and checks the properties in each. See step.hpp for the steps,
+// configuration.hpp for their combinations, and properties.hpp for the checks.
 #include "proof/allocations.hpp"
 #include "proof/clock.hpp"
 #include "proof/configuration.hpp"
@@ -40,10 +40,10 @@ constexpr const char* usage =
 usage: explorer [--steps N] [--filter TEXT]
        explorer --replay SCHEDULE
 
-  --steps N          the bound on steps per schedule, 1 to 6; waiters start besides
+  --steps N          the bound on steps per schedule, 1 to 6, without the starts of waiters
   --filter TEXT      only configurations whose name contains TEXT; a name is
                      ARM-MODEL/TRIGGER/WAITERSxSPAN/SCENARIO/STEPS
-  --replay SCHEDULE  runs one schedule, as a failure names it, and tells what happens
+  --replay SCHEDULE  runs one schedule, as printed by a failure, with a log
   --help             this text
 
 Exit status: 0 all schedules passed, 1 one failed, 2 bad usage.
@@ -55,7 +55,7 @@ struct Options {
     std::string_view replay;
 };
 
-// The run in progress, for when it ends in a crash.
+// The run in progress, for the report of a crash.
 const Run* current = nullptr;
 
 void crashed(int signal) {
@@ -90,7 +90,7 @@ void run_one(const Configuration& configuration, Schedule& choices, std::uint64_
         run_in_world(configuration, schedule, sim);
         audit(schedule, sim);
     } catch (const std::exception& error) {
-        schedule.violated("no exception but those that AsyncCq documents", error.what());
+        schedule.violated("only documented exceptions are thrown", error.what());
     }
     if (const long left = live_allocations() - before; left != 0) {
         schedule.violated(property::leak, std::to_string(left) + " allocations");
@@ -101,7 +101,7 @@ void run_one(const Configuration& configuration, Schedule& choices, std::uint64_
 
 using Counts = std::map<std::string, std::array<std::uint64_t, trigger_names.size()>>;
 
-// Counts the schedules on from `count`.
+// Continues to count the schedules from `count`.
 std::uint64_t explore(const Configuration& configuration, std::uint64_t count) {
     Schedule choices;
     do {
@@ -126,7 +126,8 @@ void print(const Counts& counts) {
 }
 
 int explore(const Options& options) {
-    const auto begin = std::chrono::system_clock::now(); // the steady one is the explored code's
+    const auto begin =
+        std::chrono::system_clock::now(); // the steady clock is that of the explored code
     Counts counts;
     std::uint64_t total = 0;
     std::size_t explored = 0;
@@ -191,7 +192,7 @@ Options parse(int argc, char** argv) {
 
 } // namespace asyncverbs::proof
 
-// run_one() has taken them all.
+// run_one() takes all problems before.
 void asyncverbs::simulated::report_problem(const std::string& problem) {
     std::fprintf(stderr, "explorer: %s\n", problem.c_str());
     std::abort();

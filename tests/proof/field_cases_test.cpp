@@ -21,8 +21,8 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 #include "support/epoll.hpp"
+#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using simulated::ArmModel;

@@ -47,7 +47,7 @@ public:
         return waiting_ != nullptr &&
                (ready_ || timed_out_ || waiting_->stop.stop_requested() || proof::readable(epoll_));
     }
-    void turn() override;
+    void run_once() override;
     void stop() override { stopped_ = true; }
     bool bounded_wait() const override { return waiting_ != nullptr && waiting_->bounded; }
     bool pass_time() override { return timed_out_ = bounded_wait(); }
@@ -68,7 +68,7 @@ private:
                 return true;
             }
             if (loop.trigger_ != Trigger::edge_at_once) return false;
-            loop.look();
+            loop.poll_descriptor();
             return std::exchange(loop.ready_, false);
         }
         void await_suspend(std::coroutine_handle<> handle) {
@@ -116,8 +116,8 @@ private:
         return ::epoll_ctl(epoll_, operation, fd, &event) == 0 ? 0 : errno;
     }
 
-    // Level: as it is now. Edge: one that was seen is remembered until it is told of.
-    void look() {
+    // Level: the state now. Edge: an edge is remembered until it is reported.
+    void poll_descriptor() {
         epoll_event event{};
         const bool seen = ::epoll_wait(epoll_, &event, 1, 0) == 1;
         ready_ = seen || (ready_ && trigger_ != Trigger::level);
@@ -134,10 +134,10 @@ private:
     bool stopped_ = false;
 };
 
-void SimpleLoop::turn() {
+void SimpleLoop::run_once() {
     if (!stopped_) {
-        look();
-        watcher_.loop_looked();
+        poll_descriptor();
+        watcher_.loop_polled();
     }
     if (std::exchange(stopped_, false)) return;
     if (waiting_ == nullptr) return; // destroyed meanwhile
@@ -147,7 +147,7 @@ void SimpleLoop::turn() {
     wait.coroutine.resume();
 }
 
-// Where more than one thing has happened, a notifier may tell of either.
+// If more than one thing has happened, a notifier may report any of them.
 std::error_code SimpleLoop::choose_result(const Wait& wait) {
     std::array<std::error_code, 3> results;
     std::size_t count = 0;
@@ -161,7 +161,7 @@ std::error_code SimpleLoop::choose_result(const Wait& wait) {
     return result;
 }
 
-// The one that users run, waiting for the channel as AsyncCq::create() makes it wait.
+// EpollExecutor, which waits for the channel as AsyncCq::create() sets it up.
 class ShippedLoop : public Loop {
 public:
     ShippedLoop(bool may_stop, Watcher& watcher) : may_stop_(may_stop), watcher_(watcher) {}
@@ -176,14 +176,14 @@ public:
                                                                std::move(notifier));
     }
     bool pending() override { return readable(executor_.native_handle()); }
-    void turn() override;
+    void run_once() override;
     void stop() override { executor_.stop(); }
 
 private:
-    // What was ready before the turn is resumed before what the turn finds to be ready.
+    // Is ready before the iteration, so it is resumed before what the iteration finds ready.
     static support::Coroutine neighbour(ShippedLoop& loop) {
         co_await loop.executor_.sleep_for(std::chrono::seconds(0));
-        loop.watcher_.loop_looked();
+        loop.watcher_.loop_polled();
     }
 
     const bool may_stop_;
@@ -193,13 +193,13 @@ private:
     std::optional<support::Coroutine> neighbour_;
 };
 
-void ShippedLoop::turn() {
+void ShippedLoop::run_once() {
     if (!neighbour_ || neighbour_->done()) neighbour_ = neighbour(*this);
     if (!may_stop_) {
         executor_.run_once();
         return;
     }
-    // A run that ends by itself, unless it is stopped before.
+    // A run that ends itself, unless it is stopped before.
     if (!std::exchange(end_posted_, true)) {
         executor_.post([this] {
             end_posted_ = false;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The event loops under which AsyncCq is explored, as the world drives them: turn by turn, each
-// wait being watched.
+// The event loops under which AsyncCq is explored. The world runs them iteration by iteration and
+// observes each wait.
 #pragma once
 
 #include <asyncverbs/coro/awaitable.hpp>
@@ -22,15 +22,15 @@
 
 namespace asyncverbs::proof {
 
-// Whoever is told what a loop does, and may take steps meanwhile.
+// Observes a loop; each call may take steps.
 class Watcher {
 public:
-    // A wait for an event of `cq`; null: for one of any CQ on a SharedChannel.
+    // A wait for an event of `cq`; null: of any CQ on a SharedChannel.
     virtual void wait_begins(const ibv_cq* cq) = 0;
     virtual void wait_suspended(const ibv_cq* cq) = 0;
     virtual void wait_ends(const ibv_cq* cq, const std::error_code& result) = 0;
-    // The loop knows what is ready, and has not resumed it yet: other coroutines may run.
-    virtual void loop_looked() = 0;
+    // The loop knows what is ready and has not resumed it yet: other coroutines may run.
+    virtual void loop_polled() = 0;
     virtual std::size_t choose(std::size_t options) = 0;
     virtual void not_deregistered(int error) = 0;
 
@@ -38,7 +38,7 @@ protected:
     ~Watcher() = default;
 };
 
-// Where the CQs of an AsyncCq get their events from.
+// A channel on which several AsyncCqs are made.
 class Channel {
 public:
     virtual ~Channel() = default;
@@ -54,19 +54,19 @@ public:
     virtual AsyncCq adopt(CompletionQueue cq, const AsyncCqOptions& options) = 0;
     // A SharedChannel that this loop waits for.
     virtual std::unique_ptr<Channel> share(CompletionChannel channel) = 0;
-    // Whether a turn would resume anything.
+    // Whether run_once() would resume anything.
     virtual bool pending() = 0;
-    virtual void turn() = 0;
-    // Ends the turn in progress, or the next one before it begins.
+    virtual void run_once() = 0;
+    // Ends the iteration in progress, or the next one before it begins.
     virtual void stop() = 0;
-    // The bounded wait that is outstanding is over; false if there is none.
+    // Ends the outstanding bounded wait; false if there is none.
     virtual bool pass_time() { return false; }
     virtual bool bounded_wait() const { return false; }
 };
 
 std::unique_ptr<Loop> make_loop(const Configuration& configuration, Watcher& watcher);
 
-// `Operation` as the notifier returned it, watched.
+// The notifier's operation, observed.
 template <class Operation>
 class WatchedWait {
 public:
@@ -102,7 +102,7 @@ private:
     detail::awaiter_t<Operation> awaiter_; // may refer to the operation
 };
 
-// A notifier whose waits are watched.
+// A notifier whose waits are observed.
 template <class Notifier>
 class Watched {
 public:

@@ -60,18 +60,18 @@ void Properties::armed() {
 void Properties::event_read() {
     arm_outstanding_ = false;
     empty_since_arm_ = false;
-    let_go_ = false; // it is to be acked
+    released_ = false; // this event must be acked
     if (configuration_.setting == Setting::solicited && wakes_owed_-- == 0) {
-        run_.violated(property::solicited, "an event, but nothing solicited had arrived");
+        run_.violated(property::solicited, "an event, but no solicited completion has arrived");
     }
 }
 
 void Properties::acked(bool all) {
-    if (closing_ && all) let_go_ = true;
+    if (closing_ && all) released_ = true;
 }
 
 void Properties::touched() const {
-    if (let_go_) {
+    if (released_) {
         run_.violated(property::last_touch,
                       "once all events are acked, another thread may destroy the CQ");
     }
@@ -102,15 +102,16 @@ void Properties::leave(int waiter) {
 
 void Properties::ends(int waiter, std::span<const WrId> delivered, const std::error_code& error) {
     const Waiter& state = at(waiter);
-    if (closing_) run_.violated(property::closed, waiter_name(waiter) + " was");
+    if (closing_) run_.violated(property::closed, waiter_name(waiter));
     if (!state.waiting) run_.violated(property::once, waiter_name(waiter) + " was resumed twice");
     if (error) {
         check_error(waiter, error);
     } else if (state.cancelled_before) {
         run_.violated(property::cancel_first,
-                      waiter_name(waiter) + " was given a completion, though cancelled before");
+                      waiter_name(waiter) + " got a completion, but was cancelled before the poll");
     } else if (state.failed_before) {
-        run_.violated(property::failure, waiter_name(waiter) + " came later and got no error");
+        run_.violated(property::failure,
+                      waiter_name(waiter) + " polled after the error and did not get it");
     } else if (state.wanted != 0) {
         if (delivered.size() != 1 || delivered.front() != state.wanted) {
             run_.violated(property::wr_id,
@@ -120,18 +121,18 @@ void Properties::ends(int waiter, std::span<const WrId> delivered, const std::er
             run_.violated(property::once, std::to_string(state.wanted) + " was delivered before");
         }
     } else {
-        check_turn(waiter);
+        check_order(waiter);
         take(delivered);
     }
     leave(waiter);
 }
 
-/// Whoever came earlier and still waits has been cancelled.
-void Properties::check_turn(int waiter) const {
+// An earlier waiter that still waits must have been cancelled.
+void Properties::check_order(int waiter) const {
     for (const int earlier : line_) {
         if (earlier == waiter) return;
         if (!at(earlier).cancelled) {
-            run_.violated(property::turn,
+            run_.violated(property::fifo,
                           waiter_name(waiter) + " was served before " + waiter_name(earlier));
         }
     }
@@ -140,25 +141,26 @@ void Properties::check_turn(int waiter) const {
 void Properties::check_error(int waiter, const std::error_code& error) {
     if (error == std::errc::operation_canceled) {
         if (std::exchange(at(waiter).cancelled, false)) return; // a handler stays
-        run_.violated(property::cancel, waiter_name(waiter) + " was not");
+        run_.violated(property::cancel, waiter_name(waiter) + " was not cancelled");
     }
     if (error == std::errc::io_error && failed_) {
         failure_is_known_ = true;
         return;
     }
     run_.violated(property::failure,
-                  waiter_name(waiter) + " got \"" + error.message() + "\" for no reason");
+                  waiter_name(waiter) + " got \"" + error.message() + "\" without a cause");
 }
 
-/// Completions that anybody may have are the oldest ones that nobody waits for by wr_id.
+// A poll for any completion gives the oldest ones that no waiter wants by wr_id.
 void Properties::take(std::span<const WrId> ids) {
-    if (ids.empty()) run_.violated(property::once, "a poll gave nothing, and no error");
+    if (ids.empty()) run_.violated(property::once, "a poll gave neither a completion nor an error");
     for (const WrId id : ids) {
         if (!undelivered_.contains(id)) {
-            run_.violated(property::once, "completion " + std::to_string(id) + " came twice");
+            run_.violated(property::once,
+                          "completion " + std::to_string(id) + " was delivered twice");
         }
         if (reserved(id)) {
-            run_.violated(property::turn, "somebody waited for completion " + std::to_string(id));
+            run_.violated(property::fifo, "a waiter polls for completion " + std::to_string(id));
         }
         const auto oldest =
             std::ranges::find_if_not(undelivered_, [this](WrId older) { return reserved(older); });
@@ -183,12 +185,12 @@ bool Properties::left_behind(WrId id) const { return waited_for(id) && !quiet_.c
 
 void Properties::closes() { closing_ = true; }
 
-bool Properties::someone_waits_in_vain() const {
+bool Properties::any_left_behind() const {
     return std::ranges::any_of(undelivered_, [this](WrId id) { return left_behind(id); });
 }
 
 void Properties::at_rest(bool cq_armed) const {
-    if (closing_) return; // who still waits never resumes
+    if (closing_) return; // the remaining waiters are never resumed
     bool anyone = false;
     for (int waiter = 1; waiter <= static_cast<int>(waiters_.size()); ++waiter) {
         if (!at(waiter).waiting) continue;
@@ -201,10 +203,11 @@ void Properties::at_rest(bool cq_armed) const {
     for (const WrId id : undelivered_) {
         if (left_behind(id)) {
             run_.violated(property::wake, "completion " + std::to_string(id) +
-                                              " is there, a waiter waits, and nothing moves");
+                                              " has arrived, a waiter waits, and nothing runs");
         }
     }
-    if (anyone && !cq_armed) run_.violated(property::armed, "the next one would wake nobody");
+    if (anyone && !cq_armed)
+        run_.violated(property::armed, "the next completion would not wake it");
 }
 
 void Properties::drained(std::span<const WrId> ids) {

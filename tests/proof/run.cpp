@@ -19,7 +19,7 @@ void Run::violated(std::string_view property, std::string_view detail) const {
         std::fflush(stdout);
         std::_Exit(1);
     }
-    // Alone, from its text, in a new process: that it replays is part of the report.
+    // Replay it from its text in a new process: this also shows that it is repeatable.
     const std::string replay = text();
     std::printf("\nSchedule %llu fails. explorer --replay %s:\n\n",
                 static_cast<unsigned long long>(number_), replay.c_str());

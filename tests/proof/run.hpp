@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// One schedule while it runs: where its choices come from, what is told of it, and what becomes of
-// it when a property does not hold.
+// One schedule while it runs: its choices, its log, and the report if a property does not hold.
 #pragma once
 
 #include <cstddef>
@@ -20,20 +19,20 @@ namespace asyncverbs::proof {
 
 class Run {
 public:
-    // The `number`th of an exploration, or 0: the one that is replayed, with its narration.
+    // Schedule `number` of an exploration; 0: a replay, with a log.
     Run(const Configuration& configuration, Schedule& schedule, std::uint64_t number)
         : configuration_(configuration), schedule_(schedule), number_(number) {}
 
     std::size_t choose(std::size_t options) { return schedule_.choose(options); }
 
     bool narrated() const { return number_ == 0; }
-    // A line of the narration; `level` is how deep in the program it happens.
+    // A line of the log; `level` is its indentation.
     void tell(int level, const std::string& line) const;
 
-    // Ends the process with status 1, after the schedule was replayed with its narration.
+    // Replays the schedule with a log, then ends the process with status 1.
     [[noreturn]] void violated(std::string_view property, std::string_view detail) const;
 
-    // What --replay takes.
+    // The argument of --replay.
     std::string text() const { return configuration_.name + ':' + schedule_.text(); }
 
 private:
@@ -42,7 +41,7 @@ private:
     std::uint64_t number_;
 };
 
-// Runs the schedule to its end, in a world of its own on `sim`.
+// Runs the schedule to its end, in a new World on `sim`.
 void run_in_world(const Configuration& configuration, Run& run, simulated::SimulatedVerbs& sim);
 
 } // namespace asyncverbs::proof

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The choices that make one schedule out of all, and the way from each schedule to the next: depth
-// first, by running again with the same choices up to the last one that can be made otherwise.
+// The choices of one schedule, and the step to the next schedule: depth first, with the same
+// choices up to the last one that has another option.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@ namespace asyncverbs::proof {
 
 class Schedule {
 public:
-    // The first of all.
+    // The first schedule.
     Schedule();
-    // The one that text() wrote. Throws std::invalid_argument for a character that it never writes.
+    // The schedule with this text(). Throws std::invalid_argument for any other character.
     explicit Schedule(std::string_view text);
 
-    // The next choice of the run in progress, less than `options`: as it was made before, or 0.
-    // Throws std::logic_error if it cannot be made as before: the run does not repeat itself.
+    // The next choice of the run in progress, less than `options`: the same as before, or 0.
+    // Throws std::logic_error if the same choice is not possible: the run is not repeatable.
     std::size_t choose(std::size_t options);
 
     // Moves on for another run; false after the last schedule.

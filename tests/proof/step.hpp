@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The steps that the explorer injects, and who takes them: that decides where they can fall.
+// The steps of the explorer. The actor of a step decides at which points it can be taken.
 #pragma once
 
 #include <array>
@@ -11,13 +11,13 @@
 namespace asyncverbs::proof {
 
 enum class Actor : std::uint8_t {
-    // The device and the kernel: at any moment. What they do shows in what verbs and the descriptor
-    // tell, so two moments with neither in between are one.
+    // The device and the kernel: at any moment. Their steps become visible by calls of verbs and by
+    // the descriptor, so two moments without either in between are the same.
     device,
     // Another thread: at any moment.
     thread,
-    // Code of the program on the thread of the loop: between two things that the loop does, and in
-    // a coroutine that was resumed.
+    // The program, on the thread of the loop: between two actions of the loop, and in a coroutine
+    // that was resumed.
     program,
 };
 
@@ -46,7 +46,7 @@ struct StepInfo {
     Step step;
     Actor actor;
     std::string_view name; // in the name of a configuration; empty: every configuration has it
-    std::string_view told; // in a narration
+    std::string_view text; // in the log of a replay
 };
 
 inline constexpr std::array<StepInfo, step_count> all_steps{{

@@ -14,13 +14,13 @@ namespace {
 
 using simulated::Call;
 
-constexpr unsigned most_observations = 1000; // in one schedule, or it does not come to rest
+constexpr unsigned most_observations = 1000; // in one schedule; with more it never comes to rest
 constexpr int cq_depth = 16;
-constexpr unsigned ack_batch = 2; // so that acks are flushed both on the way and at the end
+constexpr unsigned ack_batch = 2; // so that acks are flushed during the schedule and at its end
 constexpr int fatal = EIO;
 constexpr auto longest_wait = std::chrono::hours(1);
 
-// The clock is looked at before each poll, and once more at the end.
+// The clock is read before each poll, and once more at the end.
 constexpr auto busy_limit = std::chrono::nanoseconds(busy_polls + 1);
 constexpr auto adaptive_limit = std::chrono::nanoseconds(16);
 
@@ -67,12 +67,12 @@ World::World(const Configuration& configuration, Run& run, simulated::SimulatedV
     if (configuration.shares()) shared_ = loop_->share(std::move(own));
     const CompletionChannel& channel = shared_ ? shared_->channel() : own;
     channel_ = channel.native_handle();
-    queues_.reserve(static_cast<std::size_t>(configuration.queues())); // who waits refers to them
+    queues_.reserve(static_cast<std::size_t>(configuration.queues())); // the waiters refer to them
     for (int number = 1; number <= configuration.queues(); ++number) {
         Queue& queue = queues_.emplace_back(number, configuration, run);
-        queue.to_come.emplace(context_, cq_depth, channel);
-        queue.native = queue.to_come->native_handle();
-        if (configuration.setting == Setting::held) queue.held = queue.to_come->shared_handle();
+        queue.not_adopted.emplace(context_, cq_depth, channel);
+        queue.native = queue.not_adopted->native_handle();
+        if (configuration.setting == Setting::held) queue.held = queue.not_adopted->shared_handle();
     }
     if (configuration.count(Step::foreign_event) > 0) foreign_.emplace(context_, 1, channel);
     adopt(queues_.front());
@@ -87,7 +87,7 @@ World::World(const Configuration& configuration, Run& run, simulated::SimulatedV
             waiter.wanted =
                 static_cast<WrId>(configuration.count(Step::complete) - waiter.number + 1);
         }
-        // One that has gone leaves an AsyncCq for which nobody waits.
+        // Waiters that poll once leave an AsyncCq without waiters.
         waiter.again =
             waiter.number == configuration.waiters || waiter.wanted != 0 || configuration.shares();
     }
@@ -102,9 +102,9 @@ void World::explore() {
         if (std::exchange(stopped_, false)) {
             stopped();
         } else if (loop_->pending()) {
-            point(Place::program, "between turns");
+            point(Place::program, "between iterations");
             ++observations_;
-            loop_->turn();
+            loop_->run_once();
             observed();
         } else if (!step_at_rest()) {
             break;
@@ -116,14 +116,14 @@ void World::explore() {
 
 // --- the points ---
 
-// Every step that can be taken here, one after the other, as long as one is chosen.
+// Takes steps that are possible here until no more is chosen.
 void World::point(Place place, std::string_view where) {
     while (exploring_) {
         const bool device = observations_ != device_declined_;
         const Options can = options(device, place == Place::program);
         if (can.count == 0) return;
         const std::size_t choice = run_.choose(can.count + 1);
-        // The device's steps come first here: in another order they are seen just the same.
+        // The device's steps come first: another order looks the same to the library.
         const bool declined = choice == 0 || info(can.list[choice - 1].step).actor != Actor::device;
         if (declined) device_declined_ = observations_;
         if (choice == 0) return;
@@ -131,14 +131,14 @@ void World::point(Place place, std::string_view where) {
     }
 }
 
-// Nothing happens unless a step is taken. False: none is left.
+// Nothing happens without a step. False: none is left.
 bool World::step_at_rest() {
-    // An event that was dropped is made up for when the wait has lasted too long, and an arm that
-    // the device ignores until that event is read as well.
+    // The longest wait finds the completion of a dropped event, and repeats an arm that the device
+    // ignores because of that event.
     for (const Queue& queue : queues_) {
         const bool dropped =
             queue.native != nullptr && sim_.counters(queue.native).events_dropped > 0;
-        if (dropped && loop_->bounded_wait() && queue.properties.someone_waits_in_vain()) {
+        if (dropped && loop_->bounded_wait() && queue.properties.any_left_behind()) {
             run_.tell(1, "at rest: the longest wait has passed");
             advance_clock(longest_wait);
             return loop_->pass_time();
@@ -170,9 +170,9 @@ bool World::can_start(const Waiter& waiter) const {
     if (waiter.is_handler && std::ranges::any_of(waiters_, [](const Waiter& other) {
             return other.queue->properties.waiting(other.number);
         })) {
-        return false; // it would be refused
+        return false; // it would be rejected
     }
-    return waiter.queue->cq || (waiter.queue->to_come && shared_);
+    return waiter.queue->cq || (waiter.queue->not_adopted && shared_);
 }
 
 bool World::may_cancel(const Waiter& waiter) const {
@@ -226,8 +226,8 @@ void World::add_options(Options& to, Step step) {
 
 // --- the steps ---
 
-std::string World::told(const Option& option) const {
-    std::string text(info(option.step).told);
+std::string World::describe(const Option& option) const {
+    std::string text(info(option.step).text);
     if (const std::size_t at = text.find("{}"); at != std::string::npos) {
         text.replace(at, 2, std::to_string(option.number));
     }
@@ -240,7 +240,7 @@ std::string World::told(const Option& option) const {
 
 void World::take(const Option& option, std::string_view where) {
     --left_[static_cast<std::size_t>(option.step)];
-    if (run_.narrated()) run_.tell(1, std::string(where) + ": " + told(option));
+    if (run_.narrated()) run_.tell(1, std::string(where) + ": " + describe(option));
     switch (option.step) {
     case Step::start:
         start(waiter(option.number));
@@ -319,12 +319,12 @@ void World::take_device_step(const Option& option) {
         sim_.fail("ibv_req_notify_cq", {.error = fatal});
         break;
     default:
-        break; // no other step is the device's
+        break; // not a step of the device
     }
 }
 
 void World::adopt(Queue& queue) {
-    CompletionQueue cq = *std::exchange(queue.to_come, std::nullopt);
+    CompletionQueue cq = *std::exchange(queue.not_adopted, std::nullopt);
     const AsyncCqOptions options = cq_options(configuration_, queue.number);
     queue.cq.emplace(shared_ ? shared_->adopt(std::move(cq), options)
                              : loop_->adopt(std::move(cq), options));
@@ -343,7 +343,7 @@ void World::start(Waiter& waiter) {
     }
 }
 
-// A loop that was stopped is run again, or never again.
+// A stopped loop is run again, or not.
 void World::stopped() {
     ended_ = run_.choose(2) == 1;
     run_.tell(0, ended_ ? "the loop is not run again" : "the loop is run again");
@@ -402,16 +402,16 @@ void World::ends(const Waiter& waiter, std::span<const ibv_wc> completions,
     }
 }
 
-// It takes what comes until there is an error; a cancel concerns who waits for it.
+// The handler stays until there is an error. A cancel of its waiter is a wake of the handler.
 void World::on_handled(std::span<const ibv_wc> completions, const std::error_code& error) {
     Waiter& self = waiters_.back();
     const bool woken = error == std::errc::operation_canceled;
-    if (woken && !std::exchange(self.woken, false)) return; // somebody else was
+    if (woken && !std::exchange(self.woken, false)) return; // another waiter was cancelled
     ends(self, completions, error);
     if ((!error || woken) && self.queue->cq) begins(self);
 }
 
-// --- what is watched ---
+// --- observations ---
 
 void World::on_call(const Call& call) {
     if (call.moment == Call::Moment::before) {
@@ -458,7 +458,7 @@ void World::after_call(const Call& call) {
             if (std::exchange(one.events_read, read) != read) one.properties.event_read();
         }
     } else if (queue == nullptr) {
-        // none that is explored
+        // not an explored CQ
     } else if (call.verb == "ibv_poll_cq") {
         queue->properties.polled(call.value);
     } else if (call.verb == "ibv_req_notify_cq") {
@@ -497,10 +497,10 @@ void World::wait_begins(const ibv_cq* cq) {
                            : std::string("waits for the channel"));
     }
     point(Place::anywhere, "before the wait");
-    observed(); // the notifier may look at once
+    observed(); // the notifier may poll the descriptor at once
 }
 
-// A wait that is over before it suspends, such as for an event that was read, needs no arm.
+// A wait that completes without suspending, such as one for an event that was read, needs no arm.
 void World::wait_suspended(const ibv_cq* cq) {
     if (const Queue* const queue = find(cq)) queue->properties.waits();
     point(Place::anywhere, "in the wait");
@@ -508,7 +508,7 @@ void World::wait_suspended(const ibv_cq* cq) {
 
 void World::wait_ends(const ibv_cq* cq, const std::error_code& result) {
     if (run_.narrated())
-        run_.tell(0, "the loop tells: " + (result ? result.message() : "readable"));
+        run_.tell(0, "the loop reports: " + (result ? result.message() : "readable"));
     Queue* const queue = find(cq);
     if (queue != nullptr && result == std::errc::timed_out) queue->properties.timed_out();
     point(Place::anywhere, "after the wait");
@@ -523,7 +523,7 @@ void World::not_deregistered(int error) {
 void World::tear_down() {
     run_.tell(0, "the end");
     sim_.clear_failures();
-    // An executor may go before those who use it.
+    // An executor may be destroyed before the objects that use it.
     if (configuration_.trigger == Trigger::executor && ended_ && run_.choose(2) == 1) {
         run_.tell(1, "the executor is destroyed");
         loop_.reset();

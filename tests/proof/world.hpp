@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// One AsyncCq, or two on one channel, on a simulated device, under a loop, with its waiters; and
-// everything that the explorer can make happen to it, at every point where that can happen.
+// One AsyncCq, or two on one channel, with its waiters, on a simulated device and an event loop.
+// The explorer takes its steps here, at every point where they can happen.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -47,9 +47,9 @@ private:
 
         int number;
         Properties properties;
-        std::optional<CompletionQueue> to_come; // until it is adopted
+        std::optional<CompletionQueue> not_adopted; // until it becomes an AsyncCq
         std::optional<AsyncCq> cq;
-        std::shared_ptr<ibv_cq> held; // by a queue pair, say
+        std::shared_ptr<ibv_cq> held; // as by a queue pair
         ibv_cq* native = nullptr;     // null once it was destroyed
         std::uint64_t events_read = 0;
     };
@@ -58,7 +58,7 @@ private:
         int number = 0;
         Queue* queue = nullptr;
         WrId wanted = 0;    // by its first poll; 0: any completion
-        bool again = false; // polls on and on
+        bool again = false; // polls until an error
         bool finished = false;
         bool is_handler = false;                   // in the place of a coroutine
         std::shared_ptr<RecordingHandler> handler; // once it is installed
@@ -67,12 +67,12 @@ private:
         support::Coroutine coroutine;
     };
 
-    // A step that can be taken now, and its objects: a waiter or a completion, and a CQ.
+    // A step that can be taken now, with its waiter or completion, and its CQ.
     struct Option {
         Step step = Step::start;
         int number = 0;
         Queue* queue = nullptr;
-        bool quiet = false; // a completion that was not solicited
+        bool quiet = false; // an unsolicited completion
     };
     struct Options {
         std::array<Option, 24> list;
@@ -90,7 +90,7 @@ private:
     void add_options(Options& to, Step step);
     void take(const Option& option, std::string_view where);
     void take_device_step(const Option& option);
-    std::string told(const Option& option) const;
+    std::string describe(const Option& option) const;
     void start(Waiter& waiter);
     void adopt(Queue& queue);
     bool can_start(const Waiter& waiter) const;
@@ -107,7 +107,7 @@ private:
     void on_handled(std::span<const ibv_wc> completions, const std::error_code& error) override;
     Waiter& waiter(int number) { return waiters_[static_cast<std::size_t>(number) - 1]; }
 
-    // --- what is watched ---
+    // --- observations ---
 
     void on_call(const simulated::Call& call);
     void before_call(const simulated::Call& call);
@@ -118,7 +118,7 @@ private:
     void wait_begins(const ibv_cq* cq) override;
     void wait_suspended(const ibv_cq* cq) override;
     void wait_ends(const ibv_cq* cq, const std::error_code& result) override;
-    void loop_looked() override { point(Place::program, "before the loop resumes"); }
+    void loop_polled() override { point(Place::program, "before the loop resumes"); }
     std::size_t choose(std::size_t options) override { return run_.choose(options); }
     void not_deregistered(int error) override;
 
@@ -142,8 +142,8 @@ private:
     bool exploring_ = false;
     bool stopped_ = false;
     bool ended_ = false;
-    unsigned observations_ = 0;    // of verbs and looks, by which the device is seen
-    unsigned device_declined_ = 0; // the number of observations when its steps were declined
+    unsigned observations_ = 0;    // calls and polls of the loop, which show the device's state
+    unsigned device_declined_ = 0; // the value of observations_ when its steps were declined
 };
 
 } // namespace asyncverbs::proof

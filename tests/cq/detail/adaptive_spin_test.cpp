@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/cq/cq_poller.hpp>
+#include <asyncverbs/cq/detail/adaptive_spin.hpp>
 
 #include <chrono>
 
@@ -11,68 +11,68 @@ using asyncverbs::detail::AdaptiveSpin;
 
 namespace {
 
-// A sleep that ended so long after the CQ was found empty.
-void sleep(AdaptiveSpin& window, std::chrono::nanoseconds idle) {
+// A sleep that ended `idle` after the CQ was found empty.
+void sleep(AdaptiveSpin& spin, std::chrono::nanoseconds idle) {
     const auto now = AdaptiveSpin::Clock::time_point(1h);
-    window.sleep_begins(now);
-    window.sleep_ended(now + idle);
+    spin.sleep_begins(now);
+    spin.sleep_ended(now + idle);
 }
 
 } // namespace
 
-TEST_CASE("AdaptiveSpin: without a limit there is none") {
-    const AdaptiveSpin window({});
-    CHECK_FALSE(window.enabled());
-    CHECK(window.length() == 0ns);
+TEST_CASE("AdaptiveSpin: disabled without a limit") {
+    const AdaptiveSpin spin({});
+    CHECK_FALSE(spin.enabled());
+    CHECK(spin.length() == 0ns);
 }
 
-TEST_CASE("AdaptiveSpin: a fixed one is the limit, whatever sleeps took") {
-    AdaptiveSpin window({.limit = 80us});
-    CHECK(window.enabled());
-    sleep(window, 1us);
-    sleep(window, 1s);
-    CHECK(window.length() == 80us);
+TEST_CASE("AdaptiveSpin: the fixed length is the limit, regardless of the sleeps") {
+    AdaptiveSpin spin({.limit = 80us});
+    CHECK(spin.enabled());
+    sleep(spin, 1us);
+    sleep(spin, 1s);
+    CHECK(spin.length() == 80us);
 }
 
-TEST_CASE("AdaptiveSpin: an adaptive one follows what sleeps take") {
-    AdaptiveSpin window({.limit = 80us, .adaptive = true});
-    CHECK(window.length() == 0us);
-    sleep(window, 81us);
-    CHECK(window.length() == 0us);
-    sleep(window, 80us);
-    CHECK(window.length() == 10us);
-    sleep(window, 5us);
-    CHECK(window.length() == 20us);
-    for (int i = 0; i < 5; ++i) sleep(window, 5us);
-    CHECK(window.length() == 80us);
-    sleep(window, 1s);
-    CHECK(window.length() == 40us);
-    for (int i = 0; i < 3; ++i) sleep(window, 1s);
-    CHECK(window.length() == 0us);
+TEST_CASE("AdaptiveSpin: the adaptive length follows the sleeps") {
+    AdaptiveSpin spin({.limit = 80us, .adaptive = true});
+    CHECK(spin.length() == 0us);
+    sleep(spin, 81us);
+    CHECK(spin.length() == 0us);
+    sleep(spin, 80us);
+    CHECK(spin.length() == 10us);
+    sleep(spin, 5us);
+    CHECK(spin.length() == 20us);
+    for (int i = 0; i < 5; ++i) sleep(spin, 5us);
+    CHECK(spin.length() == 80us);
+    sleep(spin, 1s);
+    CHECK(spin.length() == 40us);
+    for (int i = 0; i < 3; ++i) sleep(spin, 1s);
+    CHECK(spin.length() == 0us);
 }
 
-TEST_CASE("AdaptiveSpin: an event that no sleep has waited for says nothing") {
-    AdaptiveSpin window({.limit = 80us, .adaptive = true});
+TEST_CASE("AdaptiveSpin: an event without a sleep has no effect") {
+    AdaptiveSpin spin({.limit = 80us, .adaptive = true});
     const auto now = AdaptiveSpin::Clock::time_point(1h);
-    window.sleep_ended(now);
-    CHECK(window.length() == 0us);
-    window.sleep_begins(now);
-    window.sleep_avoided(); // found by the poll after the arm
-    window.sleep_ended(now + 1us);
-    CHECK(window.length() == 0us);
+    spin.sleep_ended(now);
+    CHECK(spin.length() == 0us);
+    spin.sleep_begins(now);
+    spin.sleep_avoided(); // found by the poll after the arm
+    spin.sleep_ended(now + 1us);
+    CHECK(spin.length() == 0us);
 }
 
-TEST_CASE("AdaptiveSpin: a sleep that is given up counts as one that took longer") {
-    AdaptiveSpin window({.limit = 80us, .adaptive = true});
-    sleep(window, 5us);
-    sleep(window, 5us);
-    CHECK(window.length() == 20us);
-    window.sleep_timed_out(); // nobody sleeps
-    CHECK(window.length() == 20us);
+TEST_CASE("AdaptiveSpin: a sleep that timed out counts as longer than the limit") {
+    AdaptiveSpin spin({.limit = 80us, .adaptive = true});
+    sleep(spin, 5us);
+    sleep(spin, 5us);
+    CHECK(spin.length() == 20us);
+    spin.sleep_timed_out(); // no sleep in progress
+    CHECK(spin.length() == 20us);
     for (const auto length : {10us, 0us}) {
-        window.sleep_begins(AdaptiveSpin::Clock::time_point(1h));
-        window.sleep_timed_out();
-        CHECK(window.length() == length);
+        spin.sleep_begins(AdaptiveSpin::Clock::time_point(1h));
+        spin.sleep_timed_out();
+        CHECK(spin.length() == length);
     }
     AdaptiveSpin fixed({.limit = 80us});
     fixed.sleep_begins(AdaptiveSpin::Clock::time_point(1h));
