@@ -2,6 +2,8 @@
 // Awaits completions, and other descriptors of this library, in Asio's event loop.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <infiniband/verbs.h>
 
 #include <cassert>

@@ -3,6 +3,8 @@
 // completions to the adapter. Needs liburing; link asyncverbs::io_uring.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <liburing.h>
 
 #include <cassert>

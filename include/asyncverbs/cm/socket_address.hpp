@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -3,6 +3,8 @@
 // or free operator co_await.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <concepts>
 #include <coroutine>
 #include <utility>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <infiniband/verbs.h>
 
 #include <atomic>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <memory>
 #include <system_error>
 #include <utility>

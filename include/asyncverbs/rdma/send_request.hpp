@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
 

@@ -2,6 +2,8 @@
 // Completion queues, and the channels on which they report completion events.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <infiniband/verbs.h>
 
 #include <cerrno>

@@ -3,6 +3,8 @@
 // and the valid range, a failed completion by its ibv_wc_status.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <infiniband/verbs.h>
 
 #include <cerrno>

@@ -2,6 +2,8 @@
 // GIDs, the addresses of InfiniBand and RoCE ports: their text form and their kinds.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
 #include <netinet/in.h>

@@ -2,6 +2,8 @@
 // Registered memory: the protection domain, memory regions, and slices of them.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <sys/mman.h>
 
 #include <cerrno>

@@ -2,6 +2,8 @@
 // The address of a queue pair, and the options of its creation and of each step to ready-to-send.
 #pragma once
 
+#include <asyncverbs/requirements.hpp>
+
 #include <infiniband/verbs.h>
 
 #include <cstdint>
