@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that each code block of a README is cut from a file that is compiled or run.
+"""Checks that each code block of a Markdown file is cut from a file that is compiled or run.
 
 The blocks of cpp, cmake and sh are cut from regions that are marked in files of examples/ or tests/:
 
@@ -12,7 +12,7 @@ To show code, mark it in an example, or in a file that a test builds or runs, an
 the marks, without the indentation of the first. A block of sh may instead name nothing but scripts of
 this repository, one a line. Blocks without a language are output, and not checked.
 
-Usage: tests/check_readme.py README
+Usage: tests/check_readme.py FILE...
 """
 
 import difflib
@@ -50,8 +50,7 @@ def names_scripts(block):
     return all(line.startswith("./") and os.access(HOME / line, os.X_OK) for line in lines)
 
 
-def main(readme):
-    regions = marked_regions()
+def check(readme, regions):
     text = Path(readme).read_text()
     checked = failed = 0
     for fence in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -66,12 +65,14 @@ def main(readme):
         print(f"{readme}:{line}: this block of {language} is not the same as any marked region")
         for nearest in difflib.get_close_matches(block, regions, n=1, cutoff=0.3):
             sys.stdout.writelines(difflib.unified_diff(
-                nearest.splitlines(True), block.splitlines(True), regions[nearest], "README"))
+                nearest.splitlines(True), block.splitlines(True), regions[nearest], str(readme)))
     if failed or not checked:
         sys.exit(f"{readme}: {failed} of {checked} code blocks are cut from no file")
     print(f"{readme}: {checked} code blocks are the same as the files that they are cut from")
 
 
-if len(sys.argv) != 2:
+if len(sys.argv) < 2:
     sys.exit(__doc__)
-main(sys.argv[1])
+marked = marked_regions()
+for file in sys.argv[1:]:
+    check(file, marked)

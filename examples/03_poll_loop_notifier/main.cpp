@@ -19,9 +19,11 @@ namespace {
 void run() {
     const ProtectionDomain domain(conversation::open_device());
     PollLoop loop;
+    // [readme:own_loop]
     CompletionQueue queue(domain.context(), 16);
     const PollNotifier notifier(loop, queue.channel().fd());
     Router router(AsyncCq(std::move(queue), notifier));
+    // [/readme:own_loop]
 
     const auto no_pause = [] { return std::suspend_never(); };
     const conversation::Running task(conversation::converse(domain, router, no_pause));

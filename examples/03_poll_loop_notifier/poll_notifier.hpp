@@ -14,6 +14,7 @@
 
 #include "poll_loop.hpp"
 
+// [readme:poll_notifier]
 class PollNotifier {
 public:
     PollNotifier(PollLoop& loop, int fd) : loop_(loop), fd_(fd) {}
@@ -45,4 +46,5 @@ private:
     PollLoop& loop_;
     int fd_;
 };
+// [/readme:poll_notifier]
 static_assert(asyncverbs::CqNotifier<PollNotifier>);

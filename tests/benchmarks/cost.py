@@ -6,11 +6,12 @@ All programs run in one guest whose clock counts instructions, both ends of a co
 the figures repeat to about 0.5 %, however busy the machine is. They are medians, in microseconds. The
 limits are tripwires: above one the script fails.
 
-Usage: tests/benchmarks/cost.py pingpong|operations [BUILD]
+Usage: tests/benchmarks/cost.py pingpong|operations [BUILD] [--readme]
 
 pingpong     rc_pingpong of the examples, beside raw_verbs and ibv_rc_pingpong -e; about a minute
 operations   operations of AsyncQp, beside raw_verbs; about two minutes
 BUILD        a build tree with these programs (build/release)
+--readme     with pingpong: write the figures to the table in README.md
 """
 
 import os
@@ -106,12 +107,28 @@ def print_table(medians, library):
         print(line.replace("nan", "  -"))
 
 
+def write_to_readme(medians):
+    readme = REPOSITORY / "README.md"
+    rows = "".join(
+        f"| {row} | " + " | ".join(f"{medians[row, program]:.1f}" for program in
+                                   (RAW, "rc_pingpong", "ibv_rc_pingpong")) + " |\n"
+        for row in dict.fromkeys(row for row, _ in medians) if row != "all")
+    table = re.compile(r"(<!-- `tests/benchmarks/cost.py pingpong --readme`.*?-->\n.*\n\| ---.*\n)(?:\|.*\n)+")
+    text, count = table.subn(lambda found: found[1] + rows, readme.read_text())
+    if count != 1:
+        sys.exit(f"{readme} has no table that begins with a comment that names this script")
+    readme.write_text(text)
+
+
 def main():
-    if len(sys.argv) not in (2, 3, 4) or sys.argv[1] not in ("pingpong", "operations"):
+    options = [word for word in sys.argv[1:] if word.startswith("--")]
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if not set(options) <= {"--readme", "--in-guest"} or not 1 <= len(words) <= 2 or words[0] not in (
+            "pingpong", "operations"):
         sys.exit(__doc__)
-    what = sys.argv[1]
-    build = Path(sys.argv[2] if len(sys.argv) > 2 else REPOSITORY / "build/release").resolve()
-    if sys.argv[3:] == ["--in-guest"]:
+    what = words[0]
+    build = Path(words[1] if len(words) > 1 else REPOSITORY / "build/release").resolve()
+    if "--in-guest" in options:
         for row in {"pingpong": measure_pingpong, "operations": measure_operations}[what](build):
             print(*row, sep="\t", flush=True)
         return 0
@@ -129,6 +146,9 @@ def main():
     medians = {key: median(values) for key, values in runs.items()}
     library = "rc_pingpong" if what == "pingpong" else "AsyncQp"
     print_table(medians, library)
+
+    if "--readme" in options:
+        write_to_readme(medians)
 
     failed = False
 

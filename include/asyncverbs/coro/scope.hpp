@@ -54,8 +54,8 @@ public:
     [[nodiscard]] detail::ScopeJoin join() noexcept;
 
 private:
-    friend detail::ScopeChild;
-    friend detail::ScopeJoin;
+    friend struct detail::ScopeChild;
+    friend class detail::ScopeJoin;
 
     struct Start;
 

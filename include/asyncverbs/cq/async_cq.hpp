@@ -170,7 +170,8 @@ private:
 /// does.
 class [[nodiscard]] PollOperation {
 public:
-    PollOperation(PollOperation&& other) noexcept // no waiter to move
+    /// Must not be called while a coroutine waits for `other`.
+    PollOperation(PollOperation&& other) noexcept
         : state_(other.state_), request_(other.request_), error_(other.error_),
           stop_(std::move(other.stop_)) {}
 

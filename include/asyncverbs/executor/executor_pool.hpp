@@ -30,6 +30,7 @@ namespace detail {
 class PoolState;
 }
 
+/// Options of an ExecutorPool.
 struct ExecutorPoolOptions {
     /// How many executors, each with a thread. 0: one for each CPU that the thread which creates
     /// the pool may run on (sched_getaffinity(2)); this respects the CPU set of a container, not
@@ -80,6 +81,7 @@ public:
 
     /// The first executor, for a range-based for.
     [[nodiscard]] EpollExecutor* begin() noexcept;
+    /// Behind the last executor.
     [[nodiscard]] EpollExecutor* end() noexcept { return begin() + size(); }
 
     /// Runs `function(executor, index)`, a Task<>, on each executor, each on a thread that is

@@ -51,6 +51,7 @@ public:
     /// An operation that was never posted, to be assigned to.
     Operation() noexcept = default;
     Operation(Operation&& other) noexcept;
+    /// Abandons the operation that was here before, as its destructor does.
     Operation& operator=(Operation&& other) noexcept {
         if (this == &other) return *this;
         this->~Operation();
