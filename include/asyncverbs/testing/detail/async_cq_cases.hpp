@@ -290,7 +290,7 @@ void add_async_cq_cases(CaseList<Harness>& cases, Context device) {
         });
 
     if constexpr (TimedCqNotifier<typename Fixture::Notifier>) {
-        add("AsyncCq: a longest wait", "max_wait: the CQ is looked at again by then.",
+        add("AsyncCq: a longest wait", "max_wait: the CQ is polled again after that time.",
             [](Fixture& fixture, const Context& ctx) {
                 AsyncCqOptions options;
                 options.max_wait = std::chrono::milliseconds(1);

@@ -23,8 +23,8 @@ void add_lifetime_cases(CaseList<Harness>& cases) {
     using Notifier = typename Fixture::Notifier;
 
     constexpr std::string_view destroyed =
-        "Destroying the suspended awaiter cancels it: its coroutine is not resumed afterwards, and "
-        "a wake that was on the way is the next one's.";
+        "Destroying the suspended awaiter cancels the wait: its coroutine is not resumed "
+        "afterwards, and a wake that was on the way belongs to the next wait.";
     cases.add("destroyed: while it waits", destroyed, [](Fixture& fixture) {
         Waiter w(fixture);
         std::stop_source source;
@@ -108,7 +108,7 @@ void add_lifetime_cases(CaseList<Harness>& cases) {
         w.expect_byte();
     });
 
-    cases.add("notifier: moved", "Moving a notifier is allowed while no readable() is outstanding.",
+    cases.add("notifier: moved", "A notifier may be moved while no readable() is outstanding.",
               [](Fixture& fixture) {
                   Waiter w(fixture);
                   std::stop_source source;
@@ -128,9 +128,8 @@ void add_lifetime_cases(CaseList<Harness>& cases) {
                   w.expect_error(std::errc::operation_canceled);
               });
 
-    constexpr std::string_view descriptor =
-        "The fd stays open until the notifier is destroyed, and is not the notifier's to read or "
-        "to close.";
+    constexpr std::string_view descriptor = "The fd stays open until the notifier is destroyed. "
+                                            "The notifier must not read or close it.";
     cases.add("notifier: destroyed; its descriptor is unchanged", descriptor, [](Fixture& fixture) {
         Waiter w(fixture);
         for (int i = 0; i < 100; ++i) {
@@ -167,7 +166,7 @@ void add_lifetime_cases(CaseList<Harness>& cases) {
               });
 
     cases.add("notifier: destroyed by the coroutine that it has resumed",
-              "A coroutine that it resumes may wait again, or destroy the notifier, at once.",
+              "The resumed coroutine may wait again, or destroy the notifier, at once.",
               [](Fixture& fixture) {
                   for (const bool stopped : {false, true}) {
                       Waiter w(fixture);

@@ -10,7 +10,8 @@
 namespace asyncverbs::detail::conformance {
 
 inline constexpr std::string_view completes_when_readable =
-    "It must complete when something can be read, whether that came before or after the call.";
+    "It must complete if there is something to read, which may have arrived before or after the "
+    "call.";
 
 // With an edge-triggered notifier, what was reported once need not wake again.
 template <class Harness>
@@ -116,7 +117,7 @@ void add_readiness_cases(CaseList<Harness>& cases) {
     });
 
     constexpr std::string_view edge =
-        "An edge-triggered notifier remembers an edge that nobody waited for.";
+        "An edge-triggered notifier remembers an edge that arrived without a waiter.";
     cases.add("readable: while nobody waits", edge, [](Fixture& fixture) {
         Waiter w(fixture);
         for (int i = 0; i < 3; ++i) {
@@ -137,8 +138,8 @@ void add_readiness_cases(CaseList<Harness>& cases) {
     });
 
     cases.add("spurious: does not spin with nothing to read",
-              "A wake is a hint: it may complete with {} although nothing can be read, but not "
-              "every time.",
+              "A wake is a hint: the wait may complete with {} although there is nothing to read, "
+              "but not every time.",
               [](Fixture& fixture) { Waiter(fixture).begin_suspended(); });
 
     constexpr std::string_view errors = "EPOLLERR and EPOLLHUP count as readable.";
@@ -171,7 +172,7 @@ void add_readiness_cases(CaseList<Harness>& cases) {
     });
 
     cases.add("many rounds: each begins within the resume of the last",
-              "A coroutine that it resumes may wait again at once.", [](Fixture& fixture) {
+              "The resumed coroutine may wait again at once.", [](Fixture& fixture) {
                   Waiter w(fixture);
                   int rounds = 0;
                   int depth = 0;

@@ -54,7 +54,7 @@ void add_stop_cases(CaseList<Harness>& cases) {
     });
 
     constexpr std::string_view by_the_loop =
-        "It is never resumed inside request_stop(), but later, by the loop.";
+        "The coroutine is never resumed inside request_stop(), but later, by the loop.";
     cases.add("stop: while it waits", by_the_loop, [](Fixture& fixture) {
         Waiter w(fixture);
         std::stop_source source;
@@ -213,8 +213,8 @@ void add_timed_cases(CaseList<Harness>& cases) {
     });
 
     constexpr std::string_view zero =
-        "Zero comes back after one turn of the loop, with {} if the fd is readable: a coroutine "
-        "that never has to wait uses it to let others run.";
+        "Zero resumes after one iteration of the loop, with {} if the fd is readable: a coroutine "
+        "that never has to wait lets others run this way.";
     cases.add("bounded: no time", zero, [never](Fixture& fixture) {
         Waiter w(fixture);
         w.begin(never, at_once);
