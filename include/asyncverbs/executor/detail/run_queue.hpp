@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cassert>
+#include <cerrno>
 #include <concepts>
 #include <coroutine>
 #include <cstdint>
