@@ -29,7 +29,7 @@ namespace {
 
 using Loop = AsioLoop<IoExecutor>;
 
-struct Fixture {
+struct AsioPair {
     net::io_context io;
     Loop loop{io};
     Pair<Loop> pair{loop};
@@ -60,7 +60,7 @@ struct Consumer {
 } // namespace
 
 TEST_CASE("device, Asio: bursts and gaps, every completion once and in order", "[asio]") {
-    Fixture f;
+    AsioPair f;
     constexpr std::uint64_t count = 5'000;
     Consumer sent{f.send_cq, count};
     Consumer received{f.recv_cq, count};
@@ -84,7 +84,7 @@ TEST_CASE("device, Asio: bursts and gaps, every completion once and in order", "
 }
 
 TEST_CASE("device, Asio: cancellations lose no completion", "[asio]") {
-    Fixture f;
+    AsioPair f;
     constexpr std::uint64_t rounds = 200;
     Consumer sent{f.send_cq, rounds};
     Consumer received{f.recv_cq, rounds};
@@ -112,7 +112,7 @@ TEST_CASE("device, Asio: cancellations lose no completion", "[asio]") {
 }
 
 TEST_CASE("device, Asio: torn down in the middle of everything", "[asio]") {
-    Fixture f;
+    AsioPair f;
     Consumer received{f.recv_cq, 100};
     received.take();
     f.io.poll();
