@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Builds the examples and runs them, without an RDMA device on a soft-RoCE one in a guest. Needs nothing but this
-# repository: what is missing, it installs. Arguments go to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
+# Builds the examples and runs them. Without an RDMA device it starts a guest with a soft-RoCE device. It installs
+# the packages that are missing. Arguments are passed to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
 
 set -euo pipefail
 
@@ -10,12 +10,29 @@ home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cd -- "$home/.."
 programs=build/examples/examples
 
+# start_server TEXT COMMAND...: runs a server in the background until it has written TEXT.
+start_server() {
+    local text=$1
+    shift
+    "$@" >"$log" 2>&1 &
+    server=$!
+    until grep -q "$text" "$log"; do
+        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
+        sleep 0.1
+    done
+}
+
+await_server() {
+    wait "$server" || { cat "$log" >&2; return 1; }
+}
+
 # The part that needs the device: cmake/soft-roce/run calls it with the environment set.
 run_on_device() {
-    local server log directory
+    local directory
+    log=$(mktemp)
     printf '\n== hello: two queue pairs, one message\n'
     "$programs/hello"
-    printf '\n== poll_loop_notifier: the same in a loop of your own\n'
+    printf '\n== poll_loop_notifier: five messages, awaited in your own event loop\n'
     "$programs/poll_loop_notifier"
     printf '\n== asio_messages: the same in the loop of Asio\n'
     "$programs/asio_messages"
@@ -25,24 +42,13 @@ run_on_device() {
     "$programs/glib_loop"
     printf '\n== rc_pingpong: two processes\n'
     local pingpong=("$programs/rc_pingpong" -d "$RDMA_DEVICE" -i "$RDMA_PORT" -g "$RDMA_GID_INDEX" --chk "$@")
-    log=$(mktemp)
-    "${pingpong[@]}" >"$log" 2>&1 &
-    server=$!
-    until grep -q 'local address' "$log"; do # then it listens
-        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
-        sleep 0.1
-    done
+    start_server 'local address' "${pingpong[@]}" # it listens before it writes that
     "${pingpong[@]}" --histogram localhost
-    wait "$server" || { cat "$log" >&2; return 1; }
+    await_server
     printf '\n== rdma_echo: ten connections by IP address, served by one thread\n'
-    "$programs/rdma_echo" --clients=10 >"$log" 2>&1 &
-    server=$!
-    until grep -q listening "$log"; do
-        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
-        sleep 0.1
-    done
+    start_server listening "$programs/rdma_echo" --clients=10
     "$programs/rdma_echo" --connections=10 --count=100 "$RDMA_ADDRESS"
-    wait "$server" || { cat "$log" >&2; return 1; }
+    await_server
     printf '\n== async_rping: RDMA reads and writes\n'
     "$programs/async_rping" -s >"$log" 2>&1 &
     server=$!
@@ -50,17 +56,12 @@ run_on_device() {
         kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
         sleep 0.1
     done
-    wait "$server" || { cat "$log" >&2; return 1; }
+    await_server
     printf '\n== rdma_cp: a file, by RDMA writes\n'
     directory=$(mktemp -d)
     head -c 20000000 /dev/zero >"$directory/zeros"
     mkdir "$directory/received"
-    "$programs/rdma_cp" --receive "$directory/received" >"$log" 2>&1 &
-    server=$!
-    until grep -q receiving "$log"; do
-        kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
-        sleep 0.1
-    done
+    start_server receiving "$programs/rdma_cp" --receive "$directory/received"
     "$programs/rdma_cp" "$directory/zeros" "$RDMA_ADDRESS"
     kill "$server"
     cmp "$directory/zeros" "$directory/received/zeros"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# rdma_cp copies 1 GiB on a soft-RoCE device. First the receiver is killed on the way, then the sender; each is
-# started again, and in the end the file is the same. Takes some minutes, hence not part of tests/run.sh.
+# rdma_cp copies 1 GiB on a soft-RoCE device. Meanwhile the receiver is killed, then the sender; each is started
+# again, and in the end the files must be equal. Takes some minutes, so it is not part of tests/run.sh.
 #
 # Usage: tests/device/copy_1gib.sh [BUILD]     a build tree with examples/rdma_cp, by default build/release
 set -euo pipefail
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
-# So many bytes have come of the file that is not whole.
+# The size of the incomplete file.
 partial_size() {
     stat -c %s "$directory"/to/.file.*.partial 2>/dev/null || echo 0
 }
@@ -19,7 +19,7 @@ await_bytes() {
         kill -0 "$sender" || exit 1
         sleep 0.1
     done
-    printf '%s bytes have come\n' "$(partial_size)"
+    printf '%s bytes have arrived\n' "$(partial_size)"
 }
 
 start_receiver() {
@@ -49,7 +49,7 @@ on_device() {
     cmp "$directory/file" "$directory/to/file"
     [[ $(ls -A "$directory/to") = file ]]
     rm -rf -- "$directory"
-    printf '1 GiB is there, and the same\n'
+    printf '1 GiB has arrived, and is equal\n'
 }
 
 if [[ ${1:-} = --on-device ]]; then
