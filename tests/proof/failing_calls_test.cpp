@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Every call fails once. Each operation of the library is run with its first, its second, … its
-// nth call failing, until it passes: of the verbs, in every sign, of the allocations, of the system
-// calls. Whatever fails, the error names it; nothing leaks, hangs or terminates; and every request
-// that was posted completes or is flushed, once.
+// Every call fails once. Each operation of the library runs with its first, second, … nth call
+// failing, until it passes: the verbs, with each sign of the error, the allocations, and the system
+// calls. The error names the failed call; nothing leaks, hangs or terminates; and every posted
+// request completes or is flushed, once.
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/rdma.hpp>
@@ -65,7 +65,7 @@ constexpr auto failings = std::to_array<Failing>({
     {"system calls", Kind::system_call},
 });
 
-// One run of an operation on a device of its own.
+// One run of an operation, on a new device.
 class Trial {
 public:
     Trial(const Failing& failing, int nth) : failing_(failing), nth_(nth) {
@@ -77,7 +77,7 @@ public:
 
     SimulatedVerbs sim;
 
-    // The operation: the library alone, for what a test allocates here may fail too.
+    // Runs the operation. It must call only the library: allocations of the test would fail, too.
     template <class Operation>
     void attempt(Operation&& operation) {
         start_failing();
@@ -93,7 +93,7 @@ public:
 
     bool failed() const noexcept { return failed_; }
 
-    // Where that fails the operation has nothing better to do than to go on.
+    // The operation continues if this call fails.
     void tolerate(std::string_view call) { tolerated_.push_back(call); }
 
 private:
@@ -115,7 +115,7 @@ private:
         sim.clear_failures();
     }
 
-    // What the device allocates does not fail.
+    // Allocations of the simulated device do not fail.
     void on_call(const Call& call) {
         if (call.moment == Call::Moment::before) {
             shelter_.emplace();
@@ -137,7 +137,8 @@ private:
             CHECK(failing_.kind == Kind::allocation);
         } catch (const std::system_error& error) {
             CHECK_THAT(error.what(), contains(std::string(what_failed_)));
-            // What a list of devices says of one that cannot be opened is in its text alone.
+            // DeviceList reports a device that cannot be opened as no_such_device, with the cause
+            // in the text.
             CHECK((failing_.kind == Kind::allocation || error.code() == std::errc::io_error ||
                    error.code() == std::errc::no_such_device));
         } catch (const std::exception& error) {
@@ -149,14 +150,14 @@ private:
     const int nth_;
     bool failed_ = false;
     std::string_view what_failed_;
-    // A GID that cannot be read may be passed over. An fd that nobody waits for and that cannot be
-    // masked is taken out of the epoll set instead. Who has all events that he waited for need not
-    // learn that no more can be read; the next one does.
+    // An unreadable GID may be skipped. An fd without a waiter that cannot be masked is removed
+    // from the epoll set instead. A failing read of events is reported to the next waiter if the
+    // current one has all its events.
     std::vector<std::string_view> tolerated_{"ibv_query_gid_ex", "epoll_ctl", "rdma_get_cm_event"};
     std::optional<FailureShelter> shelter_;
 };
 
-// --- what operations need ---
+// --- fixtures of the operations ---
 
 struct Host {
     Context context = Context::open("sim0");
@@ -165,7 +166,7 @@ struct Host {
     MemoryRegion region{domain, memory};
 };
 
-// A queue pair that is its own peer, and the account of what was posted to it.
+// A queue pair that is its own peer. Counts the posted requests.
 class Loopback {
 public:
     Loopback(Host& host, const CompletionQueue& cq)
@@ -213,7 +214,7 @@ public:
         for (const ibv_wc& wc : wcs) complete(wc);
     }
 
-    // What was posted completes or is flushed, each request once.
+    // Every posted request completes or is flushed, once.
     template <class Poll>
     void settle(Poll&& poll) {
         to_error();
@@ -237,13 +238,13 @@ private:
     int strays_ = 0;
 };
 
-// An AsyncCq whose loop is driven by hand, and a connection on it.
-struct Station : Host {
-    Station() : cq(CompletionQueue(context, 32), notifier), link(*this, cq.completion_queue()) {}
+// An AsyncCq whose loop is driven by the test, and a connection on it.
+struct Connected : Host {
+    Connected() : cq(CompletionQueue(context, 32), notifier), link(*this, cq.completion_queue()) {}
 
-    // What a loop does, for as long as there is something to do.
-    void turn() {
-        for (int turns = 0; turns < 20 && cq_readable(); ++turns) {
+    // Runs the loop until there is nothing to do.
+    void run_until_idle() {
+        for (int i = 0; i < 20 && cq_readable(); ++i) {
             notifier.notify();
             if (!notifier.run()) return;
         }
@@ -277,7 +278,7 @@ Coroutine consume_one(AsyncCq& cq, Loopback& link, std::uint64_t wr_id, std::sto
     link.complete(wc);
 }
 
-// Whatever happened, nobody waits any more.
+// No coroutine may still wait. Rethrows their exceptions.
 void finish(std::initializer_list<const Coroutine*> coroutines) {
     for (const Coroutine* each : coroutines) {
         if (!each->done()) throw std::logic_error("a coroutine was left behind: it hangs");
@@ -298,7 +299,7 @@ Coroutine start(Task<> task) { co_await std::move(task); }
 
 void run(EpollExecutor& executor, Task<> task) {
     const Coroutine coroutine = start(std::move(task));
-    for (int turns = 0; turns < 200 && !coroutine.done(); ++turns) executor.run_once();
+    for (int i = 0; i < 200 && !coroutine.done(); ++i) executor.run_once();
     finish({&coroutine});
 }
 
@@ -458,30 +459,30 @@ const auto poll_operations = std::to_array<Operation>({
      }},
     {"AsyncCq: a request is posted, and a poll finds it",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             station.link.exchange();
-             const Coroutine consumer = consume(station.cq, station.link, 2);
+             connected.link.exchange();
+             const Coroutine consumer = consume(connected.cq, connected.link, 2);
              finish({&consumer});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: a sleeping poll",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             const Coroutine consumer = consume(station.cq, station.link, 4);
-             station.link.exchange();
-             station.turn();
-             station.link.exchange();
-             station.turn();
+             const Coroutine consumer = consume(connected.cq, connected.link, 4);
+             connected.link.exchange();
+             connected.run_until_idle();
+             connected.link.exchange();
+             connected.run_until_idle();
              finish({&consumer});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: polls that report by std::error_code",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          struct Local {
              static Coroutine run(AsyncCq& cq, Loopback& link) {
                  std::array<ibv_wc, 1> wcs{};
@@ -497,110 +498,110 @@ const auto poll_operations = std::to_array<Operation>({
              }
          };
          trial.attempt([&] {
-             const Coroutine consumer = Local::run(station.cq, station.link);
-             station.link.exchange();
-             station.turn();
-             station.link.receive();
-             station.link.send();
-             station.turn();
+             const Coroutine consumer = Local::run(connected.cq, connected.link);
+             connected.link.exchange();
+             connected.run_until_idle();
+             connected.link.receive();
+             connected.link.send();
+             connected.run_until_idle();
              finish({&consumer});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: poll_wr_id while others are kept",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             for (int messages = 0; messages < 3; ++messages) station.link.exchange();
-             const Coroutine one = consume_one(station.cq, station.link, station.link.last());
+             for (int messages = 0; messages < 3; ++messages) connected.link.exchange();
+             const Coroutine one = consume_one(connected.cq, connected.link, connected.link.last());
              finish({&one});
-             const Coroutine rest = consume(station.cq, station.link, 5);
+             const Coroutine rest = consume(connected.cq, connected.link, 5);
              finish({&rest});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: a sleeping poll_wr_id",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             const Coroutine one = consume_one(station.cq, station.link, 3);
-             station.link.exchange();
-             station.turn();
-             station.link.exchange();
-             station.turn();
+             const Coroutine one = consume_one(connected.cq, connected.link, 3);
+             connected.link.exchange();
+             connected.run_until_idle();
+             connected.link.exchange();
+             connected.run_until_idle();
              finish({&one});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: try_poll",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             station.link.exchange();
+             connected.link.exchange();
              std::array<ibv_wc, 1> wcs{};
-             station.link.complete(station.cq.try_poll(wcs));
+             connected.link.complete(connected.cq.try_poll(wcs));
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: several waiters, one of them for one request",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             const Coroutine first = consume(station.cq, station.link, 2);
-             const Coroutine one = consume_one(station.cq, station.link, 2);
-             const Coroutine second = consume(station.cq, station.link, 1);
-             station.link.exchange();
-             station.link.exchange();
-             station.turn();
+             const Coroutine first = consume(connected.cq, connected.link, 2);
+             const Coroutine one = consume_one(connected.cq, connected.link, 2);
+             const Coroutine second = consume(connected.cq, connected.link, 1);
+             connected.link.exchange();
+             connected.link.exchange();
+             connected.run_until_idle();
              finish({&first, &one, &second});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: a waiter is cancelled, the other goes on",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
              std::stop_source stop;
-             const Coroutine cancelled = consume(station.cq, station.link, 1, stop.get_token());
-             const Coroutine other = consume(station.cq, station.link, 2);
+             const Coroutine cancelled = consume(connected.cq, connected.link, 1, stop.get_token());
+             const Coroutine other = consume(connected.cq, connected.link, 2);
              stop.request_stop();
-             station.turn();
-             station.link.exchange();
-             station.turn();
+             connected.run_until_idle();
+             connected.link.exchange();
+             connected.run_until_idle();
              finish_cancelled(cancelled);
              finish({&other});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: a waiter is destroyed, the other goes on",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             Coroutine destroyed = consume(station.cq, station.link, 1);
-             const Coroutine other = consume(station.cq, station.link, 2);
-             station.link.exchange();
+             Coroutine destroyed = consume(connected.cq, connected.link, 1);
+             const Coroutine other = consume(connected.cq, connected.link, 2);
+             connected.link.exchange();
              destroyed.destroy();
-             station.turn();
+             connected.run_until_idle();
              finish({&other});
          });
-         station.settle();
+         connected.settle();
      }},
     {"AsyncCq: a notifier that times out, and an arm that is repeated",
      [](Trial& trial) {
-         Station station;
+         Connected connected;
          trial.attempt([&] {
-             const Coroutine consumer = consume(station.cq, station.link, 2);
-             station.notifier.notify(std::make_error_code(std::errc::timed_out));
-             station.turn();
-             station.link.exchange();
-             station.turn();
+             const Coroutine consumer = consume(connected.cq, connected.link, 2);
+             connected.notifier.notify(std::make_error_code(std::errc::timed_out));
+             connected.run_until_idle();
+             connected.link.exchange();
+             connected.run_until_idle();
              finish({&consumer});
          });
-         station.settle();
+         connected.settle();
      }},
     {"SharedChannel: a message for each of two queues, after a stop",
      [](Trial& trial) {
-         // As with rdma_get_cm_event: the events that the two waited for were read before.
+         // As with rdma_get_cm_event: the events that the two waited for were read already.
          trial.tolerate("ibv_get_cq_event");
          Host host;
          ManualNotifier notifier;
@@ -631,11 +632,11 @@ const auto poll_operations = std::to_array<Operation>({
     {"AsyncCq: teardown in the documented order",
      [](Trial& trial) {
          trial.attempt([] {
-             Station station;
-             for (int i = 0; i < 4; ++i) station.link.receive();
-             const Coroutine consumer = consume(station.cq, station.link, 4);
-             station.link.to_error();
-             station.turn();
+             Connected connected;
+             for (int i = 0; i < 4; ++i) connected.link.receive();
+             const Coroutine consumer = consume(connected.cq, connected.link, 4);
+             connected.link.to_error();
+             connected.run_until_idle();
              finish({&consumer});
          });
      }},
@@ -669,7 +670,7 @@ const auto executor_operations = std::to_array<Operation>({
                  EpollNotifier notifier = loop.notifier(input.reader());
                  std::error_code error = co_await notifier.readable({}, 0ns);
                  if (error != std::errc::timed_out) throw std::system_error(error, "readable");
-                 co_await loop.sleep_for(0ns); // readable with nobody waiting: masked
+                 co_await loop.sleep_for(0ns); // readable without a waiter: masked
                  input.put();
                  co_await loop.sleep_for(0ns);
                  co_await loop.sleep_for(0ns);
@@ -743,7 +744,7 @@ const auto executor_operations = std::to_array<Operation>({
          trial.attempt([&] { run(executor, Local::run(executor, cq, link)); });
          link.settle(cq);
      }},
-    {"BufferPool: one buffer, two who wait for it, a stop",
+    {"BufferPool: one buffer, two waiters, a stop",
      [](Trial& trial) {
          const Host host;
          EpollExecutor executor;
@@ -775,7 +776,7 @@ const auto executor_operations = std::to_array<Operation>({
          };
          trial.attempt([&] { run(executor, Local::run(executor, host.domain)); });
      }},
-    {"DeviceEvents: an overrun reaches who waits for the queue",
+    {"DeviceEvents: an overrun reaches the waiters of the queue",
      [](Trial& trial) {
          const Context context = Context::open("sim0");
          EpollExecutor executor;
@@ -809,7 +810,7 @@ const auto executor_operations = std::to_array<Operation>({
      }},
 });
 
-// Two ends of a connection on one loop. Whatever goes wrong for one of them ends both.
+// Two ends of a connection on one loop. A failure of one ends both.
 struct BothEnds {
     Task<> accept() {
         IncomingConnection incoming = co_await listener.accept(stop.get_token());
@@ -838,7 +839,7 @@ struct BothEnds {
         client.emplace(co_await connect(loop, "10.7.0.1", port, make_qp, {}, stop.get_token()));
     }
 
-    Task<> dial_in_vain() {
+    Task<> dial_rejected() {
         try {
             co_await dial();
         } catch (const ConnectionRejected&) {
@@ -877,7 +878,7 @@ struct BothEnds {
 };
 
 const auto connection_operations = std::to_array<Operation>({
-    {"Listener, until somebody waits for it",
+    {"Listener, until a coroutine waits for it",
      [](Trial& trial) {
          simulated::SimulatedCm cm;
          EpollExecutor loop;
@@ -889,7 +890,7 @@ const auto connection_operations = std::to_array<Operation>({
              };
              const Coroutine waiting = start(accept());
              stop.request_stop();
-             for (int turns = 0; turns < 10; ++turns) loop.run_once();
+             for (int i = 0; i < 10; ++i) loop.run_once();
              finish_cancelled(waiting);
          });
      }},
@@ -897,10 +898,10 @@ const auto connection_operations = std::to_array<Operation>({
      [](Trial& trial) {
          simulated::SimulatedCm cm;
          EpollExecutor loop;
-         const auto find_way = [&]() -> Task<> {
+         const auto resolve_route = [&]() -> Task<> {
              static_cast<void>(co_await resolve(loop, "10.7.0.1", "7471"));
          };
-         trial.attempt([&] { run(loop, find_way()); });
+         trial.attempt([&] { run(loop, resolve_route()); });
      }},
     {"connect and accept",
      [](Trial& trial) {
@@ -909,14 +910,14 @@ const auto connection_operations = std::to_array<Operation>({
      }},
     {"connect and reject",
      [](Trial& trial) {
-         // The identifier is destroyed all the same, and the queue pair it was for.
+         // The identifier and its queue pair are destroyed in any case.
          trial.tolerate("ibv_modify_qp");
          BothEnds ends;
-         trial.attempt([&] { run(ends.loop, ends.both(ends.reject(), ends.dial_in_vain())); });
+         trial.attempt([&] { run(ends.loop, ends.both(ends.reject(), ends.dial_rejected())); });
      }},
     {"disconnect and disconnected",
      [](Trial& trial) {
-         // What could not be told when a connection ends, the peer learns by its destruction.
+         // The peer is notified when the connection is destroyed.
          trial.tolerate("rdma_disconnect");
          trial.tolerate("ibv_modify_qp");
          BothEnds ends;
@@ -931,13 +932,13 @@ const auto connection_operations = std::to_array<Operation>({
      }},
 });
 
-// All of them are awaited, and the first failure is thrown.
+// Awaits all of them, then throws the first failure.
 Coroutine await_all(std::span<asyncverbs::Operation> operations) {
     std::exception_ptr first;
     for (asyncverbs::Operation& operation : operations) {
         try {
             co_await operation;
-        } catch (const OperationError&) { // the consequence of another one that was refused
+        } catch (const OperationError&) { // the consequence of another one that was rejected
         } catch (...) {
             if (!first) first = std::current_exception();
         }
@@ -945,7 +946,7 @@ Coroutine await_all(std::span<asyncverbs::Operation> operations) {
     if (first) std::rethrow_exception(first);
 }
 
-// Two queue pairs on a router whose loop is driven by hand.
+// Two queue pairs on a router whose loop is driven by the test.
 struct Routed : Host {
     void make() {
         router.emplace(AsyncCq(CompletionQueue(context, 64), notifier));
@@ -956,11 +957,11 @@ struct Routed : Host {
         a->queue_pair().connect(b->queue_pair().local_address());
     }
 
-    // What a loop does, for as long as there is something to do.
-    void turn() {
+    // Runs the loop until there is nothing to do.
+    void run_until_idle() {
         while (notifier.run()) {
         }
-        for (int turns = 0; turns < 20 && readable(); ++turns) {
+        for (int i = 0; i < 20 && readable(); ++i) {
             notifier.notify();
             if (!notifier.run()) return;
         }
@@ -970,7 +971,7 @@ struct Routed : Host {
         return ::poll(&channel, 1, 0) == 1;
     }
 
-    // What came too late for those who waited is the next operation's.
+    // An error that came too late for the waiters is reported to the next operation.
     void probe() {
         asyncverbs::Operation next = a->recv(region.slice());
         if (!next.done()) return;
@@ -1020,10 +1021,10 @@ const auto rdma_operations = std::to_array<Operation>({
                  operations[i + 1] = routed.a->send(slices);
              }
              const Coroutine waiter = await_all(operations);
-             routed.turn();
+             routed.run_until_idle();
              routed.a->queue_pair().to_error(); // a refused receive leaves a send waiting
              routed.b->queue_pair().to_error();
-             routed.turn();
+             routed.run_until_idle();
              finish({&waiter});
              routed.probe();
          });
@@ -1038,7 +1039,7 @@ const auto rdma_operations = std::to_array<Operation>({
                  4, SendRequest::write(routed.region.slice(0, 8), {1, 8, routed.region.rkey()}));
              routed.a->post(requests, operations);
              const Coroutine waiter = await_all(operations);
-             routed.turn();
+             routed.run_until_idle();
              finish({&waiter});
              routed.probe();
          });
@@ -1054,7 +1055,7 @@ const auto rdma_operations = std::to_array<Operation>({
              const Coroutine waiter = await_all(operations);
              const auto drain = [&]() -> Task<> { co_await routed.a->drain(); };
              const Coroutine drainer = start(drain());
-             routed.turn();
+             routed.run_until_idle();
              finish({&drainer}); // where that fails, nothing is flushed
              finish({&waiter});
              routed.probe();
@@ -1070,14 +1071,14 @@ const auto rdma_operations = std::to_array<Operation>({
              const auto wait = [&]() -> Task<> { co_await receive.wait(stop.get_token()); };
              const Coroutine waiter = start(wait());
              stop.request_stop();
-             routed.turn();
+             routed.run_until_idle();
              finish_cancelled(waiter);
              routed.probe();
          });
      }},
 });
 
-// How often it failed: how many calls of that kind the operation makes.
+// Returns the number of calls of that kind that the operation makes.
 int fail_each_call(const Operation& operation, const Failing& failing) {
     for (int nth = 1; nth < 1000; ++nth) {
         INFO(operation.name << ", " << failing.name << ", call " << nth);
@@ -1091,7 +1092,7 @@ int fail_each_call(const Operation& operation, const Failing& failing) {
     return 0;
 }
 
-// Returns how many pairs of operation and call there were.
+// Returns the number of pairs of operation and failing call.
 int sweep(std::span<const Operation> operations, const char* layer) {
     int all = 0;
     for (const Failing& failing : failings) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How completions got lost elsewhere: sequences that were seen in the field and that the tests of
-// the single classes do not replay. tests/README.md has the list of all cases.
+// Sequences that lost completions in other projects, as far as the tests of the classes do not
+// replay them. tests/README.md lists all cases.
 #include <asyncverbs/asyncverbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/epoll.hpp"
@@ -34,37 +35,16 @@ using simulated::SimulatedVerbs;
 using simulated::siw;
 using support::contains;
 using support::Coroutine;
-using WrIds = std::vector<std::uint64_t>;
+using support::poll_once;
+using support::WrIds;
+using Fixture = support::CqFixture<>;
 
 namespace {
-
-Coroutine poll_once(AsyncCq& cq, WrIds& got, std::stop_token stop = {}) {
-    std::array<ibv_wc, 4> wcs{};
-    for (const ibv_wc& wc : co_await cq.poll(wcs, stop)) got.push_back(wc.wr_id);
-}
 
 Coroutine poll_status(AsyncCq& cq, std::uint64_t wr_id, std::vector<ibv_wc_status>& got) {
     const ibv_wc wc = co_await cq.poll_wr_id(wr_id);
     got.push_back(wc.status);
 }
-
-struct Fixture {
-    explicit Fixture(const ProviderModel& provider = rxe, const AsyncCqOptions& options = {})
-        : sim(provider), context(Context::open()),
-          cq(std::in_place, CompletionQueue(context, 64), notifier, options),
-          native(cq->native_handle()) {}
-
-    void turn() {
-        notifier.notify();
-        notifier.run();
-    }
-
-    SimulatedVerbs sim;
-    ManualNotifier notifier;
-    Context context;
-    std::optional<AsyncCq> cq;
-    ibv_cq* native;
-};
 
 // A queue pair that is its own peer, and memory that it sends from and receives into.
 struct ConnectedPair {
@@ -124,8 +104,7 @@ TEST_CASE("field: two CQs wait; the one that arms first gets a completion while 
     CHECK(received == WrIds{2});
 }
 
-TEST_CASE("field: a second AsyncCq on one channel is refused, not robbed of its events",
-          "[proof][field-3][field-18][I6]") {
+TEST_CASE("field: a second AsyncCq on one channel is rejected", "[proof][field-3][field-18][I6]") {
     SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;
@@ -148,7 +127,7 @@ TEST_CASE("field: no arm is downgraded to solicited completions", "[proof][field
         wc.status = fails ? IBV_WC_RETRY_EXC_ERR : IBV_WC_SUCCESS;
         f.sim.push(f.native, wc, /*solicited=*/false);
         REQUIRE(f.sim.queued_events(f.native->channel) == 1);
-        f.turn();
+        f.wake();
         CHECK(got == WrIds{id});
     }
 }
@@ -159,8 +138,8 @@ TEST_CASE("field: three events on one edge", "[proof][field-13][I3]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     Fixture f(ProviderModel{.arm_model = model});
     support::Epoll edge(f.cq->completion_queue().channel().fd(), EPOLLET);
-    // What an edge-triggered loop does: it hears of an edge once.
-    const auto turn = [&] {
+    // An edge-triggered loop gets each edge once.
+    const auto run_once = [&] {
         if (edge.events() != 0) f.notifier.notify();
         return f.notifier.run();
     };
@@ -168,13 +147,13 @@ TEST_CASE("field: three events on one edge", "[proof][field-13][I3]") {
     const Coroutine first = poll_once(*f.cq, got);
     f.sim.push_events(f.native, 2);
     f.sim.complete(f.native, 1);
-    while (turn()) {
+    while (run_once()) {
     }
     REQUIRE(got == WrIds{1});
 
     const Coroutine second = poll_once(*f.cq, got);
     f.sim.complete(f.native, 2);
-    while (turn()) {
+    while (run_once()) {
     }
     CHECK(got == WrIds{1, 2});
 }
@@ -187,11 +166,10 @@ TEST_CASE("field: every event is acked, and none twice", "[proof][field-25][fiel
     WrIds got;
     for (std::uint64_t id = 0; id < 5; ++id) {
         const Coroutine consumer = poll_once(*f.cq, got);
-        f.notifier.notify(); // spurious: EAGAIN, and nothing to ack
-        f.notifier.run();
+        f.wake(); // spurious: EAGAIN, and nothing to ack
         f.sim.duplicate_events(f.native);
         f.sim.complete(f.native, id);
-        f.turn();
+        f.wake();
     }
     f.cq.reset();
     const simulated::CqCounters counters = f.sim.counters(f.native);
@@ -204,7 +182,7 @@ TEST_CASE("field: the ack is the last touch of a CQ", "[proof][field-29][I4]") {
     WrIds got;
     const Coroutine consumer = poll_once(*f.cq, got);
     f.sim.complete(f.native, 1);
-    f.turn();
+    f.wake();
     std::vector<std::string> calls;
     f.sim.on_call([&](const Call& call) {
         if (call.object == f.native && call.moment == Call::Moment::before) {
@@ -218,7 +196,7 @@ TEST_CASE("field: the ack is the last touch of a CQ", "[proof][field-29][I4]") {
 
 // --- waiters and coroutines ---
 
-TEST_CASE("field: the first of two waiters is cancelled with its wake; the wake passes on",
+TEST_CASE("field: the first of two waiters is cancelled with its wake; the second gets the wake",
           "[proof][field-36][I6]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
     const bool stop_first = GENERATE(true, false);
@@ -231,7 +209,7 @@ TEST_CASE("field: the first of two waiters is cancelled with its wake; the wake 
     if (stop_first) stop.request_stop();
     f.sim.complete(f.native, 1);
     if (!stop_first) stop.request_stop();
-    f.turn(); // one wake for both
+    f.wake(); // one wake for both
     CHECK(first.done());
     CHECK_THROWS_AS(first.get(), std::system_error);
     CHECK(second_got == WrIds{1});
@@ -298,7 +276,7 @@ TEST_CASE("field: a waiter is destroyed while its resume is queued", "[proof][fi
     const Coroutine destroyer = Local::destroy(earlier, victim);
     sim.complete(earlier.native_handle(), 1);
     sim.complete(cq.native_handle(), 2);
-    executor.run_once(); // both are ready; the destroyer comes first
+    executor.run_once(); // both are ready; the destroyer is resumed first
     REQUIRE(destroyer.done());
     CHECK(got.empty());
     std::array<ibv_wc, 1> wcs{};
@@ -330,20 +308,20 @@ TEST_CASE("field: the executor stops while a coroutine waits; its completion sta
 
 // --- content and state ---
 
-TEST_CASE("field: an error completion is matched by what is valid in it alone",
+TEST_CASE("field: an error completion is matched by its valid fields only",
           "[proof][field-51][I11]") {
     Fixture f;
     std::vector<ibv_wc_status> got;
     const Coroutine waiting = poll_status(*f.cq, 2, got);
-    f.sim.complete(f.native, 1, IBV_WC_WR_FLUSH_ERR, 17); // all else in it is garbage
+    f.sim.complete(f.native, 1, IBV_WC_WR_FLUSH_ERR, 17); // its other fields are garbage
     f.sim.complete(f.native, 2, IBV_WC_WR_FLUSH_ERR, 17);
-    f.turn();
+    f.wake();
     CHECK(got == std::vector<ibv_wc_status>{IBV_WC_WR_FLUSH_ERR});
     const Coroutine kept = poll_status(*f.cq, 1, got);
     CHECK(got.size() == 2);
 }
 
-TEST_CASE("field: completions purged with their queue pair: who waits for them can be stopped",
+TEST_CASE("field: a wait for completions that were purged with their queue pair can be stopped",
           "[proof][field-55][I7]") {
     Fixture f(mlx5);
     ConnectedPair connection(*f.cq);
@@ -354,7 +332,7 @@ TEST_CASE("field: completions purged with their queue pair: who waits for them c
     std::stop_source stop;
     WrIds got;
     const Coroutine waiting = poll_once(*f.cq, got, stop.get_token());
-    f.turn();
+    f.wake();
     REQUIRE_FALSE(waiting.done());
     stop.request_stop();
     f.notifier.run();
@@ -372,14 +350,14 @@ TEST_CASE("field: in the documented order of teardown nothing is purged",
     WrIds got;
     const Coroutine waiting = poll_once(*f.cq, got);
     connection.qp->to_error();
-    f.turn();
+    f.wake();
     REQUIRE(waiting.done());
     while (got.size() < posted) {
         const std::size_t before = got.size();
         const Coroutine next = poll_once(*f.cq, got);
-        REQUIRE(got.size() > before); // without waiting: all are there
+        REQUIRE(got.size() > before); // without waiting: all have arrived
     }
-    connection.region.reset(); // no request uses it any more, or the simulation says so
+    connection.region.reset(); // no request uses it, or the simulation reports it
     connection.qp.reset();
     CHECK(got == WrIds{0, 1, 2, 3, 4, 5});
     CHECK(f.sim.counters(f.native).completions_lost == 0);
@@ -395,7 +373,7 @@ TEST_CASE("field: a buffer released before its flush was seen is noticed",
     CHECK(f.sim.take_problems().size() == 1);
 }
 
-TEST_CASE("field: a queue pair number is used again: drained by count, nothing of the old is left",
+TEST_CASE("field: a queue pair number is reused: after a drain by count no old completion is left",
           "[proof][field-56][I12]") {
     Fixture f;
     WrIds got;
@@ -416,11 +394,11 @@ TEST_CASE("field: a queue pair number is used again: drained by count, nothing o
     const Coroutine waiting = poll_once(*f.cq, got);
     reused.receive(3);
     reused.send(4);
-    f.turn();
+    f.wake();
     CHECK(got == WrIds{3, 4});
 }
 
-TEST_CASE("field: a stale completion of a queue pair that is gone is told by its wr_id",
+TEST_CASE("field: a stale completion of a destroyed queue pair is identified by its wr_id",
           "[proof][field-56][I6]") {
     Fixture f; // rxe keeps what was not polled
     std::uint32_t number = 0;

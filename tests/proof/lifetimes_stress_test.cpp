@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A device that completes, a thread that stops, and a loop in which waiters, and now and then the
-// AsyncCq itself, are destroyed, at any moment: what the thread sanitizer says matters, and the
-// account, in which every completion appears once.
+// Completions and stops from another thread, at any moment, while the loop destroys waiters and
+// AsyncCqs. Every completion is delivered once, and the thread sanitizer finds no race.
 #include <asyncverbs/asyncverbs.hpp>
 
 #include <array>
@@ -27,8 +26,7 @@ using asyncverbs::support::Coroutine;
 
 namespace {
 
-// Requests the stops of one round after the other on a thread of its own, each as soon as the
-// round has begun; between them it makes completions.
+// A thread that makes the completions of each round, and requests the round's stop in between.
 class Adversary {
 public:
     Adversary(SimulatedVerbs& sim, std::size_t rounds)
@@ -40,12 +38,12 @@ public:
         begun_ = round + 1;
         return stops_[round].get_token();
     }
-    // From here on it does not touch the round's CQ.
+    // Returns when the thread no longer uses the CQ of the round.
     void await_end(std::size_t round) const {
         while (ended_ <= round) std::this_thread::yield();
     }
 
-    static constexpr std::uint64_t completions = 4; // a round
+    static constexpr std::uint64_t completions = 4; // per round
 
 private:
     void run() {
@@ -69,7 +67,7 @@ private:
     std::thread thread_;
 };
 
-// Whose next wr_id is due: completions come in order, whoever gets them.
+// Checks that completions are delivered in order, over all waiters.
 struct Account {
     std::uint64_t next = 0;
     bool in_order = true;
@@ -90,7 +88,7 @@ Coroutine consume(AsyncCq& cq, Account& account, std::stop_token stop, int& resu
 
 } // namespace
 
-TEST_CASE("stress: completions, stops from another thread and destroyed waiters, none is lost (I7)",
+TEST_CASE("stress: stops from another thread and destroyed waiters lose no completion (I7)",
           "[proof][lifetimes][stress][I7]") {
     constexpr std::size_t rounds = 2000;
     SimulatedVerbs sim;
@@ -106,14 +104,14 @@ TEST_CASE("stress: completions, stops from another thread and destroyed waiters,
         const std::stop_token stop = adversary.begin(round, cq.native_handle());
         for (Coroutine& each : waiters) each = consume(cq, account, stop, resumed);
         Coroutine& victim = waiters[random() % waiters.size()];
-        for (auto turns = random() % 4; turns > 0; --turns) executor.run_once();
+        for (auto i = random() % 4; i > 0; --i) executor.run_once();
         if (round % 2 == 0) {
             victim.destroy();
             victim = consume(cq, account, stop, resumed);
         }
         adversary.await_end(round);
         for (const Coroutine& each : waiters) {
-            for (int turns = 0; turns < 1000 && !each.done(); ++turns) executor.run_once();
+            for (int i = 0; i < 1000 && !each.done(); ++i) executor.run_once();
             REQUIRE(each.done());
         }
         std::array<ibv_wc, 8> wcs{};
@@ -145,10 +143,10 @@ TEST_CASE("stress: an AsyncCq is destroyed while another thread stops its waiter
         const std::stop_token stop = stops[round].get_token();
         for (Coroutine& each : waiters) each = consume(*cq, account, stop, resumed);
         begun = round + 1;
-        for (std::size_t turns = 0; turns < round % 3; ++turns) executor.run_once();
+        for (std::size_t i = 0; i < round % 3; ++i) executor.run_once();
         const int before = resumed;
         cq.reset();
-        for (int turns = 0; turns < 3; ++turns) executor.run_once();
+        for (int i = 0; i < 3; ++i) executor.run_once();
         REQUIRE(resumed == before);
     }
     stopper.join();

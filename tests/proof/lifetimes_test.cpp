@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Lifetimes as a matrix: in every state of a wait, every owner is destroyed, from every place from
-// which that is allowed. Who was destroyed is never resumed, who was not gets what is theirs,
+// Lifetimes as a matrix: in every state of a wait, every owner is destroyed, from every place where
+// that is allowed. A destroyed coroutine is never resumed, the others get their completions,
 // nothing leaks, and no completion is lost.
 #include <asyncverbs/asyncverbs.hpp>
 
@@ -28,14 +28,14 @@ using asyncverbs::support::Coroutine;
 
 namespace {
 
-enum class State { idle, parked, completed, more_than_wanted, stopped, unreadable, gone };
-constexpr std::array state_names{"nobody waits",
-                                 "parked",
-                                 "a completion and its event are there",
-                                 "more completions than slots are there",
+enum class State { idle, waiting, completed, more_than_wanted, stopped, unreadable, removed };
+constexpr std::array state_names{"no waiters",
+                                 "waiting",
+                                 "a completion and its event have arrived",
+                                 "more completions than slots have arrived",
                                  "a stop is requested",
                                  "the event cannot be read",
-                                 "the device is gone"};
+                                 "the device was removed"};
 
 enum class Victim { one_waiter, waiters, cq, cq_then_waiters, waiters_then_cq, executor, all };
 constexpr std::array victim_names{"one waiter",
@@ -55,15 +55,15 @@ enum class Place {
     first_in_stop,
     last_in_stop
 };
-constexpr std::array place_names{"between two turns",
+constexpr std::array place_names{"between two iterations of the loop",
                                  "after a run that was stopped while the resume was queued",
                                  "another coroutine, while the resume is queued",
                                  "a coroutine that it resumed",
                                  "a destructor, while a coroutine that it resumed unwinds",
-                                 "request_stop(), before the waiters are told",
-                                 "request_stop(), after the waiters were told"};
+                                 "request_stop(), before the callbacks of the waiters",
+                                 "request_stop(), after the callbacks of the waiters"};
 
-// What became of a coroutine that waits.
+// The result of a waiting coroutine.
 struct Wait {
     int resumed = 0;
     std::size_t delivered = 0;
@@ -113,14 +113,14 @@ Coroutine wait_and_unwind(AsyncCq& cq, Wait& wait, std::stop_token stop, Action 
 }
 
 // An AsyncCq with three waiters, the second for one wr_id, and a neighbour on the same executor.
-class Stage {
+class Scenario {
 public:
-    Stage(const ProviderModel& provider, State state, Victim victim, Place place)
+    Scenario(const ProviderModel& provider, State state, Victim victim, Place place)
         : sim_(provider), state_(state), victim_(victim), place_(place) {}
 
     void play() {
         if (place_ == Place::last_in_stop) destroy_in_stop();
-        if (state_ != State::idle) park();
+        if (state_ != State::idle) start_waiters();
         neighbour_wait_.coroutine = wait_for_any(*neighbour_, neighbour_wait_, {}, [this] {
             if (place_ == Place::stopped_run) executor_->stop();
             if (place_ == Place::other_coroutine) destroy();
@@ -139,7 +139,7 @@ private:
         return place_ == Place::own_coroutine || place_ == Place::unwinding;
     }
 
-    void park() {
+    void start_waiters() {
         Wait& first = waits_[0];
         const std::stop_token stop = stop_.get_token();
         if (place_ == Place::unwinding) {
@@ -167,7 +167,7 @@ private:
         switch (state_) {
         case State::idle:
             break;
-        case State::parked: // only what is needed to get there
+        case State::waiting: // a completion only if the place needs one
             if (by_own_coroutine()) complete_some(1, 1);
             break;
         case State::completed:
@@ -180,10 +180,10 @@ private:
             stop_.request_stop();
             break;
         case State::unreadable:
-            sim_.fail("ibv_get_cq_event", {.nth = 2}); // the first one is the neighbour's
+            sim_.fail("ibv_get_cq_event", {.nth = 2}); // the first is the neighbour's
             complete_some(1, 1);
             break;
-        case State::gone:
+        case State::removed:
             sim_.disassociate(context_.native_handle());
             break;
         }
@@ -203,14 +203,14 @@ private:
             stop_.request_stop();
             break;
         default:
-            for (int turns = 0; turns < 10 && !destroyed_; ++turns) executor_->run_once();
+            for (int i = 0; i < 10 && !destroyed_; ++i) executor_->run_once();
         }
     }
 
     void destroy() {
         if (std::exchange(destroyed_, true)) return;
         if (place_ == Place::other_coroutine || place_ == Place::stopped_run) {
-            for (const Wait& wait : waits_) CHECK(wait.resumed == 0); // it is only queued
+            for (const Wait& wait : waits_) CHECK(wait.resumed == 0); // only queued
         }
         switch (victim_) {
         case Victim::one_waiter:
@@ -253,13 +253,13 @@ private:
 
     void settle() {
         sim_.clear_failures();
-        // What makes those who are left end, if they still can.
-        if (cq_ && state_ != State::gone) {
+        // Completions that end the remaining waits, if they still can end.
+        if (cq_ && state_ != State::removed) {
             complete_some(wanted_by_one, 1);
             complete_some(10, 3);
         }
         if (executor_) {
-            for (int turns = 0; turns < 50; ++turns) executor_->run_once();
+            for (int i = 0; i < 50; ++i) executor_->run_once();
         }
 
         const bool may_resume = cq_ && executor_;
@@ -277,7 +277,7 @@ private:
     }
 
     std::size_t left_in_queue() {
-        for (Wait& wait : waits_) wait.coroutine.destroy(); // who waits comes before try_poll()
+        for (Wait& wait : waits_) wait.coroutine.destroy(); // waiters come before try_poll()
         std::array<ibv_wc, 4> wcs{};
         std::size_t left = 0;
         while (const std::size_t count = cq_->try_poll(wcs).size()) left += count;
@@ -307,7 +307,7 @@ private:
 bool is_possible(State state, Victim victim, Place place) {
     const bool inside_a_run = place != Place::outside && place != Place::stopped_run;
     const bool executor_too = victim == Victim::executor || victim == Victim::all;
-    // The executor must not be destroyed by what it runs. (In request_stop() it does not run.)
+    // The executor must not be destroyed by code that it runs. (It does not run request_stop().)
     if (executor_too && inside_a_run && place != Place::first_in_stop &&
         place != Place::last_in_stop) {
         return false;
@@ -318,7 +318,7 @@ bool is_possible(State state, Victim victim, Place place) {
 
 } // namespace
 
-TEST_CASE("lifetimes: every owner is destroyed in every state and from everywhere (I8, I12)",
+TEST_CASE("lifetimes: every owner is destroyed in every state, from every place (I8, I12)",
           "[proof][lifetimes][I8][I12]") {
     int cells = 0;
     for (const ProviderModel& provider : {rxe, mlx5}) {
@@ -331,7 +331,7 @@ TEST_CASE("lifetimes: every owner is destroyed in every state and from everywher
                     if (!is_possible(s, v, p)) continue;
                     INFO(victim_names[victim] << " destroyed by: " << place_names[place]
                                               << "; state: " << state_names[state]);
-                    Stage(provider, s, v, p).play();
+                    Scenario(provider, s, v, p).play();
                     ++cells;
                 }
             }

@@ -486,7 +486,7 @@ void World::failed(const Call& call) {
 void World::observed() {
     if (++observations_ > most_observations) {
         run_.violated(property::rest,
-                      std::to_string(most_observations) + " verbs and turns were not enough");
+                      std::to_string(most_observations) + " calls and iterations were not enough");
     }
 }
 
