@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Three operations of a queue pair, of which one waits for room, and all that may happen to them,
-// in every order: completions, stops, destroyed coroutines, drain, the queue pair and the router
-// destroyed, with and without a turn of the loop after each.
+// Three operations of a queue pair, one of which waits for room, and everything that may happen to
+// them, in every order: completions, stops, destroyed coroutines, drain, the queue pair and the
+// router destroyed, with and without an iteration of the loop after each.
 #include "proof/interleavings.hpp"
 #include "rdma/fixture.hpp"
 
@@ -50,7 +50,7 @@ bool contains_step(const Schedule& schedule, Step step) {
 }
 
 // What is wrong with this schedule; "" if nothing is.
-std::string play(const simulated::ProviderModel& provider, const Schedule& schedule, bool turns) {
+std::string play(const simulated::ProviderModel& provider, const Schedule& schedule, bool iterate) {
     constexpr std::size_t count = 3;
     RouterFixture f(provider, {.max_send_wr = 1, .max_recv_wr = 4});
     f.sim.hold_delivery();
@@ -65,7 +65,7 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
     std::optional<Operation> receive(f.a->recv(f.slice(128, 8)));
     waiters[1] = await<Operation&>(*receive, outcomes[1], stops[1].get_token());
     waiters[2] = await(f.a->send(f.slice(8, 8)), outcomes[2], stops[2].get_token());
-    f.region.reset(); // from here on it is the operations' to keep
+    f.region.reset(); // the operations keep it
     Awaited drained;
     std::optional<Coroutine> drainer;
 
@@ -95,14 +95,14 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
         default:
             f.router.reset();
         }
-        if (!turns) continue;
+        if (!iterate) continue;
         f.run();
         if (!f.router) continue;
         for (std::size_t i = 0; i < count; ++i) {
             const bool ends = step == destroy_queue_pair || step == stop_send + static_cast<int>(i);
             if (ends && waiters[i] && !outcomes[i].done()) return "not resumed at once";
         }
-        if (step == destroy_queue_pair && drainer && !drained.done()) return "drain goes on";
+        if (step == destroy_queue_pair && drainer && !drained.done()) return "drain still waits";
     }
     f.sim.release_delivery();
     f.run();
@@ -118,10 +118,10 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
                                  !contains_step(schedule, destroy_queue_pair);
         if (routed && undisturbed && !outcome.completion) return "operation failed";
         if (outcome.completion && outcome.completion->status() != IBV_WC_SUCCESS) {
-            return "an error that is a success";
+            return "success with an error status";
         }
         if (outcome.code() == std::errc::operation_canceled && undisturbed && routed) {
-            return "nobody stopped it";
+            return "cancelled without a stop";
         }
     }
     if (routed && drainer && !drained.done()) return "drain left behind";
@@ -134,13 +134,13 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
     peer.clear();
     f.a.reset();
     f.b.reset();
-    if (f.sim.calls("ibv_dereg_mr") != 1) return "a region is kept for ever";
+    if (f.sim.calls("ibv_dereg_mr") != 1) return "a region is never released";
     f.router.reset();
     for (const std::string& problem : f.sim.take_problems()) return problem;
     return "";
 }
 
-// Each step is taken once, and the three deliveries, which are alike, in order.
+// Each step is taken once, the three equal deliveries in order.
 std::vector<Step> next_steps(const Schedule& schedule) {
     std::vector<Step> next;
     for (int i = 0; i < steps; ++i) {
@@ -158,11 +158,11 @@ std::vector<Step> next_steps(const Schedule& schedule) {
 TEST_CASE("Operations: every interleaving", "[rdma][I7][I8][I12]") {
     std::size_t schedules = 0;
     for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
-        for (const bool turns : {false, true}) {
+        for (const bool iterate : {false, true}) {
             schedules += proof::for_each_schedule<Step>(4, [&](const Schedule& schedule) {
-                const std::string problem = play(provider, schedule, turns);
+                const std::string problem = play(provider, schedule, iterate);
                 if (!problem.empty()) {
-                    FAIL_CHECK(problem << (turns ? ", with turns: " : ", without turns: ")
+                    FAIL_CHECK(problem << (iterate ? ", with iterations: " : ", without: ")
                                        << proof::to_text(schedule, name));
                 }
                 return next_steps(schedule);
