@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A stream whose peer sends any messages: each is a byte that says how long it is, and its bytes.
-// What is read is what came as data, in order; the end is read only where it was sent; and whatever
-// is wrong ends in one of the documented errors.
+// A stream whose peer sends any messages. In the input, each is a byte with its length, and its
+// bytes. Checks that the stream reads the data that was sent, in order, reads the end only if it
+// was sent, and reports bad messages by one of the documented errors.
 #include <asyncverbs/rdma/stream.hpp>
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -84,7 +84,7 @@ bool documented(std::error_code error) {
            error.category() == wc_status_category();
 }
 
-// What no end says at all, or not there.
+// A message that no stream sends, or not at this point.
 bool is_wrong(Message message, bool is_first, bool after_end) {
     if (message.size() < 4 || message[0] < 1 || message[0] > 5 || message[1] != 0) return true;
     if ((message[0] == 1) != is_first) return true;
@@ -98,7 +98,7 @@ void check(std::span<const Message> messages, const Outcome& outcome) {
     bool may_end = false;
     for (const Message& message : messages) {
         if (is_wrong(message, &message == messages.data(), may_end))
-            break; // nothing is read behind
+            break; // nothing after it is read
         if (message[0] == 2) data.append(message.begin() + 4, message.end());
         if (message[0] >= 4) may_end = true;
     }

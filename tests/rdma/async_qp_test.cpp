@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Operations of queue pairs on simulated verbs: what they move, and how they end.
+// Operations of queue pairs on simulated verbs: data, full queues, chains, cancellation, errors.
 #include "rdma/fixture.hpp"
 
 #include <array>
@@ -22,15 +22,13 @@ static_assert(std::movable<Router> && !std::copyable<Router>);
 static_assert(std::movable<AsyncQp> && !std::copyable<AsyncQp>);
 static_assert(std::is_trivially_destructible_v<Completion>);
 
-// --- what they move ---
+// --- data ---
 
 TEST_CASE("AsyncQp: a message is sent and received", "[rdma]") {
     Fixture f;
     f.write(0, "hello");
-    Awaited sent;
-    Awaited received;
-    const Coroutine receiver = await(f.b->post_recv(f.slice(100, 64)), received);
-    const Coroutine sender = await(f.a->send(f.slice(0, 5)), sent);
+    Awaiting received(f.b->post_recv(f.slice(100, 64)));
+    Awaiting sent(f.a->send(f.slice(0, 5)));
     f.run();
     REQUIRE(sent.completion);
     REQUIRE(received.completion);
@@ -66,10 +64,8 @@ TEST_CASE("AsyncQp: operations are posted by the call and awaited in any order",
 
 TEST_CASE("AsyncQp: immediates are in host order", "[rdma]") {
     Fixture f;
-    Awaited by_send;
-    Awaited by_write;
-    const Coroutine first = await(f.b->recv(f.slice(100, 8)), by_send);
-    const Coroutine second = await(f.b->recv(Slices()), by_write);
+    Awaiting by_send(f.b->recv(f.slice(100, 8)));
+    Awaiting by_write(f.b->recv(Slices()));
     Operation send = f.a->send_with_imm(f.slice(0, 1), 0x01020304);
     Operation write = f.a->write_with_imm(f.slice(0, 4), f.remote(300, 4), 0xfffefdfc);
     f.run();
@@ -84,40 +80,29 @@ TEST_CASE("AsyncQp: immediates are in host order", "[rdma]") {
 TEST_CASE("AsyncQp: one-sided operations work on the peer's memory", "[rdma]") {
     Fixture f;
     f.write(0, "written!");
-    Awaited written;
-    const Coroutine writer = await(f.a->write(f.slice(0, 8), f.remote(200, 8)), written);
+    Awaiting written(f.a->write(f.slice(0, 8), f.remote(200, 8)));
     f.run();
     REQUIRE(written.completion);
     CHECK(written.completion->opcode() == IBV_WC_RDMA_WRITE);
     CHECK(f.read(200, 8) == "written!");
 
-    Awaited read;
-    const Coroutine reader = await(f.a->read(f.slice(16, 8), f.remote(200, 8)), read);
+    Awaiting read(f.a->read(f.slice(16, 8), f.remote(200, 8)));
     f.run();
     REQUIRE(read.completion);
     CHECK(f.read(16, 8) == "written!");
 
-    const auto number = [&](std::size_t at) {
-        std::uint64_t value = 0;
-        std::memcpy(&value, f.memory.data() + at, 8);
-        return value;
-    };
-    const std::uint64_t start = 40;
-    std::memcpy(f.memory.data() + 400, &start, 8);
-    Awaited added;
-    const Coroutine adder = await(f.a->fetch_and_add(f.slice(0, 8), f.remote(400, 8), 2), added);
+    f.write_number(400, 40);
+    Awaiting added(f.a->fetch_and_add(f.slice(0, 8), f.remote(400, 8), 2));
     f.run();
     REQUIRE(added.completion);
-    CHECK(number(0) == 40);
-    CHECK(number(400) == 42);
+    CHECK(f.number(0) == 40);
+    CHECK(f.number(400) == 42);
 
-    Awaited swapped;
-    const Coroutine swapper =
-        await(f.a->compare_and_swap(f.slice(8, 8), f.remote(400, 8), 42, 7), swapped);
+    Awaiting swapped(f.a->compare_and_swap(f.slice(8, 8), f.remote(400, 8), 42, 7));
     f.run();
     REQUIRE(swapped.completion);
-    CHECK(number(8) == 42);
-    CHECK(number(400) == 7);
+    CHECK(f.number(8) == 42);
+    CHECK(f.number(400) == 7);
 }
 
 TEST_CASE("AsyncQp: several slices, inline data", "[rdma]") {
@@ -125,8 +110,7 @@ TEST_CASE("AsyncQp: several slices, inline data", "[rdma]") {
     f.write(0, "scatter and gather");
     const std::array<Slice, 3> from{f.slice(0, 7), f.slice(7, 5), f.slice(12, 6)};
     const std::vector<Slice> to{f.slice(100, 4), f.slice(200, 64)};
-    Awaited received;
-    const Coroutine receiver = await(f.b->recv(to), received);
+    Awaiting received(f.b->recv(to));
     Operation sent = f.a->send(from, {.inline_data = true});
     f.write(0, "overwritten at once");
     f.run();
@@ -142,8 +126,7 @@ TEST_CASE("AsyncQp: datagrams", "[rdma]") {
     std::optional<AddressHandle> peer(std::in_place, f.domain, f.a->queue_pair(),
                                       f.b->queue_pair().local_address());
     f.write(0, "datagram");
-    Awaited received;
-    const Coroutine receiver = await(f.b->recv(f.slice(100, 100)), received);
+    Awaiting received(f.b->recv(f.slice(100, 100)));
     f.sim.hold_delivery();
     Operation sent = f.a->send_to(f.slice(0, 8), *peer, f.b->queue_pair().qp_num(), 0x11111111);
     peer.reset(); // the operation keeps it
@@ -158,7 +141,7 @@ TEST_CASE("AsyncQp: datagrams", "[rdma]") {
     CHECK(f.read(140, 8) == "datagram");
 }
 
-TEST_CASE("AsyncQp: bad input is refused at once", "[rdma]") {
+TEST_CASE("AsyncQp: bad input throws at once", "[rdma]") {
     Fixture f;
     const std::vector<Slice> many(4, f.slice(0, 1));
     CHECK_THROWS_WITH(f.a->send(many), contains("4 slices in one work request of a queue for 3"));
@@ -172,15 +155,14 @@ TEST_CASE("AsyncQp: bad input is refused at once", "[rdma]") {
     CHECK(f.sim.posted_sends(f.a->queue_pair().native_handle()) == 0);
     AsyncQp deaf(*f.router, f.domain, {.max_recv_wr = 0});
     CHECK_THROWS_WITH(deaf.recv(f.slice(0, 1)), contains("made for no work requests"));
-    Awaited outcome;
-    const Coroutine waiter = await(Operation(), outcome);
+    Awaiting outcome{Operation()};
     REQUIRE(outcome.error);
     CHECK(outcome.code() == std::errc::invalid_argument);
 }
 
-// --- room ---
+// --- full queues ---
 
-TEST_CASE("AsyncQp: where the queue is full, operations wait for room, in order", "[rdma][I10]") {
+TEST_CASE("AsyncQp: operations wait for room in a full queue, in order", "[rdma][I10]") {
     Fixture f;
     std::vector<Operation> receives;
     std::vector<Operation> sends;
@@ -201,7 +183,7 @@ TEST_CASE("AsyncQp: where the queue is full, operations wait for room, in order"
     }
 }
 
-TEST_CASE("AsyncQp: what waits for room holds copies of its slices", "[rdma]") {
+TEST_CASE("AsyncQp: an operation that waits for room holds copies of its slices", "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
@@ -219,7 +201,8 @@ TEST_CASE("AsyncQp: what waits for room holds copies of its slices", "[rdma]") {
     CHECK(f.read(132, 3) == "abc");
 }
 
-TEST_CASE("AsyncQp: what waits for room and is destroyed is not posted", "[rdma]") {
+TEST_CASE("AsyncQp: an operation that waits for room is not posted after it is destroyed",
+          "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
@@ -237,7 +220,7 @@ TEST_CASE("AsyncQp: what waits for room and is destroyed is not posted", "[rdma]
     CHECK(!receives.back().done());
 }
 
-TEST_CASE("AsyncQp: the slots of unsignaled sends are reclaimed by the next signaled", "[rdma]") {
+TEST_CASE("AsyncQp: the next signaled send releases the slots of unsignaled sends", "[rdma]") {
     Fixture f(simulated::mlx5);
     std::vector<Operation> receives;
     std::vector<Operation> sends;
@@ -246,11 +229,10 @@ TEST_CASE("AsyncQp: the slots of unsignaled sends are reclaimed by the next sign
         sends.push_back(f.a->send(f.slice(i, 1), {.signaled = false}));
     }
     f.run();
-    // The queue signals by itself as often as it has to.
+    // The queue signals some requests itself.
     for (std::size_t i = 0; i + 1 < sends.size(); ++i) CHECK(sends[i].done());
     CHECK(f.sim.counters(f.native).completions_polled < 32 + 32);
-    Awaited last;
-    const Coroutine waiter = await(std::move(sends.front()), last);
+    Awaiting last(std::move(sends.front()));
     REQUIRE(last.completion);
     CHECK(last.completion->opcode() == IBV_WC_SEND);
     CHECK(last.completion->qp_num() == f.a->queue_pair().qp_num());
@@ -292,7 +274,7 @@ TEST_CASE("AsyncQp: a chain that is too long waits for room", "[rdma]") {
     CHECK(f.read(200, 11) == "hello world");
 }
 
-TEST_CASE("AsyncQp: of a chain that breaks, it is known what was posted", "[rdma]") {
+TEST_CASE("AsyncQp: if a chain is rejected, the posted part of it completes", "[rdma]") {
     Fixture f;
     f.write(0, "ab");
     const SendRequest requests[] = {
@@ -313,7 +295,7 @@ TEST_CASE("AsyncQp: of a chain that breaks, it is known what was posted", "[rdma
         REQUIRE(outcomes[i].error);
         CHECK(outcomes[i].error->what() == std::string("ibv_post_send: Invalid argument"));
     }
-    // The room is there again, and the next one reclaims what was not signaled.
+    // The slots are free again, and the next send completes the unsignaled one.
     std::vector<Operation> more;
     for (std::size_t i = 0; i < 6; ++i) {
         more.push_back(f.a->write(f.slice(0, 1), f.remote(210 + i, 1)));
@@ -331,7 +313,7 @@ TEST_CASE("AsyncQp: a chain and its operations must match", "[rdma]") {
     CHECK_THROWS_WITH(f.a->post(requests, operations), contains("1 requests and 2 operations"));
 }
 
-// --- lost interest ---
+// --- destroyed and moved operations ---
 
 TEST_CASE("AsyncQp: slot and region outlive a destroyed operation", "[rdma]") {
     Fixture f;
@@ -340,14 +322,14 @@ TEST_CASE("AsyncQp: slot and region outlive a destroyed operation", "[rdma]") {
     std::optional<Operation> send(f.a->send(f.slice(0, 8)));
     receive.reset();
     send.reset();
-    f.region.reset(); // the simulation fails the test if it is deregistered now
+    f.region.reset(); // the simulation fails the test if this deregisters it
     CHECK(f.sim.calls("ibv_dereg_mr") == 0);
     f.sim.release_delivery();
     f.run();
     CHECK(f.sim.calls("ibv_dereg_mr") == 1);
 }
 
-TEST_CASE("AsyncQp: all the regions of a request are kept", "[rdma]") {
+TEST_CASE("AsyncQp: all regions of a request are kept", "[rdma]") {
     Fixture f;
     std::array<std::byte, 8> more{};
     std::optional<MemoryRegion> other(std::in_place, f.domain, more, all_access);
@@ -381,7 +363,7 @@ TEST_CASE("AsyncQp: a destroyed coroutine leaves its operation to the device", "
     CHECK(f.sim.posted_receives(f.b->queue_pair().native_handle()) == 4);
 }
 
-TEST_CASE("AsyncQp: an operation may be moved while it is under way", "[rdma]") {
+TEST_CASE("AsyncQp: a pending operation may be moved", "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
     std::vector<Operation> operations;
@@ -401,7 +383,7 @@ TEST_CASE("AsyncQp: an operation may be moved while it is under way", "[rdma]") 
 
 // --- cancellation ---
 
-TEST_CASE("AsyncQp: a stop ends the waiting, not the operation", "[rdma]") {
+TEST_CASE("AsyncQp: a stop ends the wait, not the operation", "[rdma]") {
     Fixture f;
     Operation receive = f.b->recv(f.slice(100, 8));
     std::stop_source stop;
@@ -431,7 +413,7 @@ TEST_CASE("AsyncQp: a stop ends the waiting, not the operation", "[rdma]") {
     CHECK(!error);
 }
 
-TEST_CASE("AsyncQp: the stop of the call counts, unless the wait has another", "[rdma]") {
+TEST_CASE("AsyncQp: the stop of the call applies unless the wait has another", "[rdma]") {
     Fixture f;
     std::stop_source stop;
     Operation receive = f.b->recv(f.slice(100, 8), stop.get_token());
@@ -457,9 +439,8 @@ TEST_CASE("AsyncQp: the stop of the call counts, unless the wait has another", "
 
 TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
     Fixture f;
-    Awaited outcome;
     std::stop_source stop;
-    const Coroutine waiter = await(f.b->recv(f.slice(100, 8)), outcome, stop.get_token());
+    Awaiting outcome(f.b->recv(f.slice(100, 8)), stop.get_token());
     std::thread([&] { stop.request_stop(); }).join();
     CHECK(!outcome.done());
     f.run();
@@ -469,9 +450,8 @@ TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
 
 TEST_CASE("AsyncQp: a completion that came before the stop was seen is delivered", "[rdma][I7]") {
     Fixture f;
-    Awaited outcome;
     std::stop_source stop;
-    const Coroutine waiter = await(f.b->recv(f.slice(100, 8)), outcome, stop.get_token());
+    Awaiting outcome(f.b->recv(f.slice(100, 8)), stop.get_token());
     Operation sent = f.a->send(f.slice(0, 3));
     f.sim.on_call([&](const simulated::Call& call) {
         const bool polled = call.verb == "ibv_poll_cq" && call.value > 0;
@@ -484,15 +464,12 @@ TEST_CASE("AsyncQp: a completion that came before the stop was seen is delivered
 
 // --- errors ---
 
-TEST_CASE("AsyncQp: a failed operation says why", "[rdma][I11]") {
+TEST_CASE("AsyncQp: a failed operation reports the cause", "[rdma][I11]") {
     Fixture f;
     f.sim.hold_delivery();
-    Awaited failed;
-    Awaited flushed;
-    Awaited receive;
-    const Coroutine first = await(f.a->send(f.slice(0, 1)), failed);
-    const Coroutine second = await(f.a->send(f.slice(0, 1)), flushed);
-    const Coroutine third = await(f.a->recv(f.slice(100, 1)), receive);
+    Awaiting failed(f.a->send(f.slice(0, 1)));
+    Awaiting flushed(f.a->send(f.slice(0, 1)));
+    Awaiting receive(f.a->recv(f.slice(100, 1)));
     f.sim.time_out();
     f.run();
     const std::string number = std::to_string(f.a->queue_pair().qp_num());
@@ -513,18 +490,17 @@ TEST_CASE("AsyncQp: a failed operation says why", "[rdma][I11]") {
                contains("receive on queue pair " + number + ", flushed"));
 }
 
-TEST_CASE("AsyncQp: the cause may come behind its consequences", "[rdma]") {
+TEST_CASE("AsyncQp: the cause may come after the flushes", "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
     Operation receive = f.a->recv(f.slice(100, 1));
     Operation send = f.a->send(f.slice(0, 1));
-    // What a device may do: the receive queue is flushed before the send's failure is reported.
+    // A device may flush the receive queue before it reports the failure of the send.
     const std::uint64_t first_route = 0;
     f.sim.complete(f.native, (first_route + 1) << 20, IBV_WC_WR_FLUSH_ERR, 1);
     f.sim.complete(f.native, first_route << 20, IBV_WC_REM_ACCESS_ERR, 1);
     f.run();
-    Awaited outcome;
-    const Coroutine waiter = await(std::move(receive), outcome);
+    Awaiting outcome(std::move(receive));
     CHECK(outcome.code() == make_wc_error(IBV_WC_REM_ACCESS_ERR));
 }
 
@@ -543,15 +519,13 @@ TEST_CASE("AsyncQp: errors without exceptions", "[rdma]") {
     CHECK(completion->status() == IBV_WC_RETRY_EXC_ERR);
 }
 
-TEST_CASE("AsyncQp: a request that the device refuses takes no room", "[rdma]") {
+TEST_CASE("AsyncQp: a request that the device rejects takes no room", "[rdma]") {
     Fixture f;
     for (int i = 0; i < 10; ++i) {
         f.sim.fail("ibv_post_send", {.error = EINVAL});
         f.sim.fail("ibv_post_recv", {.error = EINVAL});
-        Awaited send;
-        Awaited receive;
-        const Coroutine first = await(f.a->send(f.slice(0, 1)), send);
-        const Coroutine second = await(f.a->recv(f.slice(0, 1)), receive);
+        Awaiting send(f.a->send(f.slice(0, 1)));
+        Awaiting receive(f.a->recv(f.slice(0, 1)));
         REQUIRE(send.error);
         REQUIRE(receive.error);
         CHECK(send.error->what() == std::string("ibv_post_send: Invalid argument"));
@@ -564,26 +538,22 @@ TEST_CASE("AsyncQp: a request that the device refuses takes no room", "[rdma]") 
     CHECK(receive.done());
 }
 
-TEST_CASE("AsyncQp: a completion queue that fails, fails all operations", "[rdma][I5]") {
+TEST_CASE("AsyncQp: a failure of the completion queue fails all operations", "[rdma][I5]") {
     Fixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
     for (int i = 0; i < 5; ++i) sends.push_back(f.a->send(f.slice(0, 1)));
-    Awaited posted;
-    Awaited waiting;
-    const Coroutine first = await(std::move(sends.front()), posted);
-    const Coroutine second = await(std::move(sends.back()), waiting);
+    Awaiting posted(std::move(sends.front()));
+    Awaiting waiting(std::move(sends.back()));
     f.sim.fail("ibv_poll_cq");
     f.run();
     REQUIRE(posted.error);
     REQUIRE(waiting.error);
     CHECK(posted.error->what() == std::string("ibv_poll_cq: Input/output error"));
     CHECK(waiting.error->what() == std::string("ibv_poll_cq: Input/output error"));
-    Awaited later;
-    const Coroutine third = await(f.a->send(f.slice(0, 1)), later);
+    Awaiting later(f.a->send(f.slice(0, 1)));
     CHECK(later.error->what() == std::string("ibv_poll_cq: Input/output error"));
-    Awaited drained;
-    const Coroutine fourth = await_drain(*f.a, drained);
+    Draining drained(*f.a);
     CHECK(drained.error);
 }
 
@@ -593,31 +563,26 @@ TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
     Fixture f(simulated::mlx5);
     std::vector<Operation> operations;
     for (int i = 0; i < 6; ++i) operations.push_back(f.b->recv(f.slice(100, 1)));
-    // These succeed, and no completion tells: drain has to see to one.
+    // These succeed without a completion: drain has to cause one.
     operations.push_back(f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
     operations.push_back(f.b->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
-    Awaited a;
-    Awaited b;
-    const Coroutine first = await_drain(*f.a, a);
-    const Coroutine second = await_drain(*f.b, b);
+    Draining a(*f.a);
+    Draining b(*f.b);
     CHECK(!a.done());
     f.run();
     CHECK(a.completion);
     CHECK(b.completion);
     for (const Operation& operation : operations) CHECK(operation.done());
-    Awaited last;
-    const Coroutine third = await(std::move(operations.back()), last);
+    Awaiting last(std::move(operations.back()));
     CHECK(last.completion);
-    Awaited again;
-    const Coroutine fourth = await_drain(*f.a, again);
+    Draining again(*f.a);
     CHECK(again.completion);
 }
 
-TEST_CASE("AsyncQp: drain where nothing is connected", "[rdma]") {
+TEST_CASE("AsyncQp: drain before it is connected", "[rdma]") {
     Fixture f;
     AsyncQp reset(*f.router, f.domain);
-    Awaited outcome;
-    const Coroutine first = await_drain(reset, outcome);
+    Draining outcome(reset);
     CHECK(outcome.completion);
 }
 
@@ -625,15 +590,12 @@ TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
     Fixture f;
     f.sim.hold_delivery();
     std::vector<Operation> kept;
-    Awaited posted;
-    Awaited waiting;
-    Awaited drained;
-    const Coroutine first = await(f.b->recv(f.slice(100, 1)), posted);
+    Awaiting posted(f.b->recv(f.slice(100, 1)));
     for (int i = 0; i < 3; ++i) kept.push_back(f.b->recv(f.slice(100, 1)));
-    const Coroutine second = await(f.b->recv(f.slice(100, 1)), waiting);
-    const Coroutine third = await_drain(*f.b, drained);
+    Awaiting waiting(f.b->recv(f.slice(100, 1)));
+    Draining drained(*f.b);
     f.b.reset();
-    CHECK(!posted.done()); // nobody is resumed by a destructor
+    CHECK(!posted.done()); // a destructor resumes no coroutine
     f.run();
     CHECK(posted.code() == std::errc::operation_canceled);
     CHECK(waiting.code() == std::errc::operation_canceled);
@@ -641,7 +603,7 @@ TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
     for (const Operation& operation : kept) CHECK(operation.done());
 }
 
-TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere", "[rdma]") {
+TEST_CASE("AsyncQp: a completion that outlives its queue pair completes nothing", "[rdma]") {
     for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
         Fixture f(provider);
         for (int round = 0; round < 3; ++round) {
@@ -649,8 +611,8 @@ TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere"
             std::optional<AsyncQp> brief(std::in_place, *f.router, f.domain, options);
             brief->queue_pair().connect(f.b->queue_pair().local_address());
             Operation lost = brief->recv(f.slice(100, 1));
-            brief->queue_pair().to_error(); // its completion is in the queue now
-            brief.reset();                  // before the next one, which takes its place
+            brief->queue_pair().to_error(); // queues the completion
+            brief.reset();                  // before the next one, which takes its route
             brief.emplace(*f.router, f.domain, options);
             brief->queue_pair().connect(f.b->queue_pair().local_address());
             Operation alive = brief->recv(f.slice(100, 1));
@@ -661,7 +623,7 @@ TEST_CASE("AsyncQp: a completion that has outlived its queue pair leads nowhere"
     }
 }
 
-TEST_CASE("Router: an AsyncCq for which somebody waits is not taken over", "[rdma]") {
+TEST_CASE("Router: an AsyncCq with a waiter is not taken over", "[rdma]") {
     Fixture f;
     ManualNotifier notifier;
     AsyncCq cq(CompletionQueue(f.context, 8), notifier);
@@ -670,14 +632,14 @@ TEST_CASE("Router: an AsyncCq for which somebody waits is not taken over", "[rdm
     const Coroutine waiter = wait();
     try {
         const Router router(std::move(cq));
-        FAIL("it was taken over");
+        FAIL("no exception");
     } catch (const std::system_error& error) {
         CHECK(error.code() == std::errc::device_or_resource_busy);
         CHECK_THAT(error.what(), contains("waits for this AsyncCq"));
     }
 }
 
-TEST_CASE("Router: a stop is heeded while the queue never runs dry", "[rdma]") {
+TEST_CASE("Router: a stop takes effect while the queue is never empty", "[rdma]") {
     Fixture f;
     std::stop_source stop;
     Awaited stopped;
@@ -706,8 +668,7 @@ TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
     Operation kept = f.b->recv(f.slice(100, 1));
     f.router.reset();
     CHECK(!outcome.done());
-    Awaited later;
-    const Coroutine second = await(f.a->send(f.slice(0, 1)), later);
+    Awaiting later(f.a->send(f.slice(0, 1)));
     CHECK(later.code() == std::errc::operation_canceled);
     waiter.reset();
 }
@@ -715,7 +676,6 @@ TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
 TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
     Fixture f;
     Operation sent = f.a->send(f.slice(0, 1));
-    Awaited other;
     const auto destroy = [&]() -> Coroutine {
         Operation receive = f.b->recv(f.slice(100, 1));
         co_await receive;
@@ -724,13 +684,13 @@ TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
         f.b.reset();
     };
     const Coroutine destroyer = destroy();
-    const Coroutine behind = await(f.b->recv(f.slice(100, 1)), other);
+    Awaiting other(f.b->recv(f.slice(100, 1)));
     f.run();
     CHECK(destroyer.done());
     CHECK(!other.done());
 }
 
-TEST_CASE("Router: whom it resumes with its failure may destroy it", "[rdma][I5][I8]") {
+TEST_CASE("Router: a coroutine that is resumed with its failure may destroy it", "[rdma][I5][I8]") {
     Fixture f;
     Awaited outcome;
     const auto give_up = [&]() -> Coroutine {
@@ -757,7 +717,7 @@ TEST_CASE("Router: whom it resumes with its failure may destroy it", "[rdma][I5]
     CHECK(f.sim.calls("ibv_destroy_cq") == 1);
 }
 
-TEST_CASE("Router: made and destroyed by whom the AsyncCq has resumed", "[rdma][I8]") {
+TEST_CASE("Router: made and destroyed by a coroutine that the AsyncCq has resumed", "[rdma][I8]") {
     simulated::SimulatedVerbs sim;
     const Context context = Context::open();
     ManualNotifier notifier;
@@ -776,7 +736,7 @@ TEST_CASE("Router: made and destroyed by whom the AsyncCq has resumed", "[rdma][
     CHECK(sim.calls("ibv_destroy_cq") == 1);
 }
 
-TEST_CASE("Router: on a completion queue that has failed nobody waits", "[rdma][I1][I5]") {
+TEST_CASE("Router: does not wait on a completion queue that has failed", "[rdma][I1][I5]") {
     simulated::SimulatedVerbs sim;
     const Context context = Context::open();
     ManualNotifier notifier;
@@ -801,21 +761,19 @@ TEST_CASE("Router: on a completion queue that has failed nobody waits", "[rdma][
 TEST_CASE("Router: moved, and assigned to", "[rdma]") {
     Fixture f;
     Router moved = std::move(*f.router);
-    Awaited outcome;
-    const Coroutine receiver = await(f.b->recv(f.slice(100, 1)), outcome);
+    Awaiting outcome(f.b->recv(f.slice(100, 1)));
     Operation sent = f.a->send(f.slice(0, 1));
     f.run();
     CHECK(outcome.completion);
     ManualNotifier notifier;
     moved = Router(AsyncCq(CompletionQueue(f.context, 8), notifier));
-    Awaited later;
-    const Coroutine sender = await(f.a->send(f.slice(0, 1)), later);
+    Awaiting later(f.a->send(f.slice(0, 1)));
     CHECK(later.code() == std::errc::operation_canceled);
 }
 
 namespace {
 
-// A coroutine whose exceptions reach whoever resumes it.
+// A coroutine whose exceptions reach the caller of resume().
 struct Throwing {
     struct promise_type {
         Throwing get_return_object() noexcept {
@@ -836,12 +794,11 @@ Throwing throw_after(Operation& operation) {
 
 } // namespace
 
-TEST_CASE("Router: what a coroutine lets escape reaches whoever runs the loop", "[rdma]") {
+TEST_CASE("Router: an exception of a resumed coroutine reaches the caller of the loop", "[rdma]") {
     Fixture f;
     Operation receive = f.b->recv(f.slice(100, 1));
     const Throwing thrower = throw_after(receive);
-    Awaited behind;
-    const Coroutine waiter = await(f.b->recv(f.slice(100, 1)), behind);
+    Awaiting behind(f.b->recv(f.slice(100, 1)));
     Operation sent = f.a->send(f.slice(0, 1));
     CHECK_THROWS_WITH(f.run(), contains("from a coroutine"));
     REQUIRE(behind.error);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Receives that several queue pairs share, awaited.
+// Receives that several queue pairs share.
 #include "rdma/fixture.hpp"
 
 #include <asyncverbs/rdma/async_srq.hpp>
@@ -37,7 +37,7 @@ struct Fixture : RouterFixture {
 
 } // namespace
 
-TEST_CASE("AsyncSrq: a receive is taken by whichever queue pair gets a message", "[rdma]") {
+TEST_CASE("AsyncSrq: the queue pair that gets a message takes a receive", "[rdma]") {
     Fixture f;
     Awaited one;
     Awaited two;
@@ -55,7 +55,7 @@ TEST_CASE("AsyncSrq: a receive is taken by whichever queue pair gets a message",
     CHECK(f.read(200, 8) == "to first");
 }
 
-TEST_CASE("AsyncSrq: where it is full, receives wait for room", "[rdma][I10]") {
+TEST_CASE("AsyncSrq: receives wait for room in a full queue", "[rdma][I10]") {
     Fixture f;
     std::vector<Operation> receives;
     for (std::size_t i = 0; i < 9; ++i) receives.push_back(f.srq->recv(f.slice(100 + i, 1)));
@@ -79,8 +79,7 @@ TEST_CASE("AsyncSrq: its queue pairs have no receives of their own", "[rdma]") {
 
 TEST_CASE("AsyncSrq: queue pairs keep it, and the regions of its receives", "[rdma][I12]") {
     Fixture f;
-    Awaited outcome;
-    const Coroutine waiter = await(f.srq->recv(f.slice(100, 8)), outcome);
+    Awaiting outcome(f.srq->recv(f.slice(100, 8)));
     f.srq.reset();
     f.region.reset();
     f.run();

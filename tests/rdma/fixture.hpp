@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Two connected AsyncQps on one router, whose loop the test runs by hand.
+// Two connected AsyncQps on one router, with a loop that the test runs by hand.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -28,11 +28,11 @@ namespace asyncverbs::support {
 constexpr int all_access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
                            IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
 
-// What came of awaiting an operation.
+// The outcome of an operation.
 struct Awaited {
     std::optional<Completion> completion;
     std::optional<OperationError> operation_error;
-    std::optional<std::system_error> error; // of any other kind
+    std::optional<std::system_error> error; // any other
 
     bool done() const { return completion || operation_error || error; }
     std::error_code code() const {
@@ -41,7 +41,7 @@ struct Awaited {
     }
 };
 
-// Takes the operation over, or as await<Operation&>() refers to one that outlives it.
+// Owns the operation, or, as await<Operation&>(), refers to one that outlives it.
 template <class Awaitable>
 Coroutine await(Awaitable operation, Awaited& outcome, std::stop_token stop = {}) {
     try {
@@ -61,6 +61,25 @@ inline Coroutine await_drain(AsyncQp& qp, Awaited& outcome) {
         outcome.error = error;
     }
 }
+
+// Starts await() and holds the outcome.
+struct Awaiting : Awaited {
+    template <class Awaitable>
+    explicit Awaiting(Awaitable operation, std::stop_token stop = {})
+        : coroutine(await(std::move(operation), *this, std::move(stop))) {}
+    Awaiting(const Awaiting&) = delete;
+    Awaiting& operator=(const Awaiting&) = delete;
+
+    Coroutine coroutine;
+};
+
+struct Draining : Awaited {
+    explicit Draining(AsyncQp& qp) : coroutine(await_drain(qp, *this)) {}
+    Draining(const Draining&) = delete;
+    Draining& operator=(const Draining&) = delete;
+
+    Coroutine coroutine;
+};
 
 struct RouterFixture {
     explicit RouterFixture(const simulated::ProviderModel& provider = simulated::rxe,
@@ -83,7 +102,7 @@ struct RouterFixture {
         }
     }
 
-    // The loop turns until nothing moves any more.
+    // Runs the loop until nothing is left to do.
     void run() {
         for (int i = 0; i < 8; ++i) {
             notifier.notify();
@@ -93,6 +112,14 @@ struct RouterFixture {
 
     void write(std::size_t at, std::string_view text) {
         std::memcpy(memory.data() + at, text.data(), text.size());
+    }
+    std::uint64_t number(std::size_t at) const {
+        std::uint64_t value = 0;
+        std::memcpy(&value, memory.data() + at, 8);
+        return value;
+    }
+    void write_number(std::size_t at, std::uint64_t value) {
+        std::memcpy(memory.data() + at, &value, 8);
     }
     std::string_view read(std::size_t at, std::size_t length) const {
         return {reinterpret_cast<const char*>(memory.data()) + at, length};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Requests as values, the slices of peers, and what errors call them.
+// RemoteSlice, SendRequest and the text of errors.
 #include "rdma/fixture.hpp"
 
 #include <asyncverbs/rdma/completion.hpp>
@@ -13,7 +13,7 @@
 using namespace asyncverbs;
 using namespace asyncverbs::support;
 
-TEST_CASE("RemoteSlice: can be cut, and not beyond its end", "[rdma]") {
+TEST_CASE("RemoteSlice: slices of it are within its bounds", "[rdma]") {
     const RemoteSlice whole{4096, 16, 7};
     const RemoteSlice part = whole.slice(4, 8);
     CHECK(part.address == 4100);
@@ -26,14 +26,12 @@ TEST_CASE("RemoteSlice: can be cut, and not beyond its end", "[rdma]") {
     CHECK_THROWS_WITH(whole.slice(17), contains("offset 17 is outside the peer's of size 16"));
 }
 
-TEST_CASE("SendRequest: each kind does what the operation of its name does", "[rdma]") {
+TEST_CASE("SendRequest: each kind does the operation of its name", "[rdma]") {
     RouterFixture f;
     f.write(0, "abcdefgh");
     f.write(200, "ijklmnop");
-    const std::uint64_t forty = 40;
-    std::memcpy(f.memory.data() + 400, &forty, 8);
-    Awaited received;
-    const Coroutine receiver = await(f.b->recv(Slices()), received);
+    f.write_number(400, 40);
+    Awaiting received(f.b->recv(Slices()));
     const std::vector<SendRequest> requests{
         SendRequest::read(f.slice(8, 8), f.remote(200, 8)),
         SendRequest::fetch_and_add(f.slice(16, 8), f.remote(400, 8), 2),
@@ -43,22 +41,17 @@ TEST_CASE("SendRequest: each kind does what the operation of its name does", "[r
     f.a->post(requests, operations);
     f.run();
     for (const Operation& operation : operations) CHECK(operation.done());
-    const auto number = [&](std::size_t at) {
-        std::uint64_t value = 0;
-        std::memcpy(&value, f.memory.data() + at, 8);
-        return value;
-    };
     CHECK(f.read(8, 8) == "ijklmnop");
-    CHECK(number(16) == 40);
-    CHECK(number(24) == 42);
-    CHECK(number(400) == 7);
+    CHECK(f.number(16) == 40);
+    CHECK(f.number(24) == 42);
+    CHECK(f.number(400) == 7);
     CHECK(f.read(208, 8) == "abcdefgh");
     REQUIRE(received.completion);
     CHECK(received.completion->imm() == 0x01020304);
     CHECK(f.router->statistics().polls > 0);
 }
 
-TEST_CASE("SendRequest: to a peer by its address", "[rdma]") {
+TEST_CASE("SendRequest: a datagram", "[rdma]") {
     RouterFixture f(simulated::rxe, {.type = IBV_QPT_UD, .max_send_wr = 4, .max_recv_wr = 4});
     const AddressHandle peer(f.domain, f.a->queue_pair(), f.b->queue_pair().local_address());
     Operation receive = f.b->recv(f.slice(100, 64));
