@@ -122,7 +122,7 @@ public:
         if (coroutine && operation_.waiter_ == this) operation_.waiter_ = nullptr;
     }
 
-    [[gnu::always_inline]] bool await_ready() const noexcept {
+    bool await_ready() const noexcept {
         return operation_.router_ == nullptr || stop_.stop_requested();
     }
 
@@ -132,7 +132,7 @@ public:
         return !stop_.stop_possible() || watch_stop();
     }
 
-    [[gnu::always_inline]] Completion await_resume() {
+    Completion await_resume() {
         operation_.waiter_ = nullptr;
         return operation_.result(error_); // a completion counts also after a stop (I7)
     }
