@@ -70,51 +70,6 @@ TEST_CASE("device: send and receive") {
     CHECK(pair.received(7) == 7);
 }
 
-TEST_CASE("device: RDMA write and read") {
-    EpollExecutor executor;
-    Pair pair(executor);
-    const auto transfer = [&](ibv_wr_opcode opcode, std::size_t local, std::size_t remote) {
-        ibv_sge sge = pair.region.slice(local, 1024).sge();
-        ibv_send_wr wr{};
-        wr.wr_id = static_cast<std::uint64_t>(opcode);
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        wr.opcode = opcode;
-        wr.send_flags = IBV_SEND_SIGNALED;
-        wr.wr.rdma.remote_addr = pair.region.slice(remote, 1024).sge().addr;
-        wr.wr.rdma.rkey = pair.region.rkey();
-        pair.sender->post_send(wr);
-        const ibv_wc wc = executor.run(next(*pair.send_cq));
-        CHECK(wc.status == IBV_WC_SUCCESS);
-        CHECK(wc.wr_id == static_cast<std::uint64_t>(opcode));
-    };
-    std::memset(pair.memory.data(), 0x5a, 1024);
-    transfer(IBV_WR_RDMA_WRITE, 0, 4096);
-    CHECK(std::memcmp(pair.memory.data(), pair.memory.data() + 4096, 1024) == 0);
-    std::memset(pair.memory.data() + 4096, 0xa5, 1024);
-    transfer(IBV_WR_RDMA_READ, 2048, 4096);
-    CHECK(std::memcmp(pair.memory.data() + 2048, pair.memory.data() + 4096, 1024) == 0);
-}
-
-TEST_CASE("device: poll_wr_id loses nothing") {
-    EpollExecutor executor;
-    Pair pair(executor);
-    for (std::uint64_t id = 0; id < 20; ++id) pair.post_recv(id);
-    for (std::uint64_t id = 0; id < 20; ++id) pair.post_send(id);
-    struct Local {
-        static Task<> run(AsyncCq& cq) {
-            const ibv_wc wc = co_await cq.poll_wr_id(13);
-            CHECK(wc.wr_id == 13);
-            for (std::uint64_t id = 0; id < 20; ++id) {
-                if (id == 13) continue;
-                const ibv_wc other = co_await next(cq);
-                CHECK(other.wr_id == id);
-            }
-        }
-    };
-    executor.run(Local::run(*pair.recv_cq));
-}
-
 TEST_CASE("device: a queue pair in error flushes to the coroutine that waits") {
     EpollExecutor executor;
     Pair pair(executor);
@@ -126,23 +81,6 @@ TEST_CASE("device: a queue pair in error flushes to the coroutine that waits") {
         CHECK(wc.wr_id == id);
         CHECK(wc.status == IBV_WC_WR_FLUSH_ERR);
     }
-}
-
-TEST_CASE("device: a cancelled wait leaves the completion for the next") {
-    EpollExecutor executor;
-    Pair pair(executor);
-    pair.post_recv(1);
-    std::stop_source stop;
-    executor.post([&] { stop.request_stop(); });
-    try {
-        executor.run(next(*pair.recv_cq, stop.get_token()));
-        FAIL("it was not cancelled");
-    } catch (const std::system_error& error) {
-        CHECK(error.code() == std::errc::operation_canceled);
-    }
-    pair.post_send(1);
-    const ibv_wc wc = executor.run(next(*pair.recv_cq));
-    CHECK(wc.wr_id == 1);
 }
 
 TEST_CASE("device: teardown with events read and unread, acked and not, in any order") {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Two connected queue pairs in one process, on the device that the environment names as
-// cmake/soft-roce/run leaves it there.
+// Two connected queue pairs in one process, on the device that cmake/soft-roce/run names in the
+// environment.
 #pragma once
 
 #include <asyncverbs/coro/scope.hpp>
@@ -44,7 +44,7 @@ T run_bounded(EpollExecutor& loop, Task<T> task) {
     return loop.run(std::move(task));
 }
 
-// Each queue pair has a CQ of its own, both on one loop or each on its own.
+// Each queue pair has its own CQ; both CQs are on one loop, or each on its own.
 template <class Loop = EpollExecutor>
 struct Pair {
     static constexpr std::uint32_t depth = 256;
@@ -72,25 +72,13 @@ struct Pair {
 
     // A message is its number.
     void post_recv(std::uint64_t wr_id) {
-        ibv_sge sge = region.slice(4096 + 8 * (wr_id % depth), 8).sge();
-        ibv_recv_wr wr{};
-        wr.wr_id = wr_id;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        receiver->post_recv(wr);
+        receiver->post_recv(wr_id, region.slice(4096 + 8 * (wr_id % depth), 8));
     }
 
     void post_send(std::uint64_t wr_id, unsigned flags = IBV_SEND_SIGNALED) {
         const Slice slice = region.slice(8 * (wr_id % depth), 8);
         std::memcpy(slice.address, &wr_id, 8);
-        ibv_sge sge = slice.sge();
-        ibv_send_wr wr{};
-        wr.wr_id = wr_id;
-        wr.sg_list = &sge;
-        wr.num_sge = 1;
-        wr.opcode = IBV_WR_SEND;
-        wr.send_flags = flags;
-        sender->post_send(wr);
+        sender->post_send(wr_id, slice, flags);
     }
 
     std::uint64_t received(std::uint64_t wr_id) const {

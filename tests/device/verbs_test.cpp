@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The owners of verbs/ on a real device: what simulated verbs can only assume. Run by
-// cmake/soft-roce/run, which names the device in the environment; without it the first device with
-// an active port is taken.
+// The owners of verbs/ on a real device: whether it behaves as the simulated verbs assume.
+// cmake/soft-roce/run names the device in the environment; without that, it is the first device
+// with an active port.
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
@@ -81,8 +81,8 @@ struct Fixture {
     QueuePair right;
 };
 
-// Polls until `count` completions have come, in the order of their wr_id. The bound is no
-// expectation of speed: it makes a completion that never comes a failure instead of a hang.
+// Polls until `count` completions have come, and sorts them by wr_id. The bound makes a completion
+// that never comes a failure instead of a hang.
 std::vector<ibv_wc> poll(ibv_cq* cq, std::size_t count) {
     std::vector<ibv_wc> wcs;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -100,31 +100,18 @@ std::vector<ibv_wc> poll(ibv_cq* cq, std::size_t count) {
     return wcs;
 }
 
-void post_recv(QueuePair& qp, std::uint64_t id, const Slice& to) {
-    ibv_sge sge = to.sge();
-    ibv_recv_wr wr{};
-    wr.wr_id = id;
-    wr.sg_list = &sge;
-    wr.num_sge = 1;
-    qp.post_recv(wr);
-}
-
-ibv_send_wr send_request(std::uint64_t id, ibv_wr_opcode opcode, ibv_sge& sge) {
+// Writes to, or reads from, memory of the peer.
+void post_rdma(QueuePair& qp, std::uint64_t id, ibv_wr_opcode opcode, const Slice& local,
+               const Slice& remote, std::uint32_t rkey) {
+    ibv_sge sge = local.sge();
     ibv_send_wr wr{};
     wr.wr_id = id;
     wr.sg_list = &sge;
     wr.num_sge = 1;
     wr.opcode = opcode;
     wr.send_flags = IBV_SEND_SIGNALED;
-    return wr;
-}
-
-ibv_send_wr rdma_request(std::uint64_t id, ibv_wr_opcode opcode, ibv_sge& sge, const Slice& remote,
-                         std::uint32_t rkey) {
-    ibv_send_wr wr = send_request(id, opcode, sge);
-    wr.wr.rdma.remote_addr = reinterpret_cast<std::uintptr_t>(remote.address);
-    wr.wr.rdma.rkey = rkey;
-    return wr;
+    wr.wr.rdma = {reinterpret_cast<std::uintptr_t>(remote.address), rkey};
+    qp.post_send(wr);
 }
 
 bool equal(const Slice& a, const Slice& b) { return std::ranges::equal(a.bytes(), b.bytes()); }
@@ -136,10 +123,8 @@ TEST_CASE("a message is sent and received", "[device][verbs]") {
     ends.connect();
     CHECK(ends.left.state() == IBV_QPS_RTS);
     ends.fill_left();
-    post_recv(ends.right, 1, ends.right_slice().slice(100, 500));
-    ibv_sge sge = ends.left_slice().slice(300, 400).sge();
-    ibv_send_wr send = send_request(2, IBV_WR_SEND, sge);
-    ends.left.post_send(send);
+    ends.right.post_recv(1, ends.right_slice().slice(100, 500));
+    ends.left.post_send(2, ends.left_slice().slice(300, 400));
     const std::vector<ibv_wc> wcs = poll(ends.cq.native_handle(), 2);
     CHECK(make_wc_error(wcs[0].status) == std::error_code());
     CHECK(wcs[0].opcode == IBV_WC_RECV);
@@ -157,16 +142,13 @@ TEST_CASE("memory of the peer is written and read", "[device][verbs]") {
     ends.connect();
     ends.fill_left();
     const Slice remote = ends.right_slice().slice(1000, 1000);
-    ibv_sge from = ends.left_slice().slice(0, 1000).sge();
-    ibv_send_wr write = rdma_request(1, IBV_WR_RDMA_WRITE, from, remote, ends.region.rkey());
-    ends.left.post_send(write);
+    post_rdma(ends.left, 1, IBV_WR_RDMA_WRITE, ends.left_slice().slice(0, 1000), remote,
+              ends.region.rkey());
     CHECK(poll(ends.cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
     CHECK(equal(ends.left_slice().slice(0, 1000), remote));
 
     const Slice back = ends.left_slice().slice(1048, 1000);
-    ibv_sge to = back.sge();
-    ibv_send_wr read = rdma_request(2, IBV_WR_RDMA_READ, to, remote, ends.region.rkey());
-    ends.left.post_send(read);
+    post_rdma(ends.left, 2, IBV_WR_RDMA_READ, back, remote, ends.region.rkey());
     CHECK(poll(ends.cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
     CHECK(equal(back, remote));
 }
@@ -177,9 +159,8 @@ TEST_CASE("the device reaches memory that a region has allocated", "[device][ver
     ends.fill_left();
     const MemoryRegion own =
         MemoryRegion::allocate(ends.domain, 1000, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
-    ibv_sge from = ends.left_slice().slice(0, 1000).sge();
-    ibv_send_wr write = rdma_request(1, IBV_WR_RDMA_WRITE, from, own.slice(), own.rkey());
-    ends.left.post_send(write);
+    post_rdma(ends.left, 1, IBV_WR_RDMA_WRITE, ends.left_slice().slice(0, 1000), own.slice(),
+              own.rkey());
     CHECK(poll(ends.cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
     CHECK(equal(ends.left_slice().slice(0, 1000), own.slice()));
 }
@@ -187,10 +168,8 @@ TEST_CASE("the device reaches memory that a region has allocated", "[device][ver
 TEST_CASE("a wrong rkey ends in an error completion", "[device][verbs]") {
     Fixture ends;
     ends.connect();
-    ibv_sge from = ends.left_slice().sge();
-    ibv_send_wr write =
-        rdma_request(7, IBV_WR_RDMA_WRITE, from, ends.right_slice(), ends.region.rkey() ^ 0xabcd00);
-    ends.left.post_send(write);
+    post_rdma(ends.left, 7, IBV_WR_RDMA_WRITE, ends.left_slice(), ends.right_slice(),
+              ends.region.rkey() ^ 0xabcd00);
     const ibv_wc wc = poll(ends.cq.native_handle(), 1)[0];
     CHECK(wc.wr_id == 7);
     CHECK(wc.qp_num == ends.left.qp_num());
@@ -200,16 +179,14 @@ TEST_CASE("a wrong rkey ends in an error completion", "[device][verbs]") {
     CHECK(ends.left.state() == IBV_QPS_ERR);
 }
 
-TEST_CASE("the access flags of init are those that peers are held to", "[device][verbs]") {
+TEST_CASE("peers are restricted by the access flags of init", "[device][verbs]") {
     Fixture ends;
     InitOptions no_access = init_options();
     no_access.access = 0;
     ends.right.init(no_access);
     ends.connect();
-    ibv_sge from = ends.left_slice().sge();
-    ibv_send_wr write =
-        rdma_request(1, IBV_WR_RDMA_WRITE, from, ends.right_slice(), ends.region.rkey());
-    ends.left.post_send(write);
+    post_rdma(ends.left, 1, IBV_WR_RDMA_WRITE, ends.left_slice(), ends.right_slice(),
+              ends.region.rkey());
     CHECK(poll(ends.cq.native_handle(), 1)[0].status != IBV_WC_SUCCESS);
 }
 
@@ -219,9 +196,14 @@ TEST_CASE("a datagram is sent and received", "[device][verbs]") {
     ends.right.activate();
     const AddressHandle handle(ends.domain, ends.left, ends.right.local_address());
     ends.fill_left();
-    post_recv(ends.right, 1, ends.right_slice());
+    ends.right.post_recv(1, ends.right_slice());
     ibv_sge sge = ends.left_slice().slice(0, 256).sge();
-    ibv_send_wr send = send_request(2, IBV_WR_SEND, sge);
+    ibv_send_wr send{};
+    send.sg_list = &sge;
+    send.num_sge = 1;
+    send.wr_id = 2;
+    send.opcode = IBV_WR_SEND;
+    send.send_flags = IBV_SEND_SIGNALED;
     send.wr.ud = {handle.native_handle(), ends.right.qp_num(), InitOptions{}.qkey};
     ends.left.post_send(send);
     const std::vector<ibv_wc> wcs = poll(ends.cq.native_handle(), 2);
@@ -266,9 +248,7 @@ TEST_CASE("queue pairs share receives", "[device][verbs]") {
     receives.arm_limit(4);
     for (std::uint64_t i = 0; i < order.size(); ++i) {
         memory[i] = static_cast<std::byte>(i + 1);
-        ibv_sge sge = region.slice(i, 1).sge();
-        ibv_send_wr send = send_request(i, IBV_WR_SEND, sge);
-        senders[order[i]].post_send(send);
+        senders[order[i]].post_send(i, region.slice(i, 1));
         CHECK(poll(send_cq.native_handle(), 1)[0].status == IBV_WC_SUCCESS);
     }
     const std::vector<ibv_wc> wcs = poll(recv_cq.native_handle(), order.size());
@@ -291,42 +271,18 @@ TEST_CASE("inline data needs no registered memory", "[device][verbs]") {
     Fixture ends({.max_inline_data = 16});
     ends.connect();
     CHECK(ends.left.granted().max_inline_data >= 16);
-    post_recv(ends.right, 1, ends.right_slice());
+    ends.right.post_recv(1, ends.right_slice());
     std::byte message[16]{std::byte{1}, std::byte{2}};
-    ibv_sge sge{};
-    sge.addr = reinterpret_cast<std::uintptr_t>(message);
-    sge.length = sizeof message;
-    ibv_send_wr send = send_request(2, IBV_WR_SEND, sge);
-    send.send_flags |= IBV_SEND_INLINE;
-    ends.left.post_send(send);
+    const Slice unregistered{message, sizeof message, 0};
+    ends.left.post_send(2, unregistered, IBV_SEND_SIGNALED | IBV_SEND_INLINE);
     CHECK(poll(ends.cq.native_handle(), 2)[0].byte_len == sizeof message);
     CHECK(std::ranges::equal(message, ends.right_slice().slice(0, sizeof message).bytes()));
-}
-
-TEST_CASE("children work after their parents' owners are gone", "[device][verbs]") {
-    std::vector<std::byte> memory(64, std::byte{5});
-    std::optional<Context> context = open_device();
-    std::optional<ProtectionDomain> domain(*context);
-    std::optional<CompletionQueue> cq(std::in_place, *context, 16);
-    const MemoryRegion region(*domain, memory);
-    QueuePair qp(*domain, *cq, *cq, {.max_send_wr = 4, .max_recv_wr = 4});
-    ibv_cq* native_cq = cq->native_handle();
-    context.reset();
-    domain.reset();
-    cq.reset();
-    qp.init(init_options());
-    post_recv(qp, 1, region.slice(32));
-    qp.connect(qp.local_address()); // to itself
-    ibv_sge sge = region.slice(0, 32).sge();
-    ibv_send_wr send = send_request(2, IBV_WR_SEND, sge);
-    qp.post_send(send);
-    CHECK(poll(native_cq, 2)[0].status == IBV_WC_SUCCESS);
 }
 
 TEST_CASE("in the error state everything outstanding is flushed", "[device][verbs]") {
     Fixture ends;
     for (std::uint64_t id = 1; id <= 16; ++id) {
-        post_recv(ends.right, id, ends.right_slice());
+        ends.right.post_recv(id, ends.right_slice());
     }
     ends.right.to_error();
     CHECK(ends.right.state() == IBV_QPS_ERR);
@@ -351,7 +307,11 @@ TEST_CASE("a full send queue is an error code", "[device][verbs]") {
     Fixture ends({.max_send_wr = 4});
     ends.connect(); // without a receive: sends wait for one
     ibv_sge sge = ends.left_slice().slice(0, 8).sge();
-    ibv_send_wr send = send_request(1, IBV_WR_SEND, sge);
+    ibv_send_wr send{};
+    send.sg_list = &sge;
+    send.num_sge = 1;
+    send.opcode = IBV_WR_SEND;
+    send.send_flags = IBV_SEND_SIGNALED;
     std::error_code error;
     std::uint32_t posted = 0;
     while (ends.left.post_send(send, error) == nullptr && posted < 1000) {
@@ -404,43 +364,8 @@ TEST_CASE("a device or port that is not there is reported", "[device][verbs]") {
         contains("valid are 1 to " + std::to_string(ports)));
 }
 
-TEST_CASE("a GID that is not there is reported", "[device][verbs]") {
-    const Context context = open_device();
-    const int port = context.active_port();
-    const int length = context.query_port(port).gid_tbl_len;
-    for (int index : {-1, length}) {
-        CHECK_THAT(failure_text(std::errc::invalid_argument,
-                                [&] { (void)context.query_gid(port, index); }),
-                   contains("GID index " + std::to_string(index) + " is out of range") &&
-                       contains("valid are 0 to " + std::to_string(length - 1)));
-    }
-    for (int index = 0; index < length; ++index) {
-        ibv_gid_entry entry{};
-        if (context.try_query_gid(port, index, entry) != 0) {
-            CHECK_THAT(failure_text(std::errc::invalid_argument,
-                                    [&] { (void)context.query_gid(port, index); }),
-                       contains("is empty; in use are: 0 ("));
-            break;
-        }
-    }
-}
-
-TEST_CASE("a depth that the device does not have is reported", "[device][verbs]") {
-    const Context context = open_device();
-    const int most = context.query_device().max_cqe;
-    for (int depth : {0, -1, most + 1}) {
-        CHECK_THAT(
-            failure_text(std::errc::invalid_argument, [&] { CompletionQueue cq(context, depth); }),
-            contains("completion queue depth " + std::to_string(depth)) &&
-                contains("valid are 1 to " + std::to_string(most)));
-    }
-}
-
 TEST_CASE("memory that cannot be registered is reported", "[device][verbs]") {
     const ProtectionDomain domain(open_device());
-    CHECK_THAT(failure_text(std::errc::invalid_argument,
-                            [&] { MemoryRegion region(domain, std::span<std::byte>()); }),
-               contains("empty span"));
     std::vector<std::byte> memory(64);
     CHECK(failure_text(std::errc::invalid_argument, [&] {
               MemoryRegion region(domain, memory, IBV_ACCESS_REMOTE_WRITE);
@@ -448,30 +373,14 @@ TEST_CASE("memory that cannot be registered is reported", "[device][verbs]") {
     const std::span<std::byte> nowhere(reinterpret_cast<std::byte*>(4096), 4096);
     CHECK(failure_text(std::errc::bad_address, [&] { MemoryRegion region(domain, nowhere); }) ==
           "ibv_reg_mr: Bad address");
-    const MemoryRegion region(domain, memory);
-    CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)region.slice(60, 5); }),
-               contains("outside its region of size 64"));
 }
 
-TEST_CASE("queue pairs that the device cannot have are reported", "[device][verbs]") {
+TEST_CASE("inline data that the device cannot have is reported", "[device][verbs]") {
     const Context context = open_device();
     const ProtectionDomain domain(context);
     const CompletionQueue cq(context, 64);
-    const auto text = [&](std::errc code, const QueuePairOptions& options) {
-        return failure_text(code, [&] { QueuePair qp(domain, cq, cq, options); });
-    };
-    const ibv_device_attr limits = context.query_device();
-    const auto too_many = static_cast<std::uint32_t>(limits.max_qp_wr) + 1;
-    CHECK_THAT(text(std::errc::invalid_argument, {.max_send_wr = too_many}),
-               contains("max_send_wr " + std::to_string(too_many) + " is out of range for " +
-                        context.name()));
-    CHECK_THAT(text(std::errc::invalid_argument,
-                    {.max_send_sge = static_cast<std::uint32_t>(limits.max_sge) + 1}),
-               contains("max_send_sge"));
-    CHECK_THAT(text(std::errc::invalid_argument, {.max_inline_data = 1u << 20}),
+    CHECK_THAT(failure_text(std::errc::invalid_argument,
+                            [&] { QueuePair qp(domain, cq, cq, {.max_inline_data = 1u << 20}); }),
                contains("ibv_create_qp (max_inline_data 1048576)"));
-    const auto beyond = static_cast<std::uint32_t>(cq.depth());
-    CHECK_THAT(text(std::errc::no_buffer_space, {.max_send_wr = beyond, .max_recv_wr = 1}),
-               contains("need " + std::to_string(beyond + 1) + " entries"));
     CHECK(cq.reserved() == 0);
 }
