@@ -217,24 +217,26 @@ std::string reason(const ConnectionRejected& rejected) {
 
 } // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the server's lines at once, also in a file
     Options options;
     CLI::App app;
     add_options(app, options);
     try {
         app.parse(argc, argv);
-        EpollExecutor loop;
-        loop.run(options.host ? run_client(loop, options) : run_server(loop, options));
-        return 0;
     } catch (const CLI::Success& success) {
         return app.exit(success); // --help
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "error: %s; see --help\n", error.what());
-    } catch (const ConnectionRejected& error) {
-        std::fprintf(stderr, "error: %s%s\n", error.what(), reason(error).c_str());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
     }
+    EpollExecutor loop;
+    loop.run(options.host ? run_client(loop, options) : run_server(loop, options));
+    return 0;
+} catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "error: %s; see --help\n", error.what());
+    return 1;
+} catch (const ConnectionRejected& error) {
+    std::fprintf(stderr, "error: %s%s\n", error.what(), reason(error).c_str());
+    return 1;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

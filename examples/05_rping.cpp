@@ -227,22 +227,23 @@ void add_options(CLI::App& app, Options& options) {
 
 } // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the server's lines at once, also in a file
     Options options;
     CLI::App app;
     add_options(app, options);
     try {
         app.parse(argc, argv);
-        EpollExecutor loop;
-        loop.run(options.server ? run_server(loop, options) : run_client(loop, options));
-        return 0;
     } catch (const CLI::Success& success) {
         return app.exit(success); // -h
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "error: %s; see -h\n", error.what());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
     }
+    EpollExecutor loop;
+    loop.run(options.server ? run_server(loop, options) : run_client(loop, options));
+    return 0;
+} catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "error: %s; see -h\n", error.what());
+    return 1;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

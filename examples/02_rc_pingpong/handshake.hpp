@@ -132,7 +132,8 @@ public:
     /// still need this end's queue pair, for example to repeat an acknowledgment that was lost.
     void wait_until_closed() {
         restart_deadline();
-        run([&](auto handler) { socket_.async_wait(tcp::socket::wait_read, handler); });
+        static_cast<void>(
+            run([&](auto handler) { socket_.async_wait(tcp::socket::wait_read, handler); }));
     }
 
 private:
@@ -166,18 +167,21 @@ private:
 inline tcp::acceptor listen(asio::io_context& io, std::uint16_t port) {
     std::error_code error;
     for (const tcp protocol : {tcp::v6(), tcp::v4()}) { // v4: the kernel may have no IPv6
-        tcp::acceptor acceptor(io);
-        acceptor.open(protocol, error);
-        if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-        if (!error && protocol == tcp::v6()) acceptor.set_option(asio::ip::v6_only(false), error);
-        if (!error) acceptor.bind({protocol, port}, error);
-        if (!error) acceptor.listen(1, error);
-        if (!error) return acceptor;
-        if (error == asio::error::address_in_use) {
-            fail("TCP port " + std::to_string(port) + " is in use; choose another one (--port)");
+        try {
+            tcp::acceptor acceptor(io, protocol);
+            acceptor.set_option(tcp::acceptor::reuse_address(true));
+            if (protocol == tcp::v6()) acceptor.set_option(asio::ip::v6_only(false));
+            acceptor.bind({protocol, port});
+            acceptor.listen(1);
+            return acceptor;
+        } catch (const std::system_error& failure) {
+            error = failure.code();
+            if (error == asio::error::address_in_use) break;
         }
     }
-    fail("cannot listen on TCP port " + std::to_string(port), error);
+    const std::string name = "TCP port " + std::to_string(port);
+    if (error == asio::error::address_in_use) fail(name + " is in use; choose another (--port)");
+    fail("cannot listen on " + name, error);
 }
 
 /// Called with the peer's address as soon as it is known, to connect the queue pair to it.

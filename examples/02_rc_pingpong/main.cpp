@@ -84,21 +84,22 @@ void run(const Options& options) {
 
 } // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     Options options;
     CLI::App app;
     add_options(app, options);
     try {
         app.parse(argc, argv);
-        run(options);
-        if (std::fflush(stdout) == 0) return 0;
-        throw std::system_error(errno, std::generic_category(), "standard output");
     } catch (const CLI::Success& success) {
         return app.exit(success); // --help
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "error: %s; see --help\n", error.what());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
     }
+    run(options);
+    if (std::fflush(stdout) == 0) return 0;
+    throw std::system_error(errno, std::generic_category(), "standard output");
+} catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "error: %s; see --help\n", error.what());
+    return 1;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 #include <infiniband/verbs.h>
 
-#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -32,7 +31,10 @@ struct Options {
 
     bool is_client() const noexcept { return host.has_value(); }
     ibv_mtu path_mtu() const noexcept {
-        return static_cast<ibv_mtu>(std::bit_width(mtu / 256)); // 256 is IBV_MTU_256, which is 1
+        for (const ibv_mtu each : {IBV_MTU_256, IBV_MTU_512, IBV_MTU_1024, IBV_MTU_2048}) {
+            if (mtu == 128u << each) return each;
+        }
+        return IBV_MTU_4096;
     }
 };
 

@@ -45,7 +45,7 @@ void add_options(CLI::App& app, rdma_cp::Options& options, std::vector<std::stri
 
 } // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the receiver's lines at once, also in a file
     std::signal(SIGXFSZ, SIG_IGN);            // exceeding a file size limit is an ordinary error
     rdma_cp::Options options;
@@ -54,16 +54,17 @@ int main(int argc, char** argv) {
     add_options(app, options, arguments);
     try {
         app.parse(argc, argv);
-        asyncverbs::EpollExecutor loop;
-        loop.run(options.directory.empty() ? rdma_cp::send_files(loop, options)
-                                           : rdma_cp::receive_files(loop, options));
-        return 0;
     } catch (const CLI::Success& success) {
         return app.exit(success); // --help
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "error: %s; see --help\n", error.what());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
     }
+    asyncverbs::EpollExecutor loop;
+    loop.run(options.directory.empty() ? rdma_cp::send_files(loop, options)
+                                       : rdma_cp::receive_files(loop, options));
+    return 0;
+} catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "error: %s; see --help\n", error.what());
+    return 1;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }
