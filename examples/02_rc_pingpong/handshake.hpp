@@ -132,8 +132,8 @@ public:
     /// still need this end's queue pair, for example to repeat an acknowledgment that was lost.
     void wait_until_closed() {
         restart_deadline();
-        static_cast<void>(
-            run([&](auto handler) { socket_.async_wait(tcp::socket::wait_read, handler); }));
+        [[maybe_unused]] const std::error_code error =
+            run([&](auto handler) { socket_.async_wait(tcp::socket::wait_read, handler); });
     }
 
 private:
