@@ -91,7 +91,7 @@ public:
         std::error_code error;
         const auto endpoints = tcp::resolver(io).resolve(host, std::to_string(port), error);
         if (error) fail("cannot find the host \"" + host + "\"", error);
-        Connection connection(io, tcp::socket(io), timeout);
+        Connection connection(io, timeout);
         error = connection.run(
             [&](auto handler) { asio::async_connect(connection.socket_, endpoints, handler); });
         if (error) fail("cannot connect to " + host + ", TCP port " + std::to_string(port), error);
@@ -138,6 +138,11 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
+
+    Connection(asio::io_context& io, std::chrono::seconds timeout)
+        : io_(io), socket_(io), timeout_(timeout) {
+        restart_deadline();
+    }
 
     void restart_deadline() {
         deadline_ = timeout_.count() == 0 ? Clock::time_point::max() : Clock::now() + timeout_;
