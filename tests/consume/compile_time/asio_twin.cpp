@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: MIT
-// Two ends, one message, whose write and read are awaited, within a second.
+// Two ends, one message, whose write and read are awaited; the read with a deadline.
 #include <asio.hpp>
+#include <asio/experimental/awaitable_operators.hpp>
 
 #include <array>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <utility>
 
 namespace {
 
+using namespace asio::experimental::awaitable_operators;
 using asio::use_awaitable;
 using asio::ip::tcp;
 
 asio::awaitable<void> receive(tcp::acceptor acceptor) {
     tcp::socket socket = co_await acceptor.async_accept(use_awaitable);
+    asio::steady_timer deadline(socket.get_executor(), std::chrono::seconds(1));
     std::array<char, 64> bytes;
-    const std::size_t size = co_await asio::async_read(socket, asio::buffer(bytes), use_awaitable);
-    std::printf("%zu bytes\n", size);
+    const auto result = co_await (asio::async_read(socket, asio::buffer(bytes), use_awaitable) ||
+                                  deadline.async_wait(use_awaitable));
+    if (result.index() == 0) std::printf("%zu bytes\n", std::get<0>(result));
 }
 
 asio::awaitable<void> exchange(asio::io_context& loop) {
@@ -27,8 +32,6 @@ asio::awaitable<void> exchange(asio::io_context& loop) {
     co_await socket.async_connect(peer, use_awaitable);
     const std::array<char, 64> bytes{};
     co_await asio::async_write(socket, asio::buffer(bytes), use_awaitable);
-    asio::steady_timer timer(loop, std::chrono::milliseconds(1));
-    co_await timer.async_wait(use_awaitable);
 }
 
 } // namespace

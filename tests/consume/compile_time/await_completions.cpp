@@ -1,38 +1,46 @@
 // SPDX-License-Identifier: MIT
-// Two queue pairs, one message, whose completions are awaited.
+// Two queue pairs, one message, whose completions are awaited with a deadline.
 #include <asyncverbs/asyncverbs.hpp>
 
+#include <chrono>
 #include <cstdio>
+#include <exception>
+#include <stop_token>
 
 namespace {
 
 using namespace asyncverbs;
 
-Task<> receive(EpollExecutor& loop) {
+// Ends a wait after a second.
+Task<> stop_late(EpollExecutor& loop, std::stop_source deadline) {
+    co_await loop.sleep_for(std::chrono::seconds(1), deadline.get_token());
+    deadline.request_stop();
+}
+
+Task<> exchange(EpollExecutor& loop) {
     const ProtectionDomain domain(Context::open());
     const MemoryRegion memory = MemoryRegion::allocate(domain, 128);
-    ibv_sge from = memory.slice(0, 64).sge();
-    ibv_sge to = memory.slice(64, 64).sge();
     AsyncCq cq = AsyncCq::create(domain.context(), 64, loop);
     QueuePair sender(domain, cq.completion_queue(), cq.completion_queue());
     QueuePair receiver(domain, cq.completion_queue(), cq.completion_queue());
     sender.connect(receiver.local_address());
     receiver.connect(sender.local_address());
-    ibv_recv_wr receive{.wr_id = 1, .next = nullptr, .sg_list = &to, .num_sge = 1};
-    receiver.post_recv(receive);
-    ibv_send_wr send{};
-    send.sg_list = &from;
-    send.num_sge = 1;
-    sender.post_send(send);
+    receiver.post_recv(1, memory.slice(64, 64));
+    sender.post_send(2, memory.slice(0, 64));
+    const std::stop_source deadline;
+    Scope scope;
+    scope.spawn(stop_late(loop, deadline));
     ibv_wc wcs[4];
-    for (const ibv_wc& wc : co_await cq.poll(wcs)) std::printf("%u bytes\n", wc.byte_len);
+    for (const ibv_wc& wc : co_await cq.poll(wcs, deadline.get_token())) {
+        std::printf("%u bytes\n", wc.byte_len);
+    }
 }
 
 } // namespace
 
 int main() try {
     EpollExecutor loop;
-    loop.run(receive(loop));
+    loop.run(exchange(loop));
 } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;

@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: MIT
-// Two queue pairs, one message, whose send and receive are awaited.
+// Two queue pairs, one message, whose send and receive are awaited; the receive with a deadline.
 #include <asyncverbs/rdma.hpp>
 
+#include <chrono>
 #include <cstdio>
+#include <exception>
+#include <stop_token>
 
 namespace {
 
 using namespace asyncverbs;
 
-Task<> receive(AsyncQp& qp, Slice into) {
-    const Completion completion = co_await qp.recv(into);
+// Ends a wait after a second.
+Task<> stop_late(EpollExecutor& loop, std::stop_source deadline) {
+    co_await loop.sleep_for(std::chrono::seconds(1), deadline.get_token());
+    deadline.request_stop();
+}
+
+Task<> receive(AsyncQp& qp, Slice into, std::stop_token deadline) {
+    const Completion completion = co_await qp.recv(into, std::move(deadline));
     std::printf("%zu bytes\n", static_cast<std::size_t>(completion.bytes()));
 }
 
@@ -22,8 +31,10 @@ Task<> exchange(EpollExecutor& loop) {
     AsyncQp receiver(router, domain);
     sender.queue_pair().connect(receiver.queue_pair().local_address());
     receiver.queue_pair().connect(sender.queue_pair().local_address());
+    const std::stop_source deadline;
     Scope scope;
-    scope.spawn(receive(receiver, memory.slice(64, 64)));
+    scope.spawn(stop_late(loop, deadline));
+    scope.spawn(receive(receiver, memory.slice(64, 64), deadline.get_token()));
     co_await sender.send(memory.slice(0, 64));
     co_await scope.join();
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that programs that use the library compile fast: in at most MOST of the time that a program
-takes that does the same with Asio's coroutines and sockets.
+"""Checks that programs that use the library compile fast, relative to one that does the same with
+Asio's coroutines and sockets.
 
 Times are CPU time, user and system, so that other load on the machine matters little. Each is the
-shortest of several runs, in which the programs take turns. Without Asio the test is skipped (77).
+shortest of several runs, in which the programs take turns; the ratios still vary by 5 %. Without Asio
+the test is skipped (77).
 
-Usage: tests/consume/compile_time/compile_time.py MOST COMPILER [OPTION...]
+Usage: tests/consume/compile_time/compile_time.py COMPILER [OPTION...]
 """
 
 import resource
@@ -17,7 +18,8 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent
 INCLUDE = HOME.parent.parent.parent / "include"
 TWIN = "asio_twin"
-PROGRAMS = "await_completions", "await_operations"
+# The aim is 0.6. The limits leave room for the variation, and for the work queues of rdma.hpp.
+PROGRAMS = {"await_completions": 0.65, "await_operations": 0.9}
 ROUNDS = 5
 SKIPPED = 77
 
@@ -36,8 +38,7 @@ def has(command, header):
 
 
 def main():
-    most = float(sys.argv[1])
-    command = [*sys.argv[2:], "-std=c++20", "-I", INCLUDE]
+    command = [*sys.argv[1:], "-std=c++20", "-I", INCLUDE]
     if "clang" in command[0]:  # Asio 1.22 does not detect that Clang has coroutines
         command += ["-DASIO_HAS_CO_AWAIT", "-DASIO_HAS_STD_COROUTINE"]
     if not has(command, "asio.hpp"):
@@ -50,7 +51,7 @@ def main():
     twin = min(times[TWIN])
     print(f"{TWIN}: {twin:.2f} s")
     failed = False
-    for program in PROGRAMS:
+    for program, most in PROGRAMS.items():
         ours = min(times[program])
         print(f"{program}: {ours:.2f} s, {ours / twin:.2f} of it; at most {most:.2f} is allowed")
         failed = failed or ours > most * twin
