@@ -37,7 +37,7 @@ struct AsioPair {
     AsioCq<IoExecutor> recv_cq{loop.get_executor(), std::move(*pair.recv_cq)};
 };
 
-// Takes completions, which have to come in order, again and again.
+// Takes completions repeatedly. They must come in order.
 struct Consumer {
     AsioCq<IoExecutor>& cq;
     std::uint64_t end;
@@ -72,13 +72,13 @@ TEST_CASE("device, Asio: bursts and gaps, every completion once and in order", "
             f.pair.post_recv(posted);
             f.pair.post_send(posted);
         }
-        // Half of them have not come when the next burst is posted.
+        // Wait until at most 32 are outstanding, so that the next burst overlaps with them.
         while (posted > 64 && (sent.next < posted - 32 || received.next < posted - 32)) {
             f.io.run_one();
         }
         if (random() % 4 == 0) f.io.poll();
     }
-    f.io.run(); // returns when both have all
+    f.io.run(); // returns when both have all completions
     CHECK(sent.next == count);
     CHECK(received.next == count);
 }
@@ -111,7 +111,7 @@ TEST_CASE("device, Asio: cancellations lose no completion", "[asio]") {
     CHECK(received.next == rounds);
 }
 
-TEST_CASE("device, Asio: torn down in the middle of everything", "[asio]") {
+TEST_CASE("device, Asio: destroyed while messages are in flight and a wait is pending", "[asio]") {
     AsioPair f;
     Consumer received{f.recv_cq, 100};
     received.take();

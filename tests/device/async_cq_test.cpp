@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// AsyncCq on a real device: what it delivers, what it costs, and that nothing is lost. Run by
-// cmake/soft-roce/run, which names the device in the environment.
+// AsyncCq on a real device: it loses no completion, and a wait costs the documented number of
+// system calls and allocations. cmake/soft-roce/run runs it and names the device in the
+// environment.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
@@ -37,8 +38,8 @@ Task<ibv_wc> next(AsyncCq& cq, std::stop_token stop = {}) {
     co_return done[0];
 }
 
-// A loop whose notifier does something just before it waits: a message sent then is certain to
-// find its receiver asleep.
+// A loop whose notifier calls `before` just before it waits. A message that is sent there always
+// finds its receiver asleep.
 struct BeforeWaiting {
     struct Notifier {
         EpollNotifier inner;
@@ -70,7 +71,7 @@ TEST_CASE("device: send and receive") {
     CHECK(pair.received(7) == 7);
 }
 
-TEST_CASE("device: a queue pair in error flushes to the coroutine that waits") {
+TEST_CASE("device: a queue pair in the error state flushes its receives to the waiter") {
     EpollExecutor executor;
     Pair pair(executor);
     pair.post_recv(1);
@@ -83,8 +84,8 @@ TEST_CASE("device: a queue pair in error flushes to the coroutine that waits") {
     }
 }
 
-TEST_CASE("device: teardown with events read and unread, acked and not, in any order") {
-    // ibv_destroy_cq waits for acks: a wrong account hangs here.
+TEST_CASE("device: teardown in any order, with read and unread, acked and unacked events") {
+    // ibv_destroy_cq waits for the acks of all read events: a wrong count hangs here.
     EpollExecutor executor;
     for (int round = 0; round < 16; ++round) {
         Pair pair(executor, {.ack_batch = 3});
@@ -95,7 +96,7 @@ TEST_CASE("device: teardown with events read and unread, acked and not, in any o
             const ibv_wc wc = executor.run(next(*pair.recv_cq));
             REQUIRE(wc.wr_id == id);
         }
-        if (round & 1) { // an event that nobody reads
+        if (round & 1) { // leave an event unread
             const auto park = [](AsyncCq& cq) -> Coroutine { co_await next(cq); };
             Coroutine parked = park(*pair.recv_cq);
             pair.post_recv(9);
@@ -123,7 +124,7 @@ TEST_CASE("device: a ready poll makes no system call and no allocation") {
         std::array<ibv_wc, 16> wcs{};
         for (std::uint64_t id = 0; id < messages; ++id) {
             pair.post_send(id);
-            while (pair.send_cq->try_poll(wcs).empty()) { // then it was received, too
+            while (pair.send_cq->try_poll(wcs).empty()) { // a completed send was also received
             }
         }
         struct Local {
@@ -153,7 +154,7 @@ TEST_CASE("device: a sleeping poll makes three system calls and no allocation") 
                 std::uint64_t id = 0;
                 p.loop.before = [&p, &id] { p.post_send(id++, 0); };
                 p.post_recv(id);
-                co_await p.recv_cq->poll(one); // the pump and the like are warm
+                co_await p.recv_cq->poll(one); // warm up: start the wait loop
                 const Counters before = counters();
                 support::begin_counting();
                 for (int i = 0; i < messages; ++i) {
@@ -170,8 +171,8 @@ TEST_CASE("device: a sleeping poll makes three system calls and no allocation") 
         };
         executor.run(Local::run(pair));
     });
-    // One message: wait, read the event, arm; and the send itself. libibverbs passes the last two
-    // to the kernel by write or ioctl, as its version has it.
+    // Per message: wait, read the event, arm, and the send. libibverbs passes the last two to the
+    // kernel by write or ioctl, depending on its version.
     int total = 0;
     for (const auto& [number, count] : calls) total += count;
     CHECK(calls[SYS_epoll_wait] == messages);

@@ -119,14 +119,14 @@ TEST_CASE("AsyncQp on a device: a send invalidates a key of the peer", "[rdma]")
 
     const auto play = [](Ends& e, RemoteSlice bound) -> Task<> {
         Operation at_a = e.a.post_recv(e.slice(1024, 8));
-        co_await e.b.send(e.slice(0, 8)); // behind the binding
+        co_await e.b.send(e.slice(0, 8)); // completes after the bind
         co_await at_a;
         co_await e.a.write(e.slice(0, 8), bound.slice(0, 8));
 
         Operation at_b = e.b.post_recv(e.slice(1024, 8));
         co_await e.a.send_with_invalidate(e.slice(0, 8), bound.rkey);
         const Completion received = co_await at_b;
-        CHECK(received.bytes() == 8); // soft-RoCE does not say there which key is gone
+        CHECK(received.bytes() == 8); // soft-RoCE does not report the invalidated key
 
         std::error_code error;
         Operation refused = e.a.write(e.slice(0, 8), bound.slice(0, 8));
@@ -178,7 +178,7 @@ TEST_CASE("AsyncQp on a device: the cause of a flush", "[rdma]") {
     run_bounded(ends.loop, play(ends));
 }
 
-TEST_CASE("AsyncQp on a device: destroyed with operations under way", "[rdma][I12]") {
+TEST_CASE("AsyncQp on a device: destroyed with operations in flight", "[rdma][I12]") {
     const auto play = [](EpollExecutor& loop) -> Task<> {
         const Context context = open_device();
         const ProtectionDomain domain(context);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The library's notifiers and that of the example conform on a real device and its kernel.
+// The library's notifiers and the example's notifier meet the contract on a real device and kernel.
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Connections on a real device: both ends in one process, on the address that the environment names
-// as cmake/soft-roce/run leaves it there.
+// Connections on a real device: both ends in one process, on the address that cmake/soft-roce/run
+// puts into the environment.
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
 
@@ -42,7 +42,7 @@ std::string ipv4() {
     return address != nullptr ? address : "";
 }
 
-// The link-local address of the interface that has the IPv4 one.
+// The link-local IPv6 address of the interface that has the IPv4 address.
 std::string ipv6() {
     ifaddrs* all = nullptr;
     REQUIRE(getifaddrs(&all) == 0);
@@ -68,7 +68,7 @@ std::string text(std::span<const std::byte> data) {
     return all.substr(0, all.find('\0'));
 }
 
-// A queue pair with all that it needs, on its own completion queue.
+// A queue pair with its parents, memory and its own completion queue.
 struct End {
     explicit End(const Context& device)
         : context(device.shared_handle()), cq(context, 8),
@@ -140,7 +140,7 @@ Task<await_result_t<Operation>> as_task(Operation operation) {
     co_return co_await std::move(operation);
 }
 
-// What a step fails with.
+// The error of a step; std::nullopt if it succeeds.
 template <awaitable Operation>
 std::optional<std::system_error> failure_of(EpollExecutor& loop, Operation operation) {
     try {
@@ -198,7 +198,7 @@ TEST_CASE("device: either end disconnects, and both queue pairs are flushed") {
         CHECK(event == RDMA_CM_EVENT_DISCONNECTED);
         const rdma_cm_event_type again = co_await leaving.disconnected();
         CHECK(again == RDMA_CM_EVENT_DISCONNECTED);
-        co_await left.disconnect(); // nothing is left to do
+        co_await left.disconnect(); // returns: already disconnected
     };
     run_bounded(f.loop, body(f, by_client));
     for (End* end : {&*f.client_end, &*f.server_end}) {
@@ -217,7 +217,7 @@ TEST_CASE("device: both ends disconnect at once") {
     run_bounded(f.loop, body(f));
 }
 
-TEST_CASE("device: who is connected learns that the other end was destroyed") {
+TEST_CASE("device: an end is notified when the other end is destroyed") {
     const bool client_goes = GENERATE(true, false);
     Fixture f;
     run_bounded(f.loop, f.make_connection());
@@ -228,7 +228,7 @@ TEST_CASE("device: who is connected learns that the other end was destroyed") {
     CHECK((client_goes ? f.client_end : f.server_end)->qp.state() == IBV_QPS_ERR);
 }
 
-TEST_CASE("device: a rejected request gives the reason and what the peer said") {
+TEST_CASE("device: a rejected request reports the reason and the private data of the peer") {
     Fixture f;
     const bool dropped = GENERATE(false, true);
     const auto reject = [](Fixture& s, bool drop) -> Task<> {
@@ -249,7 +249,7 @@ TEST_CASE("device: a rejected request gives the reason and what the peer said") 
     CHECK(f.client_end->qp.state() == IBV_QPS_ERR);
 }
 
-TEST_CASE("device: where nobody listens a connection is refused") {
+TEST_CASE("device: connecting to a port without a listener is refused") {
     Fixture f;
     const std::string port = f.port();
     f.listener.reset();
@@ -263,7 +263,7 @@ TEST_CASE("device: where nobody listens a connection is refused") {
     }
 }
 
-TEST_CASE("device: many connections at a time are matched to their requests") {
+TEST_CASE("device: many simultaneous connections are matched to their requests") {
     constexpr int count = 60;
     constexpr int acceptors = 4;
     Fixture f;
@@ -302,7 +302,7 @@ TEST_CASE("device: many connections at a time are matched to their requests") {
     CHECK(connections.size() == 2 * count);
 }
 
-TEST_CASE("device: requests are kept until somebody accepts, beyond the backlog by the peer") {
+TEST_CASE("device: requests wait for accept(), and the peer keeps those beyond the backlog") {
     constexpr std::size_t count = 3;
     Fixture f(ipv4(), {.backlog = 1});
     std::vector<std::optional<End>> ends(2 * count);
@@ -324,7 +324,7 @@ TEST_CASE("device: requests are kept until somebody accepts, beyond the backlog 
     CHECK_NOTHROW(run_bounded(f.loop, body()));
 }
 
-TEST_CASE("device: a listener on any address takes IPv4 and IPv6") {
+TEST_CASE("device: a listener on any address accepts IPv4 and IPv6") {
     const std::string link_local = ipv6();
     if (link_local.empty()) WARN("IPv6 is left out: the interface has no such address");
     Fixture f("");
@@ -340,14 +340,14 @@ TEST_CASE("device: a listener on any address takes IPv4 and IPv6") {
     }
 }
 
-TEST_CASE("device: errors of addresses") {
+TEST_CASE("device: bad addresses are reported") {
     Fixture f;
     const auto failure = [&](const std::string& host, const std::string& service) {
         return failure_of(f.loop, resolve(f.loop, host, service));
     };
     CHECK_THAT(failure("nowhere.invalid", "1")->what(), contains("getaddrinfo nowhere.invalid:1"));
     CHECK_THAT(failure(ipv4(), "no-such-service")->what(), contains("getaddrinfo"));
-    // The guest has no route there.
+    // The guest has no route to this address.
     const auto unreachable = failure("192.0.2.1", "1");
     REQUIRE(unreachable);
     CHECK_THAT(unreachable->what(), contains("rdma_resolve_addr to 192.0.2.1:1"));
@@ -358,10 +358,10 @@ TEST_CASE("device: errors of addresses") {
     CHECK_THROWS_WITH(Listener(f.loop, "", "", {.backlog = 0}), contains("backlog"));
 }
 
-TEST_CASE("device: every step has a bound") {
+TEST_CASE("device: every step has a timeout") {
     Fixture f;
     std::optional<End> end;
-    SECTION("connect") { // nobody answers: the request is kept
+    SECTION("connect") { // the request is queued and never answered
         const auto error =
             failure_of(f.loop, dial(f.loop, ipv4(), f.port(), end, {.timeout = 50ms}));
         REQUIRE(error);
@@ -375,7 +375,7 @@ TEST_CASE("device: every step has a bound") {
         REQUIRE(error);
         CHECK(error->code() == std::errc::timed_out);
     }
-    SECTION("accept") { // nobody reads the confirmation's cause: the client's loop stands still
+    SECTION("accept") { // the client's loop does not run, so the client never confirms
         EpollExecutor other;
         auto client = dial(other, ipv4(), f.port(), end, {});
         Scope scope;
@@ -393,7 +393,7 @@ TEST_CASE("device: every step has a bound") {
         CHECK(error->code() == std::errc::timed_out);
         CHECK_THAT(error->what(), contains("rdma_accept"));
     }
-    SECTION("disconnect") { // the peer's loop stands still
+    SECTION("disconnect") { // the peer's loop does not run
         EpollExecutor other;
         std::optional<Connection> client;
         const auto dial_there = [&]() -> Task<> {
@@ -442,7 +442,7 @@ TEST_CASE("device: every step can be cancelled") {
     }
 }
 
-TEST_CASE("device: a listener goes while requests are kept and coroutines wait") {
+TEST_CASE("device: a listener is destroyed while requests are queued or coroutines wait") {
     Fixture f;
     SECTION("requests") {
         std::vector<std::optional<End>> ends(3);
@@ -479,7 +479,7 @@ TEST_CASE("device: a listener goes while requests are kept and coroutines wait")
     }
 }
 
-TEST_CASE("device: an end is destroyed at any time, and the other one learns") {
+TEST_CASE("device: an end may be destroyed at any time, and the other end is notified") {
     const bool server_goes = GENERATE(true, false);
     int connected = 0;
     for (int turns = 0; turns < 24; ++turns) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How a CQ is armed and polled, on a real device: spinning, solicited completions, and what a
-// device may offer besides.
+// The options of a CQ on a real device: busy polling, solicited completions, extended CQs, and
+// features that a device may lack (timestamps, moderation).
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/scope.hpp>
@@ -34,7 +34,7 @@ Task<ibv_wc> next(AsyncCq& cq) {
 
 } // namespace
 
-TEST_CASE("device: a CQ that is polled for long enough is never armed") {
+TEST_CASE("device: a CQ is never armed if busy polling finds every completion") {
     EpollExecutor executor;
     Pair pair(executor, {.busy_poll = {.limit = 10s}});
     for (std::uint64_t id = 0; id < 100; ++id) {
@@ -57,11 +57,12 @@ TEST_CASE("device: adaptive busy polling takes over when sleeps are short") {
         CHECK(run_bounded(executor, next(*pair.recv_cq)).wr_id == id);
         CHECK(run_bounded(executor, next(*pair.send_cq)).wr_id == id);
     }
-    // The first sleep of all shows that they are shorter than the limit by far.
+    // The first sleep shows that sleeps are far shorter than the limit.
     CHECK(pair.recv_cq->statistics().arms <= 1);
 }
 
-TEST_CASE("device: of two messages the solicited one wakes its receiver", "[field-9]") {
+TEST_CASE("device: an unsolicited message does not wake the receiver, a solicited one does",
+          "[field-9]") {
     EpollExecutor executor;
     Pair pair(executor, {.solicited_only = true});
     struct Local {
@@ -69,7 +70,7 @@ TEST_CASE("device: of two messages the solicited one wakes its receiver", "[fiel
             std::array<ibv_wc, 4> wcs{};
             for (const ibv_wc& wc : co_await cq.poll(wcs)) got.push_back(wc.wr_id);
         }
-        // A send completes when its message is there.
+        // A send completes when its message has arrived.
         static Task<> wait_for_send(EpollExecutor& loop, AsyncCq& cq) {
             std::array<ibv_wc, 1> wcs{};
             while (cq.try_poll(wcs).empty()) co_await loop.sleep_for(1ms);
@@ -91,7 +92,7 @@ TEST_CASE("device: of two messages the solicited one wakes its receiver", "[fiel
     CHECK(pair.recv_cq->statistics().wakes == 1);
 }
 
-TEST_CASE("device: a send that fails ends a wait for solicited completions, if by max_wait") {
+TEST_CASE("device: a failed send, or max_wait, ends a wait for solicited completions") {
     EpollExecutor executor;
     RtsOptions once;
     once.retry_cnt = 1;
@@ -105,7 +106,7 @@ TEST_CASE("device: a send that fails ends a wait for solicited completions, if b
     }
 }
 
-TEST_CASE("device: an extended CQ delivers what a plain one does") {
+TEST_CASE("device: an extended CQ delivers the same completions as an ordinary one") {
     EpollExecutor executor;
     const Context context = open_device();
     const ProtectionDomain domain(context);
@@ -158,7 +159,7 @@ TEST_CASE("device: an extended CQ delivers what a plain one does") {
     CHECK(sent.qp_num == ends[0].native_handle()->qp_num);
 }
 
-TEST_CASE("device: timestamps and moderation are there, or refused with the verb's name") {
+TEST_CASE("device: timestamps and moderation work, or the error names the verb") {
     const Context context = open_device();
     try {
         const CompletionQueue cq =

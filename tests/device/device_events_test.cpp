@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A completion queue of a real device, overrun.
+// An overrun completion queue of a real device: the error reaches the waiter.
 #include <asyncverbs/cq/device_events.hpp>
 
 #include <asyncverbs/coro/when_all.hpp>
@@ -18,7 +18,7 @@ using namespace asyncverbs;
 
 namespace {
 
-// A queue pair that does not ask whether its work requests fit the completion queue, as code does
+// Creates a queue pair without the check that its work requests fit the completion queue, like code
 // that uses the verbs directly.
 std::shared_ptr<ibv_qp> create_unaccounted(const ProtectionDomain& domain, ibv_cq* cq,
                                            std::uint32_t receives) {
@@ -42,7 +42,7 @@ void modify(ibv_qp* qp, ibv_qp_state state) {
 
 } // namespace
 
-TEST_CASE("device: an overrun completion queue fails who waits for it", "[I10]") {
+TEST_CASE("device: an overrun completion queue fails its waiter", "[I10]") {
     const char* const name = std::getenv("RDMA_DEVICE");
     const Context context = Context::open(name ? name : "");
     EpollExecutor executor;
@@ -78,5 +78,5 @@ TEST_CASE("device: an overrun completion queue fails who waits for it", "[I10]")
     }(consume, watch)),
                       support::contains("CQ error"));
     CHECK(flushed > 0);
-    CHECK(flushed < 4 * depth + 4); // the rest is lost: that is what an overrun means
+    CHECK(flushed < 4 * depth + 4); // an overrun loses the rest
 }

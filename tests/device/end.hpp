@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One end of a connection to another process or machine: its memory, its queue pair, and the count
-// of its work requests.
+// One end of a connection to another process or machine: a queue pair, its memory, and counts of
+// its work requests.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -17,14 +17,14 @@
 
 namespace asyncverbs::device {
 
-/// Sends and receives are numbered from 0. Each kind must complete in the order of the posts, with
-/// or without an error.
+/// Sends and receives are numbered from 0. Each kind must complete in the order in which it was
+/// posted, with or without an error.
 class End {
 public:
     /// The number of receives that are always posted, and of sends that may be in flight.
     static constexpr std::uint32_t window = 16;
 
-    /// CQ entries that an end needs; there may be one send more than the window.
+    /// The CQ entries that an end needs. There may be one send more than the window.
     static constexpr int depth = 2 * window + 1;
 
     /// `size`: the longest message. All receives are posted when this returns.
@@ -44,7 +44,7 @@ public:
         queue_pair_.connect(remote, {}, {.timeout = 16, .retry_cnt = 6});
     }
 
-    /// The memory whose first bytes the next post_send() sends.
+    /// The memory of the next message: post_send() sends its first bytes.
     std::span<std::byte> next_send() const { return send_slot(sends_posted_).bytes(); }
 
     void post_send(std::size_t length) {
@@ -52,7 +52,7 @@ public:
         ++sends_posted_;
     }
 
-    /// The message of a receive that has completed, until post_recv().
+    /// The message of a completed receive; valid until post_recv().
     std::span<const std::byte> received(const ibv_wc& wc) const {
         return receive_slot(wc.wr_id & ~receive_bit).bytes().first(wc.byte_len);
     }
@@ -64,7 +64,7 @@ public:
 
     static bool is_receive(const ibv_wc& wc) noexcept { return (wc.wr_id & receive_bit) != 0; }
 
-    /// Counts a completion. Throws std::runtime_error if another one should have come first.
+    /// Counts a completion. Throws std::runtime_error if it is out of order.
     /// Returns false if it is an error.
     bool enter(const ibv_wc& wc) {
         const std::uint64_t expected =
@@ -100,8 +100,9 @@ private:
         return region_.slice((window + count % (window + 1)) * size_, size_);
     }
 
-    // A receive that is posted while the queue pair fails is unknown to soft-RoCE's kernel part,
-    // which flushes only the ones that it finds at a transition to ERR.
+    // Move the queue pair to ERR again: soft-RoCE's kernel part flushes only the receives that it
+    // finds at a transition to ERR, and does not see a receive that is posted while the queue pair
+    // fails.
     void enter_error(const ibv_wc& wc) {
         if (errors_.empty()) queue_pair_.to_error();
         errors_.push_back(wc.status);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The examples without options.
+// The examples that take no options.
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
@@ -19,7 +19,7 @@ TEST_CASE("the examples run") {
     CHECK_THAT(poll_loop.output(), contains("received: message 5 of 5\nstopped"));
     CHECK(poll_loop.error().empty());
 
-    Process cores({CORES, "3"}); // maybe more than the guest has
+    Process cores({CORES, "3"}); // possibly more than the guest has
     CHECK(cores.wait() == 0);
     for (const char* core : {"core 0: CPU ", "core 1: CPU ", "core 2: CPU "}) {
         CHECK_THAT(cores.output(), contains(core));

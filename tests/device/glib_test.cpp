@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The notifier of the example for GLib conforms on a real device, too.
+// The GLib example's notifier also meets the contract on a real device.
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 

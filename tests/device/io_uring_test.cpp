@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// AsyncCq on a ring and a real device: its notifiers conform, nothing is lost, and what it costs.
+// AsyncCq on a ring and a real device: its notifiers meet the contract, no completion is lost, and
+// a sleep costs the documented system calls.
 #include <asyncverbs/adapters/io_uring.hpp>
 
 #include <sys/syscall.h>
@@ -38,7 +39,8 @@ struct Fixture {
     explicit Fixture(unsigned flags = 0) : ring(64, flags) {}
 
     void run(const Coroutine& until) {
-        for (int turns = 0; turns < 1'000'000 && !until.done(); ++turns) ring.run_once(poller, 10ms);
+        for (int turns = 0; turns < 1'000'000 && !until.done(); ++turns)
+            ring.run_once(poller, 10ms);
         REQUIRE(until.done());
         until.get();
     }
@@ -58,7 +60,7 @@ Coroutine take(AsyncCq& cq, std::uint64_t& next, std::uint64_t end) {
     }
 }
 
-// The same, until it is stopped.
+// The same, until the stop is requested.
 Coroutine take_until_stopped(AsyncCq& cq, std::uint64_t& next, std::stop_token stop) {
     std::array<ibv_wc, 8> wcs{};
     std::error_code error;
@@ -98,7 +100,7 @@ TEST_CASE("device, io_uring: bursts and gaps, every completion once and in order
             f.pair->post_recv(posted);
             f.pair->post_send(posted);
         }
-        // Half of them have not come when the next burst is posted.
+        // Wait until at most 32 are outstanding, so that the next burst overlaps with them.
         while (posted > 64 && (sent < posted - 32 || received < posted - 32)) {
             f.ring.run_once(f.poller, 10ms);
         }
@@ -151,12 +153,13 @@ TEST_CASE("device, io_uring: a sleep costs one io_uring_enter, one read and one 
     const int sleeps = of(SYS_io_uring_enter);
     CHECK(sleeps == rounds);
     CHECK(of(SYS_read) == rounds); // ibv_get_cq_event
-    // A send each, and an arm each but for the last, which libibverbs makes by write or ioctl.
+    // A send per round, and an arm per round except the last. libibverbs makes both by write or
+    // ioctl.
     CHECK(of(SYS_write) + of(SYS_ioctl) == 2 * rounds - 1);
     CHECK(calls.size() <= 4);
 }
 
-TEST_CASE("device, io_uring: torn down while it waits, with events that nobody read", "[ring]") {
+TEST_CASE("device, io_uring: destroyed while it waits, with unread events", "[ring]") {
     Fixture f;
     std::uint64_t next = 0;
     Coroutine receiver = take(*f.pair->recv_cq, next, 1);

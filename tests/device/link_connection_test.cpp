@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Connections between two guests, over a link on which addresses have to be found first. Both run
-// these tests, as `cmake/soft-roce/run --guests 2` has it.
+// Connections between two guests, over a link on which addresses must be resolved first.
+// `cmake/soft-roce/run --guests 2` runs these tests in both guests.
 #include <asyncverbs/cm/connect.hpp>
 #include <asyncverbs/cm/listener.hpp>
 
@@ -64,7 +64,7 @@ Task<> serve(EpollExecutor& loop) {
     CHECK(event == RDMA_CM_EVENT_DISCONNECTED);
 }
 
-// Nothing, as long as the other guest does not listen yet.
+// Returns std::nullopt if the other guest does not listen yet.
 Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<End>& end) {
     const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
         return end.emplace(outgoing.context()).qp;
@@ -118,12 +118,12 @@ TEST_CASE("link: one guest connects to the other, and disconnects") {
     run_bounded(loop, environment("SOFT_ROCE_GUEST") == "0" ? serve(loop) : dial(loop));
 }
 
-TEST_CASE("link: an address that nobody has is looked for no longer than the bound") {
+TEST_CASE("link: resolving an unused address fails after the timeout") {
     EpollExecutor loop;
     CHECK(run_bounded(loop, resolve_nobody(loop, {.timeout = 100ms})) == std::errc::timed_out);
 }
 
-TEST_CASE("link: looking for an address can be cancelled") {
+TEST_CASE("link: resolving an address can be cancelled") {
     EpollExecutor loop;
     std::stop_source stop;
     const auto stop_soon = [&]() -> Task<> {

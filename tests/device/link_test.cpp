@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Two guests on a link that loses packets or is cut. `cmake/soft-roce/run --guests 2` runs these
-// tests in both; a TCP connection over the same link keeps them in step.
+// tests in both guests; a TCP connection over the same link synchronizes them.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
@@ -124,7 +124,7 @@ public:
 
 constexpr std::size_t longest = 12'000; // three packets
 
-// Lengths and bytes that differ for every message, and for every packet of a message.
+// The length and bytes of a message. They differ for every message, and for every packet of one.
 std::size_t message_length(std::uint64_t number) { return 1 + number * 7919 % longest; }
 
 std::byte message_byte(int sender, std::uint64_t number, std::size_t i) {
@@ -196,7 +196,7 @@ private:
     std::uint64_t received_ = 0;
 };
 
-// Everything that was posted has completed, and after the first error only with errors.
+// Every posted request has completed; after the first error, all completed with errors.
 void check_broken(const End& end) {
     CHECK(end.outstanding() == 0);
     CHECK(end.failed_receives() == End::window);
@@ -220,15 +220,15 @@ TEST_CASE("link: messages arrive complete and in order although packets are lost
         messages);
     CHECK(stream.end().errors().empty());
     CHECK((PacketLoss::dropped() > 0) == (percent > 0));
-    other.meet(); // until then the other end may retransmit, and need an answer
+    other.meet(); // before that, the other end may retransmit and need an answer
 }
 
-TEST_CASE("link: when it is cut, both ends get the cause") {
+TEST_CASE("link: if it is cut, both ends get the cause") {
     const bool down = GENERATE(false, true);
     CAPTURE(guest, down);
     OtherGuest other;
     Stream stream(other);
-    // Guest 1 makes the cut, at which some messages to guest 0 may not have arrived.
+    // Guest 1 cuts the link. Some messages to guest 0 may not have arrived by then.
     if (guest == 1) stream.run_until([&] { return stream.received() >= 100; });
     {
         std::unique_ptr<PacketLoss> loss;
@@ -238,7 +238,7 @@ TEST_CASE("link: when it is cut, both ends get the cause") {
         stream.run_until([&] { return stream.end().outstanding() == 0; });
     }
     check_broken(stream.end());
-    // A device that is taken down reports a cause first (Linux 6.1) or only flushes (Linux 6.12).
+    // If its own device is taken down, Linux 6.1 reports a cause first and Linux 6.12 only flushes.
     if (guest != 1 || !down) CHECK(stream.end().errors().front() == IBV_WC_RETRY_EXC_ERR);
     other.meet();
 }

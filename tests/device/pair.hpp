@@ -70,7 +70,7 @@ struct Pair {
         receiver->connect(sender->local_address());
     }
 
-    // A message is its number.
+    // Each message contains its number.
     void post_recv(std::uint64_t wr_id) {
         receiver->post_recv(wr_id, region.slice(4096 + 8 * (wr_id % depth), 8));
     }

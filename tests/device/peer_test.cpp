@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Peers that are processes of their own, one of which is killed in the middle of a transfer. All
-// connections of the survivor share one AsyncCq.
+// Peers in separate processes, one of which is killed in the middle of a transfer. All connections
+// of the surviving process share one AsyncCq.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
@@ -49,7 +49,7 @@ QueuePairAddress accept(int socket) {
     return address;
 }
 
-// What was received is sent back as soon as a send before it has made room.
+// Sends each received message back as soon as the send queue has room.
 Task<> echo(AsyncCq& cq, End& end) {
     std::array<ibv_wc, End::window> wcs{};
     std::deque<ibv_wc> received;
@@ -84,7 +84,7 @@ Task<> echo(AsyncCq& cq, End& end) {
     ::_exit(1);
 }
 
-// A process that sends back what it receives, until it is killed.
+// A process that echoes messages until it is killed.
 class Peer {
 public:
     Peer() {
@@ -109,7 +109,7 @@ public:
         end.connect(accept(socket_));
     }
 
-    // Afterwards the process is gone, and its queue pair with it.
+    // When this returns, the process has ended and its queue pair is destroyed.
     void kill() {
         if (pid_ <= 0) return;
         ::kill(pid_, SIGKILL);
@@ -122,7 +122,7 @@ private:
     int socket_ = -1;
 };
 
-// The survivor's end of a connection. A message is its number, and comes back.
+// The surviving process's end of a connection. Each message contains its number and is echoed.
 class Connection {
 public:
     Connection(const ProtectionDomain& domain, const AsyncCq& cq, Peer& peer)
@@ -134,7 +134,7 @@ public:
     const End& end() const noexcept { return end_; }
     std::uint64_t echoed() const noexcept { return echoed_; }
 
-    // After this something is on its way to a peer that is not there, whatever was before.
+    // Sends once more, so that at least one message is in flight to the killed peer.
     void kill_peer() {
         peer_.kill();
         send();
@@ -148,7 +148,7 @@ public:
             if (number != echoed_++) throw std::runtime_error("an echo is missing");
             end_.post_recv();
         }
-        // No more than the peer has receives for.
+        // Send no more messages than the peer has receives for.
         while (end_.sends_posted() - echoed_ < End::window) send();
     }
 
@@ -182,7 +182,7 @@ Task<> exchange(AsyncCq& cq, Connections& connections, std::function<bool()> don
 
 TEST_CASE("device: a killed peer fails its own connection, and no other") {
     constexpr std::size_t count = 3;
-    std::array<Peer, count> peers; // before there is a device that they would inherit
+    std::array<Peer, count> peers; // fork before opening the device, or they would inherit it
 
     EpollExecutor loop;
     const Context context = open_device();
@@ -204,8 +204,9 @@ TEST_CASE("device: a killed peer fails its own connection, and no other") {
     lost.kill_peer();
     exchange_until([&] { return lost.end().outstanding() == 0; });
 
-    // Each work request has completed, once; of those that failed the first one is the cause, a
-    // send. All receives failed, for each is posted anew when it has completed.
+    // Each work request has completed once. The first failed one is a send and has the cause. All
+    // posted receives failed: the window is always full, since each completed receive is posted
+    // again.
     const std::vector<ibv_wc_status>& errors = lost.end().errors();
     REQUIRE(errors.size() > End::window);
     CHECK(lost.end().failed_receives() == End::window);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Helpers for the tests of programs.
+// Helpers for tests that run programs.
 #pragma once
 
 #include <chrono>
@@ -18,7 +18,7 @@ inline std::string device_address() {
     return text != nullptr ? text : "127.0.0.1";
 }
 
-// Fails the test if the process ends before, or after a minute.
+// Waits for the condition. Fails the test if the process ends first, or after a minute.
 template <class Condition>
 void await_that(support::Process& process, Condition condition) {
     const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -34,7 +34,7 @@ inline void await_output(support::Process& process, const std::string& text) {
     await_that(process, [&] { return process.output().find(text) != std::string::npos; });
 }
 
-// What a program that has to fail writes to standard error.
+// Runs a program that must fail, and returns its standard error.
 inline std::string error_of(const std::vector<std::string>& command) {
     support::Process process(command);
     CHECK(process.wait() == 1);

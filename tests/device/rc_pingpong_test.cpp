@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// rc_pingpong with itself and with libibverbs' ibv_rc_pingpong on either end, with peers that
-// vanish or violate the protocol, and with options that cannot work.
+// rc_pingpong with itself and with libibverbs' ibv_rc_pingpong at either end, with peers that are
+// killed or violate the protocol, and with invalid options.
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
@@ -104,7 +104,7 @@ void check_lines(const std::string& output, int size, int iterations) {
 void check_success(const Outcome& end) {
     INFO(end.output << end.error);
     CHECK(end.status == 0);
-    CHECK(end.error.empty()); // no progress line: this is no terminal
+    CHECK(end.error.empty()); // no progress line: standard error is not a terminal
     CHECK(end.output.find("invalid") == std::string::npos);
 }
 
@@ -117,7 +117,7 @@ void check_failure(const Outcome& end, const std::string& text) {
 
 } // namespace
 
-TEST_CASE("rc_pingpong and ibv_rc_pingpong play with each other, and each with itself") {
+TEST_CASE("rc_pingpong works with itself and with ibv_rc_pingpong at either end") {
     for (const int size : {1, 64, 4096, 10'000}) {
         for (const auto& [server, client] :
              {std::pair{ours, ours}, {ours, theirs}, {theirs, ours}}) {
@@ -132,7 +132,7 @@ TEST_CASE("rc_pingpong and ibv_rc_pingpong play with each other, and each with i
     }
 }
 
-TEST_CASE("rc_pingpong plays with few receives, many, and another MTU") {
+TEST_CASE("rc_pingpong works with few receives, many receives, and another MTU") {
     for (const Arguments& options :
          {Arguments{"-r", "1"}, {"-r", "2"}, {"-r", "3"}, {"-r", "16000"}, {"-m", "4096"}}) {
         CAPTURE(options);
@@ -155,7 +155,7 @@ TEST_CASE("rc_pingpong --chk reports a client that sends other data") {
 TEST_CASE("rc_pingpong --histogram draws all round trips and the statistics") {
     const Arguments options = command(ours, {"--histogram", "-n", "50"});
     const Outcomes ends = play(options, options);
-    // The first message that the server receives answers none of its own.
+    // The first message that the server receives is not a reply, so it counts one less.
     for (const auto& [end, round_trips] : {std::pair{ends.server, 49}, {ends.client, 50}}) {
         check_success(end);
         CHECK_THAT(end.output, contains("Round-trip times:") && contains("p99.9 ") &&
@@ -217,7 +217,7 @@ TEST_CASE("rc_pingpong ends when its peer violates the protocol") {
     ::close(fd);
 }
 
-TEST_CASE("rc_pingpong rejects options that cannot work, and says what can") {
+TEST_CASE("rc_pingpong rejects invalid options and names the valid ones") {
     const std::string port_name = "port " + ib_port + " of " + device;
     check_failure(run({ours, "-d", "nosuch"}), "no RDMA device is named \"nosuch\"; there are: ");
     check_failure(run({ours, "-d", device, "-i", "99"}), "port number 99 is out of range for");
@@ -260,5 +260,5 @@ TEST_CASE("rc_pingpong shows its progress on a terminal, and erases it") {
     ::close(terminal);
     INFO(shown);
     CHECK_THAT(shown, contains("\r\033[Kerror: "));
-    CHECK(shown.find('\n') == shown.size() - 1); // that of the error
+    CHECK(shown.find('\n') == shown.size() - 1); // the error's
 }

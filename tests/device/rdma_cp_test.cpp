@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// rdma_cp: files arrive complete or not at all, even if an end is killed meanwhile.
+// rdma_cp: a file arrives complete or not at all, even if an end is killed during the transfer.
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
@@ -86,7 +86,7 @@ public:
         return arguments;
     }
 
-    // Waits until the file is partly there.
+    // Waits until a part of the file has arrived.
     void await_part(Process& sender) const {
         await_that(sender, [this] {
             for (const fs::directory_entry& entry : fs::directory_iterator(to())) {
@@ -109,7 +109,7 @@ private:
     std::optional<Process> receiver_;
 };
 
-// The errors of a sender that succeeds.
+// Runs a sender that must succeed, and returns its standard error.
 std::string copy(const std::vector<std::string>& command) {
     Process sender(command);
     CHECK(sender.wait() == 0);

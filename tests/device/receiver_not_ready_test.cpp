@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Sends for which the receiver has posted nothing yet, or too little, or never will.
+// Sends to a receiver that has posted no receive yet, posts too few, or never posts any.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
@@ -62,7 +62,7 @@ Task<> send_in_bursts(Pair<>& pair, std::uint64_t messages, std::uint64_t burst)
 
 } // namespace
 
-TEST_CASE("device: a receiver that is not ready fails who does not wait for it") {
+TEST_CASE("device: a send with limited retries fails if the receiver is not ready") {
     const std::uint8_t retries = GENERATE(as<std::uint8_t>(), 0, 2);
     CAPTURE(static_cast<int>(retries));
     EpollExecutor executor;
@@ -80,7 +80,7 @@ TEST_CASE("device: a receiver that is not ready fails who does not wait for it")
     CHECK(pair.send_cq->try_poll(more).empty());
 }
 
-TEST_CASE("device: a sender without limit waits until the receiver is ready") {
+TEST_CASE("device: a send with unlimited retries waits until the receiver is ready") {
     EpollExecutor executor;
     Pair pair(executor, {}, {.rnr_retry = 7});
     const auto send = [](Pair<>& p, bool& sent) -> Task<> {
@@ -90,7 +90,7 @@ TEST_CASE("device: a sender without limit waits until the receiver is ready") {
         CHECK(wcs[0].status == IBV_WC_SUCCESS);
     };
     const auto receive = [](Pair<>& p, const bool& sent) -> Task<> {
-        co_await p.loop.sleep_for(50ms); // far more than seven times the timer
+        co_await p.loop.sleep_for(50ms); // far longer than seven RNR timeouts
         CHECK_FALSE(sent);
         p.post_recv(1);
         co_await next(*p.recv_cq, 1);
@@ -101,7 +101,7 @@ TEST_CASE("device: a sender without limit waits until the receiver is ready") {
     CHECK(sent);
 }
 
-TEST_CASE("device: a slow receiver loses nothing of what comes in bursts") {
+TEST_CASE("device: a slow receiver loses no message of a burst") {
     constexpr std::uint64_t messages = 2000;
     constexpr std::uint64_t receives = 4;
     EpollExecutor executor;

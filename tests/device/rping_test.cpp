@@ -29,7 +29,7 @@ Arguments with(const std::string& program, Arguments arguments) {
     return arguments;
 }
 
-// Starts a client again until a server listens: rdma-core's does not say when it does.
+// Restarts a client until a server listens: rdma-core's server does not report when it does.
 int run_client(const std::string& program, const Arguments& arguments, std::string& output) {
     for (const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(60);;) {
         Process client(with(program, arguments));
@@ -42,8 +42,8 @@ int run_client(const std::string& program, const Arguments& arguments, std::stri
     }
 }
 
-// Before version 61, rdma-core's rping destroys the event channel that another thread of it may
-// still read. It then fails although all pings succeeded.
+// Before version 61, rdma-core's rping destroys its event channel while another of its threads may
+// still read it. It then fails although all pings succeeded.
 bool ended_well(int status, const std::string& program, const std::string& output) {
     return status == 0 || (program == theirs && status == 255 &&
                            output.find("rdma_get_cm_event: ") != std::string::npos);
@@ -58,7 +58,7 @@ TEST_CASE("rping: either end may be rdma-core's", "[rping]") {
     CAPTURE(server_program, client_program, size);
     static int next_port = 7180;
     const std::string port = std::to_string(next_port++);
-    // -S is the size of the buffer of rdma-core's server.
+    // -S sets the buffer size of rdma-core's server.
     Process server(
         with(server_program, {"-s", "-v", "-S", size, "-a", device_address(), "-p", port}));
     std::string output;

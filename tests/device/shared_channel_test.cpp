@@ -27,7 +27,7 @@ using asyncverbs::device::run_bounded;
 
 namespace {
 
-// One end of a conversation: a queue pair and the CQ that is its own.
+// One end of a conversation: a queue pair with its own CQ.
 struct End {
     End(const ProtectionDomain& domain, SharedChannel<EpollNotifier>& channel, Slice s)
         : cq(AsyncCq::create(domain.context(), 8, channel)),
@@ -54,7 +54,7 @@ struct End {
         queue_pair.post_send(wr);
     }
 
-    // Answers each message with one, until `count` have come and gone.
+    // Answers each message with a message, until `count` were received and `count` were sent.
     Task<> converse(int count) {
         std::array<ibv_wc, 2> wcs{};
         for (int received = 0, sent = 0; received < count || sent < count;) {
@@ -80,7 +80,8 @@ Task<> join(Scope& scope) { co_await scope.join(); }
 
 } // namespace
 
-TEST_CASE("device: conversations over CQs of one channel, while others come and go", "[I3][I4]") {
+TEST_CASE("device: conversations over CQs of one channel, while CQs are created and destroyed",
+          "[I3][I4]") {
     constexpr int conversations = 8;
     constexpr int messages = 200;
     EpollExecutor executor;

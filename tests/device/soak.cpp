@@ -47,7 +47,7 @@ struct Memory {
     }
 };
 
-// A coroutine's waits, any number of times cancelled by the other thread.
+// Lets the other thread cancel a coroutine's waits, any number of times.
 class Cancellation {
 public:
     std::stop_token token() {
@@ -72,13 +72,13 @@ private:
     std::stop_source source_;
 };
 
-// Sends on one thread and receives on another one, so that completions come at any moment between
+// Sends on one thread and receives on another, so that completions arrive at any point between
 // poll, arm and wait. Each thread cancels the waits of the other.
 class Soak {
 public:
     explicit Soak(const SoakOptions& options)
         : options_(options), pair_(sender_.loop, receiver_.loop, {.ack_batch = ack_batch}) {
-        ::mallopt(M_ARENA_MAX, 1); // mallinfo2() looks at the first one alone
+        ::mallopt(M_ARENA_MAX, 1); // mallinfo2() reports only the first arena
         sender_.random.seed(options.seed);
         receiver_.random.seed(options.seed + 1);
     }
@@ -107,7 +107,7 @@ private:
     static constexpr std::uint64_t receives = 64; // posted at any time
     static constexpr std::chrono::seconds stall_bound{30};
 
-    // What belongs to one of the threads.
+    // The state of one thread.
     struct Side {
         std::chrono::microseconds idle_time() { return std::chrono::microseconds(random() % 3000); }
 
@@ -116,8 +116,8 @@ private:
         std::uint64_t cancelled = 0;
     };
 
-    // Runs until so many messages have been sent and received. Nothing but the posted receives is
-    // left in between.
+    // Runs until this number of messages has been sent and received. When it returns, only the
+    // posted receives are outstanding.
     void transfer(std::uint64_t messages) {
         messages_ = messages;
         done_ = {};
@@ -128,7 +128,7 @@ private:
         if (!failure_.empty()) throw std::runtime_error(context() + failure_);
     }
 
-    // The first error ends both sides, which would wait for each other for ever.
+    // The first error must stop both sides, or one would wait for the other indefinitely.
     void run_side(Side& side, Task<> task) {
         try {
             side.loop.run(std::move(task));
@@ -139,7 +139,7 @@ private:
 
     void fail_both(const char* error) {
         const std::lock_guard lock(failure_mutex_);
-        if (failed_) return; // it is the other side's
+        if (failed_) return; // the other side failed first
         failed_ = true;
         failure_ = error;
         sender_.loop.stop();
@@ -169,7 +169,7 @@ private:
         co_await scope.join();
     }
 
-    // Several of these wait for one CQ: what they get, taken together, is in order.
+    // Several of these coroutines wait for one CQ. Together they must get the completions in order.
     Task<> receive(Cancellation& cancellation) {
         std::array<ibv_wc, 16> wcs{};
         while (received_ < messages_) {
@@ -210,7 +210,7 @@ private:
                     co_await pair_.send_cq->poll(wcs, error, sender_cancellation_.token());
                 if (error) renew(sender_, sender_cancellation_, error);
                 for (const ibv_wc& wc : got) check(wc, sent_++, "send");
-                if (!select) break; // and post more while others are on their way
+                if (!select) break; // post more while others are in flight
             }
             if (select) ++sent_;
             if (sender_.random() % 2 == 0) co_await catch_up();
@@ -221,15 +221,15 @@ private:
         end_if_done();
     }
 
-    // After this the receivers go to sleep while the next message is sent. A wake that they lose
-    // then is not made up for by a message behind it.
+    // Waits until every message was received, so that the receivers sleep when the next one is
+    // sent. If that wake is lost, no later message can hide the loss.
     Task<> catch_up() {
         while (received_ < posted_ && !done_.stop_requested()) {
             co_await sender_.loop.schedule();
         }
     }
 
-    // As many as there are receives for, or more: those may have to wait.
+    // Posts as many sends as there are receives, or more: the excess may have to wait.
     void post_burst() {
         const std::uint64_t burst = std::uint64_t{1} << sender_.random() % 8;
         const std::uint64_t ahead = sender_.random() % 4 == 0 ? 2 * receives : receives;
@@ -238,7 +238,7 @@ private:
         }
     }
 
-    // Takes the newest one out of the order; those before it are kept for those who poll.
+    // Waits for the newest send first. The completions before it are kept for later polls.
     Task<> select_last() {
         std::error_code error;
         do {
@@ -253,7 +253,7 @@ private:
         ++selected_;
     }
 
-    // Whoever is cancelled waits again.
+    // Counts a cancellation and prepares the next wait. Other errors are thrown.
     void renew(Side& side, Cancellation& cancellation, std::error_code error) {
         if (error != std::errc::operation_canceled) throw std::system_error(error);
         ++side.cancelled;
@@ -276,8 +276,8 @@ private:
         }
     }
 
-    // Whoever is cancelled looks again, and may find what no wake has told of. So half of the
-    // messages go without.
+    // A cancelled waiter polls again, which would hide a lost wake. So send half of the messages
+    // without cancellations.
     bool in_quiet_phase() const noexcept { return received_ / 1024 % 2 == 1; }
 
     Task<> pause(Side& side) {
@@ -309,7 +309,7 @@ private:
         for (Cancellation& each : receiver_cancellations_) each.request();
     }
 
-    // What is still posted is flushed, each once; then there is nothing left.
+    // Checks that each outstanding receive is flushed once, and that no other completion is left.
     void drain() {
         pair_.receiver->to_error();
         for (std::uint64_t i = 0; i < receives; ++i, ++received_) {
@@ -332,9 +332,9 @@ private:
         co_return wcs[0];
     }
 
-    // Each event was armed for, each arm but the last one gave an event, and what libibverbs has
-    // counted as acked is what was read, but for a batch that is not full yet. The destruction of
-    // the CQ then acks the rest: were that wrong, it would not return.
+    // Checks that an arm preceded each event, that each arm except the last caused an event, and
+    // that libibverbs has counted an ack for each event read, except for a batch that is not full
+    // yet. Destroying the CQ acks the rest: with a wrong count it would not return.
     const CqStatistics& check_events(const AsyncCq& cq) {
         const CqStatistics& counts = cq.statistics();
         const std::uint32_t acked = cq.native_handle()->comp_events_completed;

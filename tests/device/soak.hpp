@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Sends and receives without end over one connection, with bursts, idle gaps and cancelled waits at
-// random moments, and looks at every completion.
+// Sends and receives a given number of messages over one connection, with bursts, idle gaps and
+// cancelled waits at random moments, and checks every completion.
 #pragma once
 
 #include <asyncverbs/cq/cq_statistics.hpp>
@@ -12,9 +12,9 @@
 namespace asyncverbs::device {
 
 struct SoakOptions {
-    std::uint64_t completions = 100'000; // of sends and receives together
-    std::uint32_t seed = 1;              // the same choices again, though not the same timing
-    std::function<void(std::uint64_t)> progress; // called now and then with how many there were
+    std::uint64_t completions = 100'000;         // of sends and receives together
+    std::uint32_t seed = 1;                      // repeats the random choices, but not the timing
+    std::function<void(std::uint64_t)> progress; // called periodically with the count so far
 };
 
 struct SoakResult {
@@ -23,8 +23,8 @@ struct SoakResult {
     std::uint64_t selected = 0;  // completions that were waited for by their wr_id
     CqStatistics sends;
     CqStatistics receives;
-    std::ptrdiff_t heap_growth = 0;     // bytes in use, since the first tenth was done
-    std::ptrdiff_t resident_growth = 0; // bytes of memory that the process takes, likewise
+    std::ptrdiff_t heap_growth = 0;     // bytes in use, since the first tenth
+    std::ptrdiff_t resident_growth = 0; // resident bytes of the process, likewise
 };
 
 /// Throws std::runtime_error, with the seed, when a completion is lost, wrong or out of order, when

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// asyncverbs_soak: the soak for as long as it takes. Run it by cmake/soft-roce/run.
+// asyncverbs_soak: the soak as a program, for long runs. Start it with cmake/soft-roce/run.
 #include "device/soak.hpp"
 
 #include <getopt.h>
@@ -60,7 +60,7 @@ SoakOptions parse_options(int argc, char** argv) {
             std::fputs(help, stdout);
             std::exit(0);
         default:
-            std::exit(1); // getopt_long has said why
+            std::exit(1); // getopt_long has printed the reason
         }
     }
     if (optind < argc) throw std::runtime_error(std::string("unexpected: ") + argv[optind]);

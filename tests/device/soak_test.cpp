@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The soak, as long as CI can bear; the program asyncverbs_soak runs it for longer.
+// The soak, short enough for CI; the program asyncverbs_soak runs it for longer.
 #include "device/soak.hpp"
 #include "support/catch.hpp"
 
@@ -9,7 +9,7 @@ using asyncverbs::device::soak;
 using asyncverbs::device::SoakOptions;
 using asyncverbs::device::SoakResult;
 
-TEST_CASE("device: a soak with bursts, idle gaps and cancellations loses nothing") {
+TEST_CASE("device: a soak with bursts, idle gaps and cancellations loses no completion") {
     SoakOptions options;
     options.seed = std::random_device()();
     const SoakResult result = soak(options);

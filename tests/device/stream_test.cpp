@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Streams on a device. Sends are never repeated for want of a receive (rnr_retry is 0): where one
-// is missing, the connection breaks.
+// Streams on a device. A send without a posted receive is not retried (rnr_retry is 0), so a
+// missing receive breaks the connection.
 #include <asyncverbs/rdma/stream.hpp>
 
 #include <asyncverbs/cm/connect.hpp>
@@ -38,7 +38,7 @@ namespace {
 
 constexpr RtsOptions never_waits_for_receives{.timeout = 16, .retry_cnt = 6, .rnr_retry = 0};
 
-// A stream with a router of its own.
+// A stream with its own router.
 struct StreamEnd {
     StreamEnd(EpollExecutor& loop, const Context& context, const StreamOptions& options)
         : domain(context),
@@ -72,7 +72,7 @@ struct StreamPair {
     StreamEnd b;
 };
 
-// The sum does not depend on how the bytes are cut, but on their order.
+// The sum depends on the order of the bytes, not on their division into calls of add().
 struct Checksum {
     std::uint64_t count = 0;
     std::uint64_t sum = 14695981039346656037u;
@@ -102,7 +102,7 @@ Task<Checksum> send(Stream& stream, std::size_t total, unsigned seed) {
     co_return checksum;
 }
 
-// With a pause now and then, in which the sender uses up its credits.
+// Pauses from time to time, so that the sender runs out of credits.
 Task<Checksum> receive(Stream& stream, EpollExecutor& loop, unsigned seed) {
     std::minstd_rand random(seed);
     Checksum checksum;
@@ -129,7 +129,8 @@ Task<> echo(Stream& stream) {
 
 } // namespace
 
-TEST_CASE("device: a stream carries megabytes both ways, and no receive is missing", "[stream]") {
+TEST_CASE("device: a stream carries megabytes both ways and always has a receive posted",
+          "[stream]") {
     constexpr std::size_t total = 2'000'000;
     const std::uint32_t buffers = GENERATE(1u, 3u, 16u);
     CAPTURE(buffers);
@@ -181,14 +182,14 @@ TEST_CASE("device: streams are closed by both ends", "[stream]") {
     CHECK_THROWS_AS(pair.b.stream->queue_pair(), std::system_error);
 }
 
-TEST_CASE("device: a peer that vanished ends reading and writing with the cause", "[stream]") {
+TEST_CASE("device: after the peer vanishes, reads and writes fail with the cause", "[stream]") {
     EpollExecutor loop;
     StreamPair pair(loop, loop);
     const auto play = [](Stream& a, std::optional<Stream>& b) -> Task<> {
         std::vector<std::byte> bytes(100);
         co_await when_all(a.write_all(bytes), b->read_some(bytes));
         b.reset();
-        co_await a.write_all(bytes); // nobody waits for what becomes of it
+        co_await a.write_all(bytes); // returns before the send has failed
         std::vector<std::error_code> codes;
         try {
             (void)co_await a.read_some(bytes);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The owners of verbs/ on a real device: whether it behaves as the simulated verbs assume.
-// cmake/soft-roce/run names the device in the environment; without that, it is the first device
-// with an active port.
+// The owners of verbs/ on a real device. Checks that it behaves as the simulated verbs assume.
+// cmake/soft-roce/run names the device in the environment; otherwise the first device with an
+// active port is used.
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
@@ -45,7 +45,7 @@ InitOptions init_options() {
 
 Context open_device() { return Context::open(environment("RDMA_DEVICE")); }
 
-// A device with what two queue pairs in one process need.
+// A device, with everything for two queue pairs in one process.
 struct Fixture {
     explicit Fixture(const QueuePairOptions& options = {})
         : context(open_device()), domain(context), cq(context, 64), memory(4096),
@@ -61,7 +61,7 @@ struct Fixture {
         right.connect(left.local_address());
     }
 
-    // The first half of the memory is left's, the second right's.
+    // The first half of the memory belongs to `left`, the second half to `right`.
     Slice left_slice() const { return region.slice(0, 2048); }
     Slice right_slice() const { return region.slice(2048); }
 
@@ -81,8 +81,8 @@ struct Fixture {
     QueuePair right;
 };
 
-// Polls until `count` completions have come, and sorts them by wr_id. The bound makes a completion
-// that never comes a failure instead of a hang.
+// Polls until `count` completions have come, and sorts them by wr_id. With the time limit, a
+// missing completion is a failure instead of a hang.
 std::vector<ibv_wc> poll(ibv_cq* cq, std::size_t count) {
     std::vector<ibv_wc> wcs;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -153,7 +153,7 @@ TEST_CASE("memory of the peer is written and read", "[device][verbs]") {
     CHECK(equal(back, remote));
 }
 
-TEST_CASE("the device reaches memory that a region has allocated", "[device][verbs]") {
+TEST_CASE("the device accesses memory that a region has allocated", "[device][verbs]") {
     Fixture ends;
     ends.connect();
     ends.fill_left();
@@ -165,7 +165,7 @@ TEST_CASE("the device reaches memory that a region has allocated", "[device][ver
     CHECK(equal(ends.left_slice().slice(0, 1000), own.slice()));
 }
 
-TEST_CASE("a wrong rkey ends in an error completion", "[device][verbs]") {
+TEST_CASE("a wrong rkey causes an error completion", "[device][verbs]") {
     Fixture ends;
     ends.connect();
     post_rdma(ends.left, 7, IBV_WR_RDMA_WRITE, ends.left_slice(), ends.right_slice(),
@@ -179,7 +179,7 @@ TEST_CASE("a wrong rkey ends in an error completion", "[device][verbs]") {
     CHECK(ends.left.state() == IBV_QPS_ERR);
 }
 
-TEST_CASE("peers are restricted by the access flags of init", "[device][verbs]") {
+TEST_CASE("the access flags of init() restrict the peer", "[device][verbs]") {
     Fixture ends;
     InitOptions no_access = init_options();
     no_access.access = 0;
@@ -279,7 +279,7 @@ TEST_CASE("inline data needs no registered memory", "[device][verbs]") {
     CHECK(std::ranges::equal(message, ends.right_slice().slice(0, sizeof message).bytes()));
 }
 
-TEST_CASE("in the error state everything outstanding is flushed", "[device][verbs]") {
+TEST_CASE("in the error state all outstanding requests are flushed", "[device][verbs]") {
     Fixture ends;
     for (std::uint64_t id = 1; id <= 16; ++id) {
         ends.right.post_recv(id, ends.right_slice());
@@ -291,7 +291,7 @@ TEST_CASE("in the error state everything outstanding is flushed", "[device][verb
     }
 }
 
-TEST_CASE("RESET and ERR follow each other as documented", "[device][verbs]") {
+TEST_CASE("a queue pair in RESET cannot move to ERR", "[device][verbs]") {
     const Context context = open_device();
     const ProtectionDomain domain(context);
     const CompletionQueue cq(context, 64);
@@ -303,9 +303,9 @@ TEST_CASE("RESET and ERR follow each other as documented", "[device][verbs]") {
     CHECK(qp.state() == IBV_QPS_RESET);
 }
 
-TEST_CASE("a full send queue is an error code", "[device][verbs]") {
+TEST_CASE("posting to a full send queue returns an error code", "[device][verbs]") {
     Fixture ends({.max_send_wr = 4});
-    ends.connect(); // without a receive: sends wait for one
+    ends.connect(); // no receive is posted, so sends stay in the queue
     ibv_sge sge = ends.left_slice().slice(0, 8).sge();
     ibv_send_wr send{};
     send.sg_list = &sge;
@@ -318,7 +318,7 @@ TEST_CASE("a full send queue is an error code", "[device][verbs]") {
         ++posted;
     }
     CHECK(error == std::errc::not_enough_memory);
-    // Not "at most granted()": soft-RoCE takes 7 here and says 4.
+    // Do not check "at most granted()": soft-RoCE grants 4 here and accepts 7.
     CHECK(posted >= 4);
     CHECK(posted < 1000);
 }
@@ -335,13 +335,13 @@ TEST_CASE("the address is the one that the environment names", "[device][verbs]"
     CHECK(Context::open().active_port() >= 1);
 }
 
-TEST_CASE("the device gives at least what was asked for", "[device][verbs]") {
+TEST_CASE("the device grants at least the requested sizes", "[device][verbs]") {
     const Context context = open_device();
     const ProtectionDomain domain(context);
     for (int depth : {1, 2, 31, 32, 33, 100}) {
         const CompletionQueue cq(context, depth);
         CHECK(cq.depth() >= depth);
-        // The sum of the work requests suffices as depth, whatever the device rounds up.
+        // The sum of the requested work requests is enough depth, even if the device grants more.
         const auto sends = static_cast<std::uint32_t>(depth) / 2;
         const QueuePairOptions options{.max_send_wr = sends,
                                        .max_recv_wr = static_cast<std::uint32_t>(depth) - sends};
@@ -353,7 +353,7 @@ TEST_CASE("the device gives at least what was asked for", "[device][verbs]") {
     CHECK(CompletionQueue(context, context.query_device().max_cqe).depth() > 0);
 }
 
-TEST_CASE("a device or port that is not there is reported", "[device][verbs]") {
+TEST_CASE("a missing device or port is reported", "[device][verbs]") {
     const Context context = open_device();
     CHECK_THAT(failure_text(std::errc::no_such_device, [] { (void)Context::open("nosuch0"); }),
                contains("no RDMA device is named \"nosuch0\"; there are: ") &&
@@ -375,7 +375,7 @@ TEST_CASE("memory that cannot be registered is reported", "[device][verbs]") {
           "ibv_reg_mr: Bad address");
 }
 
-TEST_CASE("inline data that the device cannot have is reported", "[device][verbs]") {
+TEST_CASE("an unsupported size of inline data is reported", "[device][verbs]") {
     const Context context = open_device();
     const ProtectionDomain domain(context);
     const CompletionQueue cq(context, 64);

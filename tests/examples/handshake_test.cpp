@@ -198,7 +198,7 @@ TEST_CASE("a failure to connect the queue pair ends the handshake, also for the 
     CHECK(::recv(ends.peer, &byte, 1, MSG_DONTWAIT) == -1); // nothing was sent
 }
 
-TEST_CASE("a server that is not there, and a host that does not exist") {
+TEST_CASE("a missing server and an unknown host are reported") {
     asio::io_context io;
     const std::uint16_t port = free_port();
     CHECK_THROWS_WITH(Connection::open(io, "localhost", port, 5s),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The files of rdma_cp: which ones a peer can create, and when they get their name.
+// The files of rdma_cp: which files a peer can create, and when they get their final names.
 #include "file.hpp"
 
 #include <sys/resource.h>
@@ -82,7 +82,7 @@ TEST_CASE("rdma_cp: a file gets its name when it is complete") {
     CHECK(directory.files() == 1);
 }
 
-TEST_CASE("rdma_cp: a part is continued, unless it is of another file") {
+TEST_CASE("rdma_cp: a partial file is continued, unless it belongs to another file") {
     const Directory directory;
     receive(directory, {"name", 10, 7}).append(bytes("01234"));
     CHECK(receive(directory, {"name", 10, 8}).size() == 0);
@@ -103,7 +103,7 @@ TEST_CASE("rdma_cp: a file with another checksum is removed") {
     CHECK(directory.files() == 0);
 }
 
-TEST_CASE("rdma_cp: a part that is too long is discarded") {
+TEST_CASE("rdma_cp: a partial file that is too long is discarded") {
     const Directory directory;
     directory.write(".name.3-7.partial", "abcd");
     CHECK(receive(directory, {"name", 3, 7}).size() == 0);
@@ -128,7 +128,7 @@ TEST_CASE("rdma_cp: an existing file is overwritten only on request") {
     CHECK(directory.read("name") == "new");
 }
 
-TEST_CASE("rdma_cp: a file that appears meanwhile is not overwritten") {
+TEST_CASE("rdma_cp: a file that appears during the transfer is not overwritten") {
     const Directory directory;
     PartialFile file = receive(directory, {"name", 3, 7});
     file.append(bytes("new"));

@@ -25,7 +25,7 @@ T passed_on(const T& message) {
 
 } // namespace
 
-TEST_CASE("rdma_cp: a message is received as it was sent") {
+TEST_CASE("rdma_cp: decoding an encoded message gives the same message") {
     const Offer offer = passed_on(Offer{"n\xc3\xa4me", 0x0102030405060708, UINT64_MAX});
     CHECK(offer.name == "n\xc3\xa4me");
     CHECK(offer.size == 0x0102030405060708);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The whole handshake of rc_pingpong with a peer that sends arbitrary bytes and closes; the first
+// The whole handshake of rc_pingpong with a peer that sends arbitrary bytes and closes. The first
 // byte chooses the end. Either the peer follows the protocol and the result is the address that it
-// sent, or a std::runtime_error is thrown. It never waits without end.
+// sent, or the handshake throws std::runtime_error. It never waits indefinitely.
 #include "handshake.hpp"
 
 #include "fuzz/require.hpp"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The address that a peer of rc_pingpong sends, as arbitrary bytes. Either they are an address,
-// which is written the same again, or a std::runtime_error is thrown whose text a terminal can
-// show.
+// Reads the address that a peer of rc_pingpong sends, from arbitrary bytes. Either they are an
+// address, and writing it gives the same bytes, or std::runtime_error is thrown. Its text contains
+// only characters that a terminal can show.
 #include "handshake.hpp"
 
 #include "fuzz/require.hpp"

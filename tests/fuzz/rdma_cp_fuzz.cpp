@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A message of rdma_cp, as arbitrary bytes. Either they are a message, which encodes to the same
-// bytes again, or a std::runtime_error is thrown.
+// Decodes a message of rdma_cp from arbitrary bytes. Either they are a message, and encoding it
+// gives the same bytes, or std::runtime_error is thrown.
 #include "protocol.hpp"
 
 #include "fuzz/require.hpp"

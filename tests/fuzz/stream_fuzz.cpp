@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A stream whose peer sends any messages. In the input, each is a byte with its length, and its
-// bytes. Checks that the stream reads the data that was sent, in order, reads the end only if it
-// was sent, and reports bad messages by one of the documented errors.
+// A stream with a peer that sends arbitrary messages. In the input, each message is one byte with
+// its length, then its bytes. Checks that the stream reads the data that was sent, in order, reads
+// the end only if it was sent, and reports bad messages by one of the documented errors.
 #include <asyncverbs/rdma/stream.hpp>
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -84,7 +84,7 @@ bool documented(std::error_code error) {
            error.category() == wc_status_category();
 }
 
-// A message that no stream sends, or not at this point.
+// A message that a stream never sends, or does not send at this point.
 bool is_wrong(Message message, bool is_first, bool after_end) {
     if (message.size() < 4 || message[0] < 1 || message[0] > 5 || message[1] != 0) return true;
     if ((message[0] == 1) != is_first) return true;

@@ -108,8 +108,8 @@ bool shares(const Scenario& scenario) {
     return scenario.setting == Setting::shared || scenario.setting == Setting::held;
 }
 
-// Whether a step can be taken at so many points that one completion must be enough: two CQs, or
-// many polls, and a step that is not the program's.
+// Whether the number of points for a step requires a limit of one completion: two CQs, or many
+// polls, together with a step that is not the program's.
 bool among_many(const Scenario& scenario) {
     return scenario.setting != Setting::plain && scenario.setting != Setting::handler &&
            scenario.steps.size() == 1 && info(scenario.steps.front()).actor != Actor::program;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // All public headers except the adapters, which need other libraries, and the conformance suites,
-// whose functions are tests themselves.
+// which are tests themselves.
 #include <asyncverbs/asyncverbs.hpp>
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>

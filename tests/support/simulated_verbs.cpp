@@ -9,7 +9,7 @@ namespace asyncverbs::simulated {
 
 namespace {
 
-// Simulations that ended with live objects, whose handles destructors may still use.
+// Simulations that ended with live objects: destructors may still use the handles of those.
 std::vector<std::unique_ptr<Simulation>>& abandoned() {
     static std::vector<std::unique_ptr<Simulation>> simulations;
     return simulations;

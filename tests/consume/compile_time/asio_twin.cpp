@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Two ends, one message, whose write and read are awaited; the read with a deadline.
+// Two ends and one message. Awaits the write and the read; the read has a deadline.
 #include <asio.hpp>
 #include <asio/experimental/awaitable_operators.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Two queue pairs, one message, whose completions are awaited with a deadline.
+// Two queue pairs and one message. Awaits its completions with a deadline.
 #include <asyncverbs/asyncverbs.hpp>
 
 #include <chrono>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Two queue pairs, one message, whose send and receive are awaited; the receive with a deadline.
+// Two queue pairs and one message. Awaits the send and the receive; the receive has a deadline.
 #include <asyncverbs/rdma.hpp>
 
 #include <chrono>

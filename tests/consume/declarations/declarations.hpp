@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A user's own header, which names classes of the library without including their headers.
+// A header of a user. It names classes of the library without including their headers.
 #pragma once
 
 namespace asyncverbs {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// devices_test COUNT: RDMA_DEVICES names so many devices, and a message gets from the first to the
-// last of them, which may be the same.
+// devices_test COUNT: checks that RDMA_DEVICES names COUNT devices, and sends a message from the
+// first to the last of them, which may be the same.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>

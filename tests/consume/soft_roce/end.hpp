@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One end of a connection: a queue pair with a buffer, whose operations are awaited.
+// One end of a connection: a queue pair with awaitable operations, and its buffer.
 #pragma once
 
 #include <asyncverbs/rdma.hpp>

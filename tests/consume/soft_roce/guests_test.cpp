@@ -40,7 +40,7 @@ Task<> serve(EpollExecutor& loop) {
     co_await connection.disconnected();
 }
 
-// Nothing, as long as the other guest does not listen yet.
+// Returns std::nullopt if the other guest does not listen yet.
 Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<End>& end) {
     const auto make_queue_pair = [&](const asyncverbs::OutgoingConnection& outgoing) -> auto& {
         return end.emplace(loop, outgoing.context()).qp.queue_pair();
@@ -54,7 +54,7 @@ Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<E
     co_return std::nullopt;
 }
 
-// For as long as it takes: the runner has a bound.
+// Retries without a limit: the runner has a timeout.
 Task<> dial(EpollExecutor& loop) {
     std::optional<End> end;
     std::optional<Connection> connection;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A coroutine type as others write them: it has a scheduler, and goes on nowhere but there,
-// whoever resumes what it awaits. Knows nothing of this library.
+// A coroutine type as other libraries have them, independent of this library. It has a scheduler
+// and continues only there, no matter where its awaitable resumes it.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace foreign {
 
-// The scheduler: coroutines that are to go on when somebody runs it.
+// The scheduler: a queue of coroutines, which run() resumes.
 class RunQueue {
 public:
     void post(std::coroutine_handle<> coroutine) { queue_.push_back(coroutine); }
@@ -37,7 +37,7 @@ private:
     bool running_ = false;
 };
 
-// Awaits in a coroutine of its own, which then sends the task back to its scheduler.
+// Awaits in a helper coroutine, which then posts the task to its scheduler.
 template <class Awaitable>
 class Affine {
     using Awaiter = decltype(get_awaiter(std::declval<Awaitable>()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A coroutine type as others write them: it runs as soon as it is called, and whoever awaits it
-// afterwards gets its result. Knows nothing of this library.
+// A coroutine type as other libraries have them, independent of this library. It starts when it is
+// called; awaiting it later returns its result.
 #pragma once
 
 #include <coroutine>
@@ -53,7 +53,7 @@ public:
         if (handle_) handle_.destroy();
     }
 
-    void start() const noexcept {} // it has
+    void start() const noexcept {} // it has started already
     bool done() const noexcept { return handle_.done(); }
     T get() { return handle_.promise().result(); }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What a promise with an await_transform needs, and what each library writes for itself: the
-// awaiter of an awaitable, which the compiler otherwise finds.
+// Returns the awaiter of an awaitable. A promise with an await_transform needs this, because it
+// must do the lookup that the compiler does otherwise; each coroutine library has such a function.
 #pragma once
 
 #include <utility>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A coroutine type as others write them: lazy, with an await_transform through which everything
-// goes that it awaits, so that it knows when it waits. It takes awaitables over, by a move, and
-// gives them handles of its own promise type. Knows nothing of this library.
+// A coroutine type as other libraries have them, independent of this library. It is lazy. Its
+// await_transform wraps every awaitable, to track when the task waits: it takes ownership by a move
+// and passes handles of the task's promise type.
 #pragma once
 
 #include <coroutine>
@@ -15,7 +15,7 @@ namespace foreign {
 
 enum class TaskState { created, running, waiting, done };
 
-// Holds what is awaited and tells the task when it waits.
+// Holds the awaitable and updates the task's state while it waits.
 template <class Awaitable>
 class Tracked {
     using Awaiter = decltype(get_awaiter(std::declval<Awaitable>()));
@@ -39,7 +39,7 @@ public:
     }
 
 private:
-    Awaitable awaitable_; // a value, or a reference to what was awaited as an lvalue
+    Awaitable awaitable_; // a value, or a reference if an lvalue was awaited
     Awaiter awaiter_;
     TaskState& state_;
 };
