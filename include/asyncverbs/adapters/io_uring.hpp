@@ -103,7 +103,7 @@ public:
     /// why the kernel cannot poll, such as errc::bad_file_descriptor. A wake may be spurious.
     ///
     /// Destroying the suspended coroutine cancels the wait. No allocation; no system call unless
-    /// something became readable while nobody waited.
+    /// the fd became readable while there was no waiter.
     [[nodiscard]] detail::ReadableOperation readable(std::stop_token stop = {}) {
         return wait(detail::Deadline::never, std::move(stop));
     }

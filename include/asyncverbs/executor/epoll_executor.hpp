@@ -161,7 +161,7 @@ public:
     /// notifier of a channel.
     ///
     /// Destroying the suspended coroutine cancels the wait. No allocation; no system call but the
-    /// executor's epoll_wait, unless the fd became readable while nobody waited.
+    /// executor's epoll_wait, unless the fd became readable while there was no waiter.
     [[nodiscard]] detail::ReadableOperation readable(std::stop_token stop = {}) {
         return wait(detail::Deadline::never, std::move(stop));
     }

@@ -178,7 +178,7 @@ private:
     UniqueCmId id_; // destroyed first
 };
 
-// The state of one identifier. One coroutine reads its events, even if nobody waits for them,
+// The state of one identifier. One coroutine reads its events, even if there is no waiter,
 // stores what they report, and notifies the waiters. So a peer that disconnects is answered at
 // once, and no user coroutine runs while events are read.
 class CmSession final : FdHandler {

@@ -63,7 +63,7 @@ private:
 };
 
 /// A file descriptor that a loop watches, and the coroutine that waits for it. It stays registered
-/// while nobody waits, so that a wait costs next to nothing. The derived class talks to the kernel.
+/// while there is no waiter, so that a wait is cheap. The derived class talks to the kernel.
 class Registration {
 public:
     Registration(const Registration&) = delete;
@@ -85,7 +85,7 @@ public:
     void on_stop();
 
 protected:
-    /// With `edge`, what became readable while nobody waited completes the next wait.
+    /// With `edge`, an edge that arrived while there was no waiter completes the next wait.
     Registration(std::shared_ptr<RunQueue> loop, int fd, bool edge) noexcept
         : fd_(fd), edge_(edge), loop_(std::move(loop)) {}
 
@@ -100,7 +100,7 @@ protected:
 
     const int fd_;
     const bool edge_;
-    bool pending_edge_ = false; // came while nobody waited
+    bool pending_edge_ = false; // came while there was no waiter
     ReadableOperation* waiter_ = nullptr;
 
 private:
@@ -249,7 +249,7 @@ inline bool Registration::attach(ReadableOperation& waiter) noexcept {
         loop_->start_timer(waiter);
     }
     // Setting the relay costs more than the rest of a wait. So it stays set for the next wait with
-    // the same token, and does nothing while nobody waits.
+    // the same token, and does nothing while there is no waiter.
     if (waiter.stop != stop_) {
         relay_.reset();
         stop_ = waiter.stop;

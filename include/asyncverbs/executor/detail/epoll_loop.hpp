@@ -28,7 +28,7 @@ public:
         watch(timers_.fd(), &timers_);
     }
 
-    /// The file descriptor of the epoll instance. While nobody holds a Running, it is readable
+    /// The file descriptor of the epoll instance. While no Running exists, it is readable
     /// whenever an iteration would find work.
     int epoll_fd() const noexcept { return epoll_.get(); }
 
@@ -127,7 +127,7 @@ public:
 private:
     enum class Interest { readable, masked, unregistered };
 
-    /// Undoes what on_event() did while nobody waited.
+    /// Undoes what on_event() did while there was no waiter.
     int watch() noexcept override {
         if (interest_ == Interest::readable) return 0;
         const int operation = interest_ == Interest::masked ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
