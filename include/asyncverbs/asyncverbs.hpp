@@ -26,5 +26,6 @@
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/version.hpp>
 
-/// The library. Its namespace `detail`, and the folders of that name, are not part of the interface.
+/// The library. Its namespace `detail`, and the folders of that name, are not part of the
+/// interface.
 namespace asyncverbs {}

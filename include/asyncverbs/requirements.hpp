@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Ends a compilation that cannot succeed after one error. Public headers include this file first, so
-// that the cause is not lost among the errors that follow from it.
+// Ends a compilation that cannot succeed after one error. Public headers include this file first,
+// so that the cause is not lost among the errors that follow from it.
 #pragma once
 
 #if __cplusplus < 202002L

@@ -97,6 +97,9 @@ struct SendWork {
 // The kinds of send requests. Request is constructible from a SendWork and Slices.
 template <class Request>
 class SendRequestKinds {
+    friend Request;
+    SendRequestKinds() = default;
+
 public:
     /// Sends the slices as one message, which takes a receive of the peer.
     static Request send(Slices slices, SendOptions options = {}) {

@@ -112,7 +112,7 @@ inline void IoUringLoop::iterate(const Waker& waker, int error) {
 /// A file descriptor that is polled by the ring.
 class IoUringRegistration final : public Registration, IoUringHandler {
 public:
-    IoUringRegistration(std::shared_ptr<IoUringLoop> loop, int fd, IoUringTrigger trigger)
+    IoUringRegistration(const std::shared_ptr<IoUringLoop>& loop, int fd, IoUringTrigger trigger)
         : Registration(loop, fd, trigger == IoUringTrigger::edge), ring_(*loop),
           index_(ring_.requests.add(*this, fd, trigger)) {}
     ~IoUringRegistration() { ring_.remove(index_); }

@@ -479,7 +479,7 @@ private:
 };
 
 template <std::derived_from<CmOperation> Operation>
-CmAwaiter<Operation> operator co_await(Operation&& operation) {
+CmAwaiter<Operation> operator co_await(Operation operation) {
     return CmAwaiter<Operation>(std::move(operation));
 }
 

@@ -100,7 +100,7 @@ enum class EpollTrigger : std::uint32_t { level = EPOLLIN, edge = EPOLLIN | EPOL
 /// A file descriptor in the epoll set.
 class EpollRegistration final : public Registration {
 public:
-    EpollRegistration(std::shared_ptr<EpollLoop> loop, int fd, EpollTrigger trigger)
+    EpollRegistration(const std::shared_ptr<EpollLoop>& loop, int fd, EpollTrigger trigger)
         : Registration(loop, fd, trigger == EpollTrigger::edge), epoll_fd_(loop->epoll_fd()),
           trigger_(static_cast<std::uint32_t>(trigger)) {
         if (const int error = control(EPOLL_CTL_ADD, trigger_)) {

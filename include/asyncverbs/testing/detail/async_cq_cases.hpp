@@ -128,6 +128,7 @@ private:
 };
 
 template <class Harness>
+// NOLINTNEXTLINE(readability-function-cognitive-complexity): a list of independent cases
 void add_async_cq_cases(CaseList<Harness>& cases, Context device) {
     using Fixture = conformance::Fixture<Harness>;
     using Pair = conformance::Pair<Harness>;

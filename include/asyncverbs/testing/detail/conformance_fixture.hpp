@@ -142,7 +142,7 @@ private:
 class Watchdog {
 public:
     Watchdog(std::string_view name, std::chrono::milliseconds limit)
-        : thread_([=, this](const std::stop_token& stop) { watch(stop, name, limit); }) {}
+        : thread_([this, name, limit](const std::stop_token& stop) { watch(stop, name, limit); }) {}
 
     void progress() noexcept { steps_.fetch_add(1, std::memory_order_relaxed); }
 

@@ -17,6 +17,7 @@
 namespace asyncverbs::detail::conformance {
 
 template <class Harness>
+// NOLINTNEXTLINE(readability-function-cognitive-complexity): a list of independent cases
 void add_lifetime_cases(CaseList<Harness>& cases) {
     using Fixture = conformance::Fixture<Harness>;
     using Waiter = conformance::Waiter<Harness>;

@@ -24,6 +24,7 @@ constexpr bool is_edge_triggered() {
 }
 
 template <class Harness>
+// NOLINTNEXTLINE(readability-function-cognitive-complexity): a list of independent cases
 void add_readiness_cases(CaseList<Harness>& cases) {
     using Fixture = conformance::Fixture<Harness>;
     using Waiter = conformance::Waiter<Harness>;
