@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=bash disable=SC2154 # The variables come from the host, in $job/settings.
 #
-# The guest's RDMA devices: making them and the network devices that they send through, and telling
-# the command of them in environment[].
+# The guest's RDMA devices: makes them and the network devices that they send through, and describes
+# them in the command's environment[].
 
 gid_index=1
 
-# Each guest has the devices rxe0, rxe1 and so on. Device D of guest G has the address 10.7.D.(G+1):
-# devices of one number are neighbours, as on a rail of a real network.
+# Each guest has the devices rxe0, rxe1 and so on. Device D of guest G has the address 10.7.D.(G+1).
+# Devices with the same number share a subnet, as on one rail of a real network.
 print_address() {
     echo "10.7.$1.$(( $2 + 1 ))"
 }
 
-# A network device's address on the link, by the number of its RDMA device; ff is below all of them.
+# Prints the MAC address of a network device. The argument is the two-digit number of its RDMA
+# device, or ff for the device below the macvlans.
 print_mac() {
     printf '02:00:0a:07:%s:%02x\n' "$1" "$(( guest + 1 ))"
 }
 
-# The guest has busybox's ip first, which knows no macvlan.
+# The guest's PATH starts with the directory of busybox, whose ip does not support macvlan. Skip it.
 add_macvlan() {
     local base=$1 number=$2
     PATH=${PATH#*:} ip link add link "$base" name "roce$number" address "$(print_mac "0$number")" \
-        type macvlan mode bridge || fail "the network device roce$number cannot be made"
+        type macvlan mode bridge || fail "cannot create the network device roce$number"
     ip link set "roce$number" up
 }
 
-# The one of a single device is the guest's end of the link, or a dummy where there is no link.
-# Several are macvlans on that: the link, or the dummy, joins them as a switch would.
+# A single RDMA device sends through the guest's end of the link, or through a dummy device if there
+# is no link. Several RDMA devices send through macvlans on that device, which joins them like a
+# switch.
 make_network_devices() {
     local base=roce0 mac=00 number
     if (( devices > 1 )); then
@@ -44,8 +46,8 @@ make_network_devices() {
     done
 }
 
-# The route takes what a device sends to one of another number to the link as well. Without it, the
-# kernel's connection manager would turn down what comes from there.
+# With the route, packets to a device with another number use the link as well. Without it, the
+# kernel's connection manager would reject packets from such a device.
 add_address() {
     local number=$1 address=$2
     ip address add "$address/24" dev "roce$number"
@@ -54,7 +56,7 @@ add_address() {
     fi
 }
 
-# Addresses settle after a moment.
+# The GID of an address appears shortly after the address is set.
 await_gid() {
     local number=$1 gid=/sys/class/infiniband/rxe$1/ports/1/gids/$gid_index digits
     digits=$(printf '0a07:%02x%02x' "$number" "$(( guest + 1 ))")
@@ -64,14 +66,15 @@ await_gid() {
         fi
         sleep 0.01
     done
-    fail "the soft-RoCE device rxe$number has no GID of its address"
+    fail "the soft-RoCE device rxe$number has no GID for its address"
 }
 
 make_rdma_devices() {
     local number
     if (( devices > 1 )); then
-        # Packets between two devices of one guest are no forgeries, though they come from outside
-        # with a source of its own; and only the device that has an address answers for it.
+        # Packets between two devices of one guest arrive from outside with a source address of the
+        # same guest. The kernel would drop them as forged without accept_local. With arp_ignore,
+        # only the device that has an address answers ARP requests for it.
         echo 1 >/proc/sys/net/ipv4/conf/all/accept_local
         echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore
     fi
@@ -79,7 +82,7 @@ make_rdma_devices() {
     for (( number = 0; number < devices; ++number )); do
         add_address "$number" "$(print_address "$number" "$guest")"
         rdma link add "rxe$number" type rxe netdev "roce$number" ||
-            fail "the soft-RoCE device rxe$number cannot be made"
+            fail "cannot create the soft-RoCE device rxe$number"
     done
     for (( number = 0; number < devices; ++number )); do
         await_gid "$number"

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
+# shellcheck shell=bash disable=SC2154 # The parts share variables.
 #
-# The guest, seen from the host: starting QEMU, passing the command in and its output and exit
-# status out, and ending in a clear error if no exit status comes.
+# The host's side of a guest: starts QEMU, passes the command in and its output and exit status out,
+# and fails with a clear error if there is no exit status.
 #
-# The command travels in a second cpio archive behind the cached initramfs. Its output comes through
-# virtio-serial ports, byte for byte; a third port carries the guest's reports, a line each:
+# A second cpio archive, appended to the cached initramfs, contains the command. The command's two
+# outputs arrive unchanged through two virtio-serial ports. A third port carries the guest's
+# reports, one per line:
 #   started                      the guest is up, the command starts
-#   exit STATUS STDOUT STDERR    the command has ended; it wrote so many bytes to its two outputs
+#   exit STATUS STDOUT STDERR    the command has ended; STDOUT and STDERR are the numbers of bytes
+#                                that it wrote to its two outputs
 #   failed TEXT                  the guest cannot run the command
 
 boot_bound=180
 kvm_boot_bound=30
-# Each further guest that boots at the same time may take so much longer.
+# Additional boot time, in seconds, for each further guest that boots at the same time.
 further_guest_bound=90
 
-# Writes the guest's init, and what guest-run goes by, below the directory given.
+# Writes to the given directory: the guest's init, and the files that guest-run reads.
 write_job() {
     local job=$1 directory=$PWD user group groups files terminals='' window=''
     user=$(id -u) group=$(id -g) groups=$(id -G | tr ' ' ,) files=$(ulimit -n)
@@ -47,15 +49,16 @@ write_initrd() {
 }
 
 set_qemu_options() {
-    # A kernel in trouble ends at once, and QEMU with it (-no-reboot).
+    # After a panic or an oops the kernel reboots at once. With -no-reboot, QEMU then exits.
     local parameters="console=ttyS0 quiet panic=-1 oops=panic"
-    # A guest that gets no CPU for a while has no timer that "doesn't work".
+    # Skip the kernel's timer check: it fails if the guest gets no CPU for a while.
     parameters+=" no_timer_check"
-    # What takes long in emulation, and is not needed here.
+    # Disable features that are slow in emulation and not needed here.
     parameters+=" mitigations=off no5lvl cryptomgr.notests random.trust_cpu=1"
     if [[ $deterministic = yes ]]; then
-        # Idle time is skipped up to the guest's next timer, also while it waits for the host's
-        # files. So the timer ticks on (nohz=off): else time leaps by minutes, and with it bounds.
+        # Idle time is skipped up to the guest's next timer, even while the guest waits for the
+        # host's files. nohz=off keeps a periodic tick. Without it, time jumps by minutes, and time
+        # limits expire.
         parameters+=" nohz=off nowatchdog nokaslr norandmaps"
         qemu_options=(-accel "tcg,thread=single" -icount "shift=0,sleep=off" -rtc clock=vm)
         qemu_options+=(-seed 1 -smp 1 -cpu max)
@@ -90,22 +93,22 @@ set_qemu_options() {
     fi
 }
 
-# Copies what the guest writes to the output given, and says on standard error how much it was when
-# it ends or gets SIGUSR1.
+# Copies the guest's output from standard input to standard output. Prints the number of bytes on
+# standard error when it ends and on SIGUSR1.
 relay() {
     LC_ALL=C exec dd bs=64K
 }
 
-# The job's files are removed before QEMU starts: it, the relays and this script go on with open
-# descriptors, so that nothing stays behind, however the run ends. QEMU makes its descriptors
-# non-blocking; the relays stand between those and the caller's outputs, which must stay as they
-# are.
+# The job's files are removed before QEMU starts. QEMU, the relays and this script use open
+# descriptors, so no file is left behind even if the run is killed. QEMU makes its descriptors
+# non-blocking, but the caller's outputs must not change. Therefore relays copy from QEMU's pipes to
+# the caller's outputs.
 start_guest() {
     local job
-    job=$(mktemp -d -t soft-roce.XXXXXX) || fail "no temporary directory can be made"
-    # shellcheck disable=SC2064 # The name has to be known when the function has been left.
+    job=$(mktemp -d -t soft-roce.XXXXXX) || fail "cannot create a temporary directory"
+    # shellcheck disable=SC2064 # Expand the name now: the trap runs after the function.
     trap "rm -rf -- ${job@Q}" EXIT
-    write_initrd "$job" || fail "the files for the guest cannot be written in $job"
+    write_initrd "$job" || fail "cannot write the files for the guest in $job"
     mkfifo -- "$job/reports"
     exec {initrd}<"$job/initrd" {console}<>"$job/console"
     exec {reports_port}<>"$job/reports"
@@ -139,7 +142,7 @@ relays_live() {
     kill -0 "$stdout_relay" 2>/dev/null && kill -0 "$stderr_relay" 2>/dev/null
 }
 
-# The relays end by themselves after QEMU, unless nobody reads what they write.
+# The relays end after QEMU, unless the reader of their output does not read it.
 end_guest() {
     end_qemu
     end_relays "$stdout_relay" "$stderr_relay"
@@ -156,13 +159,13 @@ end_relays() {
     done
 }
 
-# Prints the guest's console without the firmware's lines and control sequences.
+# Prints the guest's console without the firmware's lines and without control sequences.
 print_console() {
     sed -E 's/\x1b(\[[?0-9;]*[A-Za-z]|c)//g; s/\r//g; /^SeaBIOS/d; s/^Booting from ROM\.*//' \
         "/dev/fd/$console" | grep -a .
 }
 
-# Fails with the last lines of the guest's console and with the reason that its kernel gave, if any.
+# Fails, and prints the last lines of the guest's console and the kernel's panic message, if any.
 fail_with_console() {
     local reason
     end_guest
@@ -171,22 +174,22 @@ fail_with_console() {
     fail "$1$reason"
 }
 
-# Reads the next report into report[]. Returns 1 if QEMU has ended, 2 after the seconds given.
+# Reads the next report into report[]. Returns 1 if QEMU has ended, 2 after the given seconds.
 read_report() {
     local bound=$1 started=$SECONDS line='' part status
     while true; do
         status=0
         read -r -t 1 -u "$reports" part || status=$?
-        line+=$part # of a line that is on its way when the second has passed, read takes a part
+        line+=$part # if the second passes in the middle of a line, read returns part of it
         if (( status == 0 )); then
             read -r -a report <<<"$line"
             return 0
         fi
         (( status > 128 )) || return 1
         (( SECONDS - started < bound )) || return 2
-        # Whoever read the output has gone away, as "| head" does: SIGPIPE ends the command.
+        # The reader has closed the output, as "| head" does. Exit as if by SIGPIPE.
         relays_live || exit 141
-        # Of several guests, each is in a process of its own, which does not outlive the caller's.
+        # With several guests, this is a child process. It must not outlive the main process.
         kill -0 $$ 2>/dev/null || exit 137
     done
 }
@@ -195,7 +198,7 @@ follow_boot() {
     local bound=$boot_bound status=0 how=
     if [[ $accelerator = kvm && $deterministic = no ]]; then
         bound=$kvm_boot_bound
-        how=" with SOFT_ROCE_ACCEL=kvm; tcg emulates anywhere"
+        how=" with SOFT_ROCE_ACCEL=kvm; SOFT_ROCE_ACCEL=tcg works on any host"
     fi
     bound=$(( bound + further_guest_bound * (guests - 1) ))
     if (( timeout > 0 && timeout < bound )); then
@@ -220,8 +223,8 @@ follow_command() {
     esac
 }
 
-# Waits until a relay has written as much as the guest has: QEMU forgets what it still holds when it
-# ends.
+# Waits until a relay has written all bytes that the command wrote. QEMU discards its buffered
+# output when it is ended.
 wait_for_relay() {
     local relay=$1 count=$2 expected=$3 written
     while kill -USR1 "$relay" 2>/dev/null; do
@@ -231,7 +234,7 @@ wait_for_relay() {
     done
 }
 
-# Ends as the command ended.
+# Exits with the exit status of the command.
 follow_guest() {
     local report=() guest_started=$SECONDS
     follow_boot
@@ -251,7 +254,7 @@ follow_guest() {
 }
 
 prepare_guest() {
-    [[ $(uname -m) = x86_64 ]] || fail "a guest is emulated on x86_64 only; this is $(uname -m)"
+    [[ $(uname -m) = x86_64 ]] || fail "a guest needs an x86_64 host; this host is $(uname -m)"
     if [[ $accelerator = kvm && $deterministic = no ]]; then
         [[ -r /dev/kvm && -w /dev/kvm ]] ||
             fail "SOFT_ROCE_ACCEL is kvm, but /dev/kvm is missing or not accessible"

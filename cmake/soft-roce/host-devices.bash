@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
+# shellcheck shell=bash disable=SC2154 # The parts share variables.
 #
-# The host's own RDMA devices: finding active ports, and of each its GID that serves plain verbs and
-# rdma_cm best, and running the command with them.
+# The host's own RDMA devices: finds active ports, chooses the GID of each port that suits plain
+# verbs and rdma_cm best, and runs the command with them.
 
 host_devices=/sys/class/infiniband
 
-# A device that the kernel shows but the caller cannot open is of no use, as in a container without
+# The kernel may list a device that the caller cannot open, as in a container without
 # /dev/infiniband.
 can_open_device() {
     local device=$1 name node
@@ -19,14 +19,14 @@ can_open_device() {
     return 1
 }
 
-# The IPv4 address in a GID, which ends like ffff:0a07:0001.
+# Prints the IPv4 address in a GID. Such a GID ends as in ffff:0a07:0001.
 print_gid_address() {
     local digits=${1: -9}
     printf '%d.%d.%d.%d\n' "0x${digits:0:2}" "0x${digits:2:2}" "0x${digits:5:2}" "0x${digits:7:2}"
 }
 
-# Prints the GIDs of a port, a line each: how well it serves (1 is best), device, port, index, and
-# its IPv4 address if it has one.
+# Prints the GIDs of a port, one per line: rank (1 is best), device, port, index, and the IPv4
+# address if the GID has one.
 print_gids() {
     local port=$1 index gid type place
     while IFS=: read -r index gid; do
@@ -53,7 +53,8 @@ print_active_gids() {
     done
 }
 
-# The IPv4 address of the network device below a GID (RoCE) or above the RDMA device (InfiniBand).
+# Prints the IPv4 address of the network device below a GID (RoCE) or above the RDMA device
+# (InfiniBand).
 print_netdev_address() {
     local device=$1 port=$2 index=$3 name
     {
@@ -64,13 +65,13 @@ print_netdev_address() {
     done | sed -n 's/.* inet \([0-9.]*\).*/\1/p' | head -n 1
 }
 
-# Prints the best GID of each active device, or of the one given, in the same form, the best first.
+# Prints the best GID of each active device, or of the given device, in the same form, best first.
 print_best_gids() {
     print_active_gids | awk -v wanted="${1:-}" 'wanted == "" || $2 == wanted' |
         sort -s -n -k 1,1 | awk '!seen[$2]++'
 }
 
-# Sets what the command finds in its environment, going by the lines on standard input.
+# Sets the command's RDMA_* variables from the lines of print_best_gids on standard input.
 set_host_environment() {
     local rank device port index address names=() ports=() indexes=() addresses=()
     while read -r rank device port index address; do
@@ -85,7 +86,7 @@ set_host_environment() {
     RDMA_ADDRESSES=${addresses[*]}
 }
 
-# Returns 1 if there are not as many as are asked for.
+# Returns 1 if fewer devices are active than --devices asks for.
 find_host_devices() {
     local gids
     mapfile -t gids < <(print_best_gids)
@@ -108,14 +109,14 @@ fail_without_host_device() {
     local wanted=$1
     [[ $wanted != */* && -e $host_devices/$wanted ]] ||
         fail "there is no RDMA device $wanted, which SOFT_ROCE names;" \
-            "there is: $(print_host_devices)"
+            "available: $(print_host_devices)"
     can_open_device "$wanted" ||
-        fail "the RDMA device $wanted, which SOFT_ROCE names, cannot be opened in /dev/infiniband"
+        fail "cannot open the RDMA device $wanted, which SOFT_ROCE names, in /dev/infiniband"
     fail "no port of the RDMA device $wanted, which SOFT_ROCE names, is active with a GID;" \
-        "there is: $(print_host_devices)"
+        "available: $(print_host_devices)"
 }
 
-# Takes the devices of the names given, in their order.
+# Uses the devices with the given names, in that order.
 choose_host_devices() {
     local name gid names gids=()
     read -r -a names <<<"$1"
@@ -129,13 +130,14 @@ choose_host_devices() {
     set_host_environment < <(printf '%s\n' "${gids[@]}")
 }
 
-# shellcheck disable=SC2317 # It is called by traps.
+# shellcheck disable=SC2317 # Traps call it.
 end_host_command() {
     kill -TERM "$host_command" 2>/dev/null || true
     wait "$host_command" 2>/dev/null || true
 }
 
-# timeout makes the command a process group that is not the terminal's, so signals are passed on.
+# timeout puts the command into a process group that is not the terminal's, so a trap passes signals
+# on.
 run_on_host() {
     local status=0 started=$SECONDS
     export RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS
@@ -143,7 +145,7 @@ run_on_host() {
     setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" "${command[@]}" </dev/null &
     host_command=$!
     trap_signals end_host_command
-    # bash tells of a command that a signal has ended; its status does as well.
+    # Suppress bash's message about a command that a signal ended: the exit status shows it.
     { wait "$host_command" || status=$?; } 2>/dev/null
     if (( timeout > 0 && SECONDS - started >= timeout && (status == 124 || status == 137) )); then
         fail "the command did not end within $timeout s"

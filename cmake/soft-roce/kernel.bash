@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
+# shellcheck shell=bash disable=SC2154 # The parts share variables.
 #
-# The guest's kernel: the distribution's own, downloaded but not installed, with an initramfs of
-# busybox and the modules needed. Both are kept in a cache; an entry is built aside and renamed into
-# place when it is complete.
+# The guest's kernel: the distribution's own kernel, downloaded but not installed, with an initramfs
+# that contains busybox and the modules needed. A cache keeps both. An entry is built in a temporary
+# directory, which is renamed when the entry is complete.
 
-# Changes with the layout of a cache entry, so that no version reads another's.
+# Change it with the layout of a cache entry, so that no version reads an entry of another layout.
 cache_format=4
 
-# rdma_rxe asks for crc32_generic only when a link is added, and newer kernels have it built in.
+# rdma_rxe requests crc32_generic only when a link is added, so it is not among the module's
+# dependencies. Newer kernels have it built in, so it is optional.
 guest_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay dummy rdma_rxe rdma_ucm ib_uverbs)
 optional_guest_modules=(crc32_generic)
-# For several devices on one link, apart from the others: what is not loaded costs no time. tc loses
-# packets by sch_netem.
+# Modules for a link. They are in a separate archive, because each loaded module costs boot time. tc
+# drops packets with sch_netem.
 link_modules=(virtio_net macvlan sch_netem)
 
 print_cache_directory() {
@@ -24,7 +25,7 @@ print_cache_directory() {
     echo "$cache/soft-roce/$cache_format"
 }
 
-# The packages that hold the kernel and its modules, found by the dependencies of the one given.
+# Prints the packages that contain the kernel and its modules: dependencies of the given package.
 print_kernel_packages() {
     local package
     for package in $(apt-cache depends "$1" 2>/dev/null |
@@ -58,7 +59,7 @@ try_download_kernel() {
     download_kernel
 }
 
-# Decompresses standard input; the format goes by a file name's suffix.
+# Decompresses standard input. The suffix of the file name gives the format.
 decompress() {
     case $1 in
         *.xz) xz -dc ;;
@@ -67,15 +68,15 @@ decompress() {
     esac
 }
 
-# QEMU boots an ELF kernel by its entry point for PVH, which it finds in a Xen note of type 18.
+# QEMU boots an ELF kernel at its PVH entry point, which a Xen note of type 18 contains.
 is_bootable() {
     cmp -s -n 4 -- "$1" <(printf '\177ELF') &&
         LC_ALL=C grep -qaP '\x04\x00{3}[\x04\x08]\x00{3}\x12\x00{3}Xen\x00' "$1"
 }
 
-# Unpacks the kernel proper from its self-extracting image, whose header says where it is and how
-# long, with its size behind it: to do that here saves seconds of emulation at every boot. A kernel
-# packed in another format boots as it is.
+# Unpacks the kernel from its self-extracting image. Unpacking it here saves seconds of emulation at
+# every boot. The image's header gives the offset and the length of the payload; the last four bytes
+# are the unpacked size. If the format is not supported, the image is used as it is.
 extract_kernel() {
     local image=$1 kernel=$2 sectors offset length format=none
     sectors=$(od -A n -t u1 -j 497 -N 1 -- "$image")
@@ -92,8 +93,8 @@ extract_kernel() {
     cp -- "$image" "$kernel"
 }
 
-# Cuts off a module's signature, which the guest would spend a good part of its boot to verify. It
-# ends with its length, big-endian, and a magic line.
+# Removes a module's signature, because verifying it would take a good part of the guest's boot
+# time. The signature ends with its length, big-endian, and a magic line.
 remove_signature() {
     local module=$1 magic='~Module signature appended~' size digits
     [[ $(tail -c 28 -- "$module" | tr -d '\0') = "$magic" ]] || return 0
@@ -102,14 +103,14 @@ remove_signature() {
     truncate -s "-$(( size + 12 + 28 ))" -- "$module"
 }
 
-# Prints the modules' files below the directory given, in the order in which they have to be loaded.
+# Prints the modules' files below the given directory, in the order in which they must be loaded.
 print_module_files() {
     local root=$1 release=$2
     modprobe -d "$root" -S "$release" --show-depends -a "${@:3}" |
         sed -n 's|^insmod .*/\(lib/modules/[^ ]*\).*|\1|p'
 }
 
-# Adds the modules' files on standard input under numbers that keep their order.
+# Copies the modules' files that standard input lists. A number in each name keeps their order.
 add_modules() {
     local root=$1 target=$2 number=$3 file module
     mkdir -p -- "$target"
@@ -121,7 +122,7 @@ add_modules() {
     done
 }
 
-# Those that a link takes in addition come after those of every guest.
+# The link's additional modules are loaded after the modules of every guest.
 add_all_modules() {
     local root=$1 release=$2 modules all
     modules=$(print_module_files "$root" "$release" "${guest_modules[@]}") || return 1
@@ -142,31 +143,31 @@ add_busybox() {
     done < <("$target/busybox" --list)
 }
 
-# Makes the files of a cache entry in the current directory.
+# Creates the files of a cache entry in the current directory.
 build_kernel() {
     local root=$PWD/root package release part
     try_download_kernel || {
         print_apt_words
-        fail "there is no kernel for the guest: apt-get downloads neither linux-image-amd64 nor" \
-            "linux-image-generic; once the network is there, as root, run: apt-get update"
+        fail "there is no kernel for the guest: apt-get cannot download linux-image-amd64 or" \
+            "linux-image-generic; when the network works, run as root: apt-get update"
     }
-    say "unpacking the kernel and making an initramfs"
+    say "unpacking the kernel and creating an initramfs"
     mkdir root link initramfs initramfs/{bin,proc,sys,dev,lower,overlay,root}
     for package in *.deb; do
-        dpkg-deb -x "$package" root || fail "$package cannot be unpacked in $PWD"
+        dpkg-deb -x "$package" root || fail "cannot unpack $package in $PWD"
     done
     [[ -e root/lib/modules ]] || ln -s usr/lib root/lib
     release=$(basename -- root/lib/modules/*)
-    depmod -b "$root" "$release" || fail "the modules of Linux $release cannot be indexed in $PWD"
+    depmod -b "$root" "$release" || fail "cannot index the modules of Linux $release in $PWD"
     add_all_modules "$root" "$release" ||
         fail "Linux $release lacks a module that the guest needs"
-    add_busybox root initramfs/bin || fail "the package busybox-static has no busybox"
+    add_busybox root initramfs/bin || fail "the package busybox-static does not contain busybox"
     for part in initramfs link; do
         (cd "$part" && find . | cpio -o -H newc --quiet) >"$part.cpio" ||
-            fail "the initramfs cannot be written in $PWD"
+            fail "cannot write the initramfs in $PWD"
     done
     extract_kernel "root/boot/vmlinuz-$release" kernel ||
-        fail "the kernel cannot be written in $PWD"
+        fail "cannot write the kernel in $PWD"
     rm -rf root initramfs link ./*.deb
     echo "$release" >release
 }
@@ -180,13 +181,13 @@ print_cached_kernel() {
     done | sort -V | tail -n 1
 }
 
-# One of several runs at once builds the entry, and the others wait for it. What an earlier run left
-# half-built is removed.
+# If several runs start at once, one builds the entry and the others wait for it. Incomplete entries
+# of earlier runs are removed.
 build_cache() (
     cache=$1
     mkdir -p -- "$cache" 2>/dev/null || true
     [[ -w $cache ]] ||
-        fail "the cache directory $cache is not writable; set XDG_CACHE_HOME to one that is"
+        fail "the cache directory $cache is not writable; set XDG_CACHE_HOME to a writable one"
     exec {lock}>"$cache/lock"
     flock "$lock"
     if [[ -n $(print_cached_kernel "$cache") ]]; then
@@ -200,20 +201,20 @@ build_cache() (
     mv -T -- "$new" "$cache/$(<release)"
 )
 
-# shellcheck disable=SC2317 # It is called by traps.
+# shellcheck disable=SC2317 # Traps call it.
 end_builder() {
     kill -TERM -- "-$builder" 2>/dev/null || true
     wait "$builder" 2>/dev/null || true
 }
 
-# Sets kernel_directory, which holds: kernel, initramfs.cpio, link.cpio (what a link takes in
-# addition), release.
+# Sets kernel_directory. It contains kernel, initramfs.cpio, link.cpio (the additional modules for a
+# link) and release.
 find_kernel() {
     local cache
     cache=$(print_cache_directory)
     kernel_directory=$(print_cached_kernel "$cache")
     if [[ -z $kernel_directory ]]; then
-        # The builder is a process group of its own, to be ended with all that it has started.
+        # The builder gets its own process group, so that a signal ends all of its processes.
         set -m
         build_cache "$cache" &
         set +m

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
+# shellcheck shell=bash disable=SC2154 # The parts share variables.
 #
-# Several guests on one virtual link. Each is followed by a process of its own, as a single one is;
-# this part joins their network devices, marks what they write, and makes one exit status of all.
+# Several guests on one virtual link. A separate process follows each guest, in the same way as a
+# single guest. This part joins the guests' network devices, marks their output, and combines their
+# exit statuses.
 
-# The link is a socket of QEMU's from guest 0, the server, to each other guest. They are abstract
-# ones, "$link.1" and so on, so that nothing of them stays behind.
+# The link consists of sockets from guest 0's QEMU, the server, to the QEMU of each other guest. The
+# sockets are abstract, "$link.1" and so on, so no file is left behind.
 link=
 
-# How long the other commands may go on when one has failed: they may have something to say.
+# Seconds that the other commands may continue after one has failed: they may still report errors.
 failure_bound=10
 
-# A guest can connect only when guest 0 listens (flag 10000).
+# A guest can connect only after guest 0 listens (flag 10000).
 await_link() {
     local started=$SECONDS
     until grep -q " 00010000 .*@$link\\.$guest\$" /proc/net/unix; do
@@ -27,7 +28,7 @@ add_link_socket() {
         "stream,id=$name,server=$server,addr.type=unix,addr.abstract=on,addr.path=$link.$other")
 }
 
-# The guests from 2 on make guest 0's QEMU a hub, which passes each packet on to all others.
+# With three or more guests, guest 0's QEMU is a hub, which forwards each packet to all others.
 add_link_hub() {
     local other
     qemu_options+=(-netdev "hubport,id=link,hubid=0")
@@ -37,7 +38,7 @@ add_link_hub() {
     done
 }
 
-# An MTU above 4096 gives RDMA its largest one. The device needs no boot ROM.
+# An MTU above 4096 allows the largest RDMA MTU. The device needs no boot ROM.
 set_link_options() {
     if (( guest > 0 )); then
         await_link
@@ -51,22 +52,22 @@ set_link_options() {
         "virtio-net-pci,netdev=link,mac=02:00:0a:07:00:0$(( guest + 1 )),host_mtu=4500,romfile=")
 }
 
-# While a guest's command runs, its process holds the one end of a pipe open: the other end sees an
-# end of file when all have ended. A single guest has /dev/null at both ends.
+# While a guest's command runs, the guest's process keeps the write end of a pipe open. The read end
+# sees an end of file when all commands have ended. A single guest has /dev/null at both ends.
 guest=0
 exec {running}>/dev/null {others_run}</dev/null
 
 join_guests() {
     local pipe both
     pipe=$(mktemp -u -t soft-roce.XXXXXX)
-    mkfifo -- "$pipe" || fail "no FIFO can be made in ${TMPDIR:-/tmp}"
+    mkfifo -- "$pipe" || fail "cannot create a FIFO in ${TMPDIR:-/tmp}"
     exec {both}<>"$pipe" {running}>&- {others_run}<&-
     # shellcheck disable=SC2094 # It is a FIFO.
     exec {running}>"$pipe" {others_run}<"$pipe" {both}>&-
     rm -f -- "$pipe"
 }
 
-# The other commands may still need this end of the link.
+# Waits until all commands have ended: the others may still need this end of the link.
 await_other_guests() {
     local status=129
     exec {running}>&-
@@ -77,12 +78,12 @@ await_other_guests() {
     done
 }
 
-# Says of each line where it comes from.
+# Prefixes each line with the number of its guest.
 mark() {
     LC_ALL=C exec sed -u "s/^/guest $guest: /"
 }
 
-# Sets the process that follows the guest, and adds to marks[].
+# Starts the process that follows the guest, and adds it to followers[] and its markers to marks[].
 start_marked_guest() {
     local out err
     exec {out}> >(mark {running}>&-)
@@ -94,14 +95,14 @@ start_marked_guest() {
     exec {out}>&- {err}>&-
 }
 
-# shellcheck disable=SC2317 # It is called by traps.
+# shellcheck disable=SC2317 # Traps call it.
 end_guests() {
     kill -TERM "${followers[@]}" 2>/dev/null || true
     wait "${followers[@]}" 2>/dev/null || true
     end_relays "${marks[@]}"
 }
 
-# Gives these followers, together, the time that they may take, and ends them.
+# Waits up to failure_bound seconds for all given followers, then ends them.
 end_others() {
     local other
     for (( i = 0; i < failure_bound * 10; ++i )); do
@@ -111,8 +112,8 @@ end_others() {
     kill -TERM "$@" 2>/dev/null || true
 }
 
-# Ends as that command ended which failed first. A guest whose command succeeds stays until all have
-# ended: if such a one is the first to go, there is nobody to wait long for.
+# Exits with the status of the first command that failed. A guest whose command succeeds stays until
+# all commands have ended. So if the first guest to end has succeeded, the others end soon.
 follow_guests() {
     local ended other status=0
     wait -n -p ended "${followers[@]}" || status=$?

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-# shellcheck shell=bash disable=SC2154 # Variables of one part are used in another.
+# shellcheck shell=bash disable=SC2154 # The parts share variables.
 #
-# The distribution's packages that a guest needs on the host: finding what is missing, and
-# installing it if that is allowed.
+# The distribution's packages that a guest needs on the host: finds the missing ones, and installs
+# them if that is allowed.
 
 print_missing_packages() {
     local program package
@@ -20,7 +20,7 @@ rdma iproute2
 xz xz-utils
 zstd zstd
 PROGRAMS
-    # libibverbs finds a soft-RoCE device by this plug-in.
+    # libibverbs needs this plug-in for soft-RoCE devices.
     if [[ ! -e /etc/libibverbs.d/rxe.driver ]]; then
         echo ibverbs-providers
     fi
@@ -38,8 +38,8 @@ can_become_root() {
     (( EUID == 0 )) || { type -P sudo && sudo -n true; } >/dev/null 2>&1
 }
 
-# What apt-get says is kept, and shown only when it explains a failure. It asks nothing, and gives
-# up in the end.
+# The output of apt-get is kept, and shown only to explain a failure. apt-get asks no questions, and
+# its waits have time limits.
 apt_words=
 apt_get=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300
          -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30)
@@ -61,8 +61,7 @@ update_package_lists() {
     run_apt_get_as_root update || print_apt_words
 }
 
-# Package lists that are missing or out of date are the usual cause of a failure, so new ones are
-# worth another try.
+# Missing or outdated package lists are the usual cause of a failure. Update them and try again.
 try_install() {
     say "installing packages: $*"
     run_apt_get_as_root install --no-install-recommends "$@" && return
@@ -74,16 +73,16 @@ install_packages() {
     local missing advice
     mapfile -t missing < <(print_missing_packages)
     (( ${#missing[@]} > 0 )) || return 0
-    advice="as root, run: apt-get install --no-install-recommends ${missing[*]}"
-    [[ $install = yes ]] || fail "packages are missing, and --no-install is given; $advice"
+    advice="run as root: apt-get install --no-install-recommends ${missing[*]}"
+    [[ $install = yes ]] || fail "packages are missing, and --no-install is set; $advice"
     type -P apt-get >/dev/null ||
         fail "packages are missing, and there is no apt-get to install them: ${missing[*]}"
     can_become_root || fail "packages are missing, and only root may install them; $advice"
     try_install "${missing[@]}" || {
         print_apt_words
-        fail "packages are missing and cannot be installed; once the network is there, $advice"
+        fail "packages are missing, and installing them failed; when the network works, $advice"
     }
     mapfile -t missing < <(print_missing_packages)
     (( ${#missing[@]} == 0 )) ||
-        fail "packages are installed, but programs of theirs are missing: ${missing[*]}"
+        fail "packages are installed, but their programs are missing: ${missing[*]}"
 }
