@@ -1,5 +1,5 @@
-# Finds Asio as it comes without Boost, header-only, and defines
-#   Asio::Asio    imported target: the headers, and what they need
+# Finds standalone Asio (without Boost, header-only) and defines
+#   Asio::Asio    imported target: the headers and their dependencies
 #   Asio_FOUND, Asio_VERSION
 # Hints: Asio_ROOT (or CMAKE_PREFIX_PATH).
 

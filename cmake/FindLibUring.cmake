@@ -12,7 +12,7 @@ find_path(LibUring_INCLUDE_DIR liburing.h HINTS ${PC_LibUring_INCLUDE_DIRS})
 find_library(LibUring_LIBRARY uring HINTS ${PC_LibUring_LIBRARY_DIRS})
 set(LibUring_VERSION "${PC_LibUring_VERSION}")
 
-# The version is not in the headers of those before 2.3: what came with 2.2 is.
+# Headers before 2.3 do not contain the version. Look for a function that 2.2 added.
 if(LibUring_INCLUDE_DIR)
     file(STRINGS "${LibUring_INCLUDE_DIR}/liburing.h" LibUring_NEW_ENOUGH
         REGEX "io_uring_prep_cancel64" LIMIT_COUNT 1)

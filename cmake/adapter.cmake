@@ -1,11 +1,11 @@
 # asyncverbs_add_adapter(NAME PACKAGES package… LINK library… HEADERS header…)
 #
-# Adds the target asyncverbs::NAME, for a header that adapts the library to somebody's event loop,
-# where the packages of that loop are found; else says that it is left out. It is installed as the
-# component NAME: find_package(asyncverbs COMPONENTS NAME) finds the same packages again. What finds
-# a package is a module beside this file, or the package itself.
+# Adds the target asyncverbs::NAME for headers that adapt the library to a third-party event loop. If
+# a package of that loop is not found, it prints that the target is left out. The target is installed
+# as the component NAME: find_package(asyncverbs COMPONENTS NAME) finds the same packages again. A
+# module next to this file, or the package's own configuration, finds each package.
 if(POLICY CMP0167)
-    cmake_policy(SET CMP0167 NEW) # Boost finds itself
+    cmake_policy(SET CMP0167 NEW) # use Boost's own package configuration
 endif()
 function(asyncverbs_add_adapter name)
     cmake_parse_arguments(PARSE_ARGV 1 adapter "" "" "PACKAGES;LINK;HEADERS")

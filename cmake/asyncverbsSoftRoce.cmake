@@ -1,32 +1,33 @@
-# asyncverbs_add_soft_roce_test(): a CTest test that has RDMA devices on any machine, in CI too.
+# asyncverbs_add_soft_roce_test(): a CTest test with RDMA devices on any machine, including CI.
 #
 #   asyncverbs_add_soft_roce_test(NAME <name> COMMAND <command> [<argument>...]
 #       [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>] [OUTPUT <directory>]
 #       [WORKING_DIRECTORY <directory>] [DETERMINISTIC] [LABELS <label>...])
 #
-# Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices where they
-# are active, else with soft-RoCE devices in an emulated guest that sees the host's files. The
-# command finds its device in RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS; `run --help`
-# tells all of that, and what the options mean, in full. The first test of a machine installs what
-# is missing, if it may, and fetches a kernel.
+# Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices if they are
+# active, otherwise with soft-RoCE devices in an emulated guest that sees the host's files. The
+# command finds its device in RDMA_DEVICE, RDMA_PORT, RDMA_GID_INDEX and RDMA_ADDRESS. `run --help`
+# explains the environment and the options in full. The first test on a machine installs missing
+# packages, if it has the permission, and fetches a kernel.
 #
 # NAME, COMMAND, WORKING_DIRECTORY
 #                 As for add_test(): the command may be a target, and generator expressions are
-#                 expanded. An argument cannot be empty, nor be a keyword of this function.
-# DEVICES         The devices that the command gets, 1 to 8 (1), named in RDMA_DEVICES.
-# GUESTS          The guests that run the command at the same time, 1 to 8 (1), on one virtual link.
-#                 Which one it is, the command finds in SOFT_ROCE_GUEST, the others in
-#                 RDMA_PEER_ADDRESSES.
-# TIMEOUT         Seconds until the command is ended and the test fails, the boot of the guest
-#                 included (600).
-# OUTPUT          What the command writes below this directory stays; all else is forgotten with the
-#                 guest. A relative one is below the test's working directory.
+#                 expanded. An argument cannot be empty or a keyword of this function.
+# DEVICES         The number of devices for the command, 1 to 8 (1). RDMA_DEVICES contains their
+#                 names.
+# GUESTS          The number of guests, 1 to 8 (1), that run the command at the same time on one
+#                 virtual link. The command finds the number of its guest in SOFT_ROCE_GUEST and the
+#                 other guests in RDMA_PEER_ADDRESSES.
+# TIMEOUT         Seconds until the command is ended and the test fails (600). The boot of the guest
+#                 is included.
+# OUTPUT          Files that the command writes below this directory are kept. All other files are
+#                 lost when the guest ends. A relative path starts at the test's working directory.
 # DETERMINISTIC   Reproducible time, for measurements: the clock counts instructions.
-# LABELS          Labels of the test beside soft_roce.
+# LABELS          Labels of the test in addition to soft_roce.
 #
-# All else is as for any test, and set by its properties: ENVIRONMENT, SKIP_RETURN_CODE and so on.
+# Set other properties as for any test: ENVIRONMENT, SKIP_RETURN_CODE and so on.
 
-cmake_policy(VERSION 3.23) # whatever the including project's is
+cmake_policy(VERSION 3.23) # do not depend on the including project's version
 
 function(asyncverbs_add_soft_roce_test)
     set(function "asyncverbs_add_soft_roce_test")
@@ -67,7 +68,8 @@ function(asyncverbs_add_soft_roce_test)
         list(APPEND options --deterministic)
     endif()
 
-    # add_test() takes a target only as its own first word. It may be defined later, too.
+    # add_test() replaces a target by its path only in its own first word, so do it here. The target
+    # may also be defined later.
     set(command "")
     foreach(word IN LISTS arg_COMMAND)
         if(word STREQUAL "")
@@ -76,7 +78,7 @@ function(asyncverbs_add_soft_roce_test)
             set(exists "$<TARGET_EXISTS:${word}>")
             set(word "$<${exists}:$<TARGET_FILE:${word}>>$<$<NOT:${exists}>:${word}>")
         endif()
-        string(REPLACE ";" "\\;" word "${word}") # what is one word stays one
+        string(REPLACE ";" "\\;" word "${word}") # keep it one word
         list(APPEND command "${word}")
     endforeach()
 
@@ -85,9 +87,9 @@ function(asyncverbs_add_soft_roce_test)
     if(DEFINED arg_WORKING_DIRECTORY)
         set_tests_properties("${arg_NAME}" PROPERTIES WORKING_DIRECTORY "${arg_WORKING_DIRECTORY}")
     endif()
-    # CTest gives up later than the runner, which has more to say. The runner's time does not count
-    # while packages are installed and a kernel is fetched, which the first test of a machine does
-    # and those beside it wait for.
+    # CTest's timeout is later than the runner's, because the runner's error message says more. The
+    # runner's timeout excludes the time to install packages and fetch a kernel. The first test on a
+    # machine does that, and the tests that run beside it wait for it.
     math(EXPR timeout "${arg_TIMEOUT} + 600")
     list(PREPEND arg_LABELS soft_roce)
     set_tests_properties("${arg_NAME}" PROPERTIES

@@ -1,5 +1,5 @@
 # `cmake --build … --target docs` writes the reference to docs/html of the build tree. A public entity
-# without a doc block is an error. Built by hand and by a test, not by `all`.
+# without a doc block is an error. The target is not part of `all`; a test builds it.
 find_package(Doxygen)
 if(NOT DOXYGEN_FOUND)
     message(STATUS "The target docs is left out: it needs doxygen")
@@ -14,8 +14,8 @@ set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${PROJECT_SOURCE_DIR}/docs/index.md")
 set(DOXYGEN_EXCLUDE_PATTERNS */detail/*)
 set(DOXYGEN_EXCLUDE_SYMBOLS *::detail *::detail::*
     asyncverbs::ManualNotifier::Readable asyncverbs::Scope::Start)
-# An ordinary move has no doc block; that of the class says what is left. The names in an inline
-# namespace are shown as users write them.
+# A defaulted move has no doc block; the doc block of the class describes the moved-from state. The
+# filter removes inline namespaces, so that names appear as users write them.
 set(DOXYGEN_FILTER_PATTERNS
     "*.hpp=sed -E -e /noexcept.=.default.$/s/.*// -e s/::inline.[A-Z_]+//")
 set(DOXYGEN_JAVADOC_AUTOBRIEF YES)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Installs those of the given packages of Debian or Ubuntu that are missing, and says so on standard error. Does
-# nothing, and asks nobody, when all are there.
+# Installs the missing ones of the given Debian or Ubuntu packages, and reports that on standard error. If all are
+# installed, it does nothing and asks for no password.
 #
 # Usage: cmake/install-dependencies.sh PACKAGE...
 
@@ -37,7 +37,7 @@ apt() {
 }
 
 if ! type -P dpkg-query apt-get >/dev/null; then
-    say "not a Debian or Ubuntu system; these, or what they are called here, have to be there: $*"
+    say "not a Debian or Ubuntu system; make sure that these packages, or their equivalents, are installed: $*"
     exit 0
 fi
 
@@ -49,20 +49,20 @@ done
 
 advice="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
 say "missing packages: ${missing[*]}"
-((EUID == 0)) || type -P sudo >/dev/null || fail "only root can install them, and there is no sudo; as root: $advice"
+((EUID == 0)) || type -P sudo >/dev/null || fail "only root can install them, and there is no sudo; run as root: $advice"
 if ((EUID != 0)) && [[ ! -t 0 ]] && ! sudo -n true 2>/dev/null; then
-    fail "only root can install them, and sudo asks for a password; as root: $advice"
+    fail "only root can install them, and sudo asks for a password; run as root: $advice"
 fi
 
 say "installing them"
 log=$(mktemp)
 trap 'rm -f -- "$log"' EXIT
-# Package lists that are missing or out of date are the usual cause of a failure: try again with new ones.
+# Missing or outdated package lists are the usual cause of a failure. Update them and try again.
 try_install() {
     apt install --no-install-recommends "${missing[@]}" || { apt update && apt install --no-install-recommends "${missing[@]}"; }
 }
 if ! try_install >"$log" 2>&1; then
     tail -n 8 "$log" | sed 's/^/install-dependencies:   | /' >&2
-    fail "they could not be installed (no network?); when it is there: $advice"
+    fail "the installation failed (no network?); when the network works, run as root: $advice"
 fi
 say "installed"

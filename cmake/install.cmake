@@ -1,5 +1,5 @@
-# find_package(asyncverbs) and pkg-config: the headers, the targets, the modules that find what they
-# need, and the soft-RoCE runner with its function.
+# Installation, for find_package(asyncverbs) and pkg-config: the headers, the targets, the find modules
+# for their dependencies, and the soft-RoCE runner with its CMake function.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -9,7 +9,7 @@ set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/asyncverbs")
 install(TARGETS asyncverbs EXPORT asyncverbsTargets FILE_SET HEADERS)
 install(EXPORT asyncverbsTargets NAMESPACE asyncverbs:: DESTINATION "${package_dir}")
 
-# Each adapter is a component, whose targets are loaded only where they are asked for.
+# Each adapter is a component. Its targets are loaded only on request.
 get_property(adapters DIRECTORY PROPERTY ASYNCVERBS_ADAPTERS)
 set(adapter_packages "")
 foreach(adapter IN LISTS adapters)
@@ -34,7 +34,7 @@ install(
     DESTINATION "${package_dir}")
 install(DIRECTORY cmake/soft-roce DESTINATION "${package_dir}" USE_SOURCE_PERMISSIONS)
 
-# The installed tree may be moved: pkg-config finds the headers from where the file is.
+# The installed tree may be moved: pkg-config finds the headers relative to the .pc file.
 set(pkgconfig_dir "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig")
 file(RELATIVE_PATH pkgconfig_to_include "${pkgconfig_dir}" "${CMAKE_INSTALL_FULL_INCLUDEDIR}")
 configure_file(cmake/asyncverbs.pc.in "${PROJECT_BINARY_DIR}/asyncverbs.pc" @ONLY)

@@ -1,7 +1,8 @@
-# Read by cpack whenever it packs: into the source package goes what git tracks, without CI's files,
-# or, where the source is such a package itself, all but what is built in it.
+# cpack reads this file on each run. The source package contains all files that git tracks, except
+# CI's files. If the source is itself an unpacked source package, the new package contains everything
+# except build output.
 if(CPACK_INSTALL_CMAKE_PROJECTS)
-    return() # It is the package of what is installed.
+    return() # a binary package, of the installed files
 endif()
 
 set(ignored .git .ci build)
