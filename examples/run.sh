@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Builds the examples and runs them. Without an RDMA device it starts a guest with a soft-RoCE device. It installs
-# the packages that are missing. Arguments are passed to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
+# Builds and runs the examples. Without an RDMA device, it starts a guest with a soft-RoCE device. It installs missing
+# packages. Arguments are passed to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
 
 set -euo pipefail
 
@@ -10,7 +10,7 @@ home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cd -- "$home/.."
 programs=build/examples/examples
 
-# start_server TEXT COMMAND...: runs a server in the background until it has written TEXT.
+# start_server TEXT COMMAND...: starts a server in the background and waits until it has written TEXT.
 start_server() {
     local text=$1
     shift
@@ -26,7 +26,7 @@ await_server() {
     wait "$server" || { cat "$log" >&2; return 1; }
 }
 
-# The part that needs the device: cmake/soft-roce/run calls it with the environment set.
+# The part that needs a device. cmake/soft-roce/run calls it with the RDMA_* variables set.
 run_on_device() {
     local directory
     log=$(mktemp)
@@ -34,15 +34,15 @@ run_on_device() {
     "$programs/hello"
     printf '\n== poll_loop_notifier: five messages, awaited in your own event loop\n'
     "$programs/poll_loop_notifier"
-    printf '\n== asio_messages: the same in the loop of Asio\n'
+    printf '\n== asio_messages: the same in the event loop of Asio\n'
     "$programs/asio_messages"
     printf '\n== io_uring_loop: the same in a loop on io_uring\n'
     "$programs/io_uring_loop"
-    printf '\n== glib_loop: in the main loop of GLib\n'
+    printf '\n== glib_loop: the same in the main loop of GLib\n'
     "$programs/glib_loop"
     printf '\n== rc_pingpong: two processes\n'
     local pingpong=("$programs/rc_pingpong" -d "$RDMA_DEVICE" -i "$RDMA_PORT" -g "$RDMA_GID_INDEX" --chk "$@")
-    start_server 'local address' "${pingpong[@]}" # it listens before it writes that
+    start_server 'local address' "${pingpong[@]}" # it listens before it writes TEXT
     "${pingpong[@]}" --histogram localhost
     await_server
     printf '\n== rdma_echo: ten connections by IP address, served by one thread\n'
@@ -52,12 +52,12 @@ run_on_device() {
     printf '\n== async_rping: RDMA reads and writes\n'
     "$programs/async_rping" -s >"$log" 2>&1 &
     server=$!
-    until "$programs/async_rping" -c -vV -C 3 -a "$RDMA_ADDRESS" 2>/dev/null; do # it does not listen yet
+    until "$programs/async_rping" -c -vV -C 3 -a "$RDMA_ADDRESS" 2>/dev/null; do # retry until the server listens
         kill -0 "$server" 2>/dev/null || { cat "$log" >&2; return 1; }
         sleep 0.1
     done
     await_server
-    printf '\n== rdma_cp: a file, by RDMA writes\n'
+    printf '\n== rdma_cp: copies a file with RDMA writes\n'
     directory=$(mktemp -d)
     head -c 20000000 /dev/zero >"$directory/zeros"
     mkdir "$directory/received"
