@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Checks that the map in a README and the tests are about the same things: every tag in the map has
-# a test, and every invariant and every case from the field that a test is tagged with is in the map.
+# Checks that the map in a README matches the tests. Every tag in the map must have a test. Every tag
+# of a test that names an invariant or a case from the field must be in the map.
 #
 # Usage: tests/check_map.sh README UNIT_TESTS
 set -euo pipefail
@@ -10,9 +10,9 @@ set -euo pipefail
 readme=$1
 unit_tests=$2
 
-# Some versions of Catch2 end a listing with the number of tests as their exit status.
+# Some versions of Catch2 use the number of listed tests as the exit status.
 known=$({ "$unit_tests" --list-tags || true; } | grep -oE '\[[^]]+\]' | sort -u)
-# shellcheck disable=SC2016 # The backquotes are those of the README.
+# shellcheck disable=SC2016 # The README contains the backquotes.
 mapped=$(grep -oE '`\[[^]]+\]`' "$readme" | tr -d '`' | sort -u)
 mappable=$(grep -xE '\[(I|field-)[0-9]+\]' <<< "$known")
 

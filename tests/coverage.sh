@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Measures how many of the lines of include/ the unit tests run, and prints those that they do not.
-# Fails below the minimum.
+# Measures the share of the lines of include/ that the unit tests run, and prints the lines that they
+# do not run. Fails if the share is below the minimum.
 #
 # Usage: tests/coverage.sh [MINIMUM]      in percent, by default 95
 set -euo pipefail
@@ -15,8 +15,8 @@ cmake/install-dependencies.sh cmake make g++ git pkg-config libibverbs-dev librd
 
 cmake --preset coverage > /dev/null
 cmake --build --preset coverage --parallel "$(nproc)"
-find "$build" -name '*.gcda' -delete # of an earlier run
-# GCC 12 cannot compile coroutines for coverage with the flag that this one test is about.
+find "$build" -name '*.gcda' -delete # files of an earlier run
+# This test needs a compiler flag with which GCC 12 cannot compile coroutines for coverage.
 but_for='~Task: awaiting ready tasks in a loop does not use up the stack'
 "$build/tests/unit_tests" "$but_for" > "$build/unit_tests.log" || { cat "$build/unit_tests.log"; exit 1; }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds and runs all tests: unit tests here, device tests on a soft-RoCE device.
+# Builds and runs all tests: unit tests on this machine, device tests on an RDMA device, soft-RoCE if
+# the machine has no other.
 #
 # Usage: tests/run.sh [PRESET...]      presets of CMakePresets.json, by default: debug
 #
-# Each sanitizer runs every test that needs no device. Device tests run without a sanitizer, with the
-# address sanitizer of Clang and with the thread sanitizer of GCC.
+# All tests that need no device run with each sanitizer. Device tests run without a sanitizer, with
+# Clang's address sanitizer and with GCC's thread sanitizer.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +17,7 @@ packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibve
 [[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev libc++-19-dev libc++abi-19-dev)
 cmake/install-dependencies.sh "${packages[@]}"
 
-# Fetches the guest's kernel if this is the first time, which would look like a slow test.
+# The first run fetches the guest's kernel. Do it here, or the first test would seem slow.
 cmake/soft-roce/run -- true
 
 for preset; do

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Checks how the code is written: its format, and that clang-tidy finds nothing in the headers and the examples, which
-# is what users see, and shellcheck nothing in the scripts.
+# Checks the style of the code: its format, with clang-format; the headers and the examples, which users read, with
+# clang-tidy; and the scripts, with shellcheck.
 #
 # Usage: tests/style.sh
 set -euo pipefail
@@ -19,8 +19,8 @@ mapfile -t scripts < <(grep -rlE '^#!.*sh$|^# shellcheck shell=' cmake examples 
 shellcheck --external-sources "${scripts[@]}"
 printf 'shellcheck finds nothing in %s scripts\n' "${#scripts[@]}"
 
-# Most of the time goes into the headers of the system: what can be looked at together is, in units that are made of
-# all headers, and of the sources of a directory without those that have a main().
+# The system's headers take most of the time, so check many files in one unit. One unit contains all headers. For each
+# directory, one unit contains the sources without a main().
 units=build/style
 rm -rf -- "$units"
 mkdir -p -- "$units"
@@ -31,7 +31,7 @@ find examples -name '*.cpp' -print0 | xargs -0 grep -L '^int main(' | sort |
             >>"$units/$(basename "$(dirname "$source")")_sources.cpp"
     done
 read -ra glib <<<"$(pkg-config --cflags-only-I glib-2.0)"
-printf 'clang-tidy leaves 07_asio out: it takes the coroutines inside Asio 1.22 for uninitialised\n'
+printf 'clang-tidy skips 07_asio: it reports the coroutines inside Asio 1.22 as uninitialised\n'
 mapfile -t units < <(find "$units" -name '*.cpp'; grep -rl --include='*.cpp' --exclude=07_asio.cpp '^int main(' examples)
 printf '%s\n' "${units[@]}" | xargs --max-procs="$(nproc)" --replace clang-tidy-19 --quiet --config-file=.clang-tidy \
     {} -- -std=c++20 -I . -I include "${glib[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that a file that includes an umbrella header, and uses nothing of it, has little code: GCC
-emits each coroutine that a header defines and that is not a template, used or not.
+"""Checks that a file that includes an umbrella header and uses nothing of it has little code. GCC emits
+each coroutine that a header defines and that is not a template, even if it is unused.
 
 Usage: tests/consume/empty_includer.py MOST COMPILER      MOST is in bytes of all sections .text*
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Builds and runs the consumer without CMake, by what pkg-config says of the installed library, which was moved since.
+# Moves the installed library, then builds and runs the consumer with the flags from pkg-config, without CMake.
 #
 # Usage: tests/consume/pkg_config.sh PREFIX
 set -euo pipefail
@@ -14,7 +14,7 @@ export PKG_CONFIG_PATH=$directory/moved/share/pkgconfig
 
 cat "$home/consumer.cpp" "$home/devices.cpp" >"$directory/main.cpp"
 cd -- "$directory"
-# shellcheck disable=SC2046 # They are several words.
+# shellcheck disable=SC2046 # The output is several words.
 # [readme:pkg_config]
 c++ -std=c++20 main.cpp $(pkg-config --cflags --libs asyncverbs)
 # [/readme:pkg_config]

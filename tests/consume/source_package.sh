@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Makes the source package, compares it with what git tracks, and unpacks it in DIRECTORY.
+# Creates the source package, unpacks it in DIRECTORY, and compares it with the files that git tracks.
 #
 # Usage: tests/consume/source_package.sh BUILD VERSION DIRECTORY
 set -euo pipefail
@@ -23,8 +23,8 @@ done
 if [[ -e $source/.git ]]; then
     diff <(git -C "$source" ls-files | grep -v '^\.ci/' | sort) <(find . -type f -printf '%P\n' | sort)
 else
-    printf 'not compared with what git tracks: this is no git checkout\n'
+    printf 'not compared with the files in git: this is no git checkout\n'
 fi
-# The package is a whole project: it configures with its tests, and would make the same package.
+# The package is a complete project: it configures with its tests, and creates a package of the same name.
 cmake -S . -B ../build >/dev/null
 grep -qF "\"$name\"" ../build/CPackSourceConfig.cmake

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# All that states a version states the one in version.hpp.
+# Checks that every place that states a version states the version in version.hpp.
 #
 # Usage: tests/consume/version.sh BUILD PREFIX
 set -euo pipefail
@@ -14,7 +14,7 @@ version=$((number / 10000)).$((number / 100 % 100)).$((number % 100))
 
 expect() { # WHAT VERSION
     printf '%-12s %s\n' "$1" "$2"
-    [[ $2 == "$version" ]] || { printf '%s states %s, and version.hpp %s\n' "$1" "$2" "$version"; exit 1; }
+    [[ $2 == "$version" ]] || { printf '%s states %s, but version.hpp states %s\n' "$1" "$2" "$version"; exit 1; }
 }
 
 read_version() { # FILE SED-EXPRESSION

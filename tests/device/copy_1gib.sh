@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# rdma_cp copies 1 GiB on a soft-RoCE device. Meanwhile the receiver is killed, then the sender; each is started
-# again, and in the end the files must be equal. Takes some minutes, so it is not part of tests/run.sh.
+# rdma_cp copies 1 GiB on a soft-RoCE device. During the copy, this test kills and restarts the receiver, then the
+# sender. In the end, the files must be equal. The test takes some minutes, so it is not part of tests/run.sh.
 #
 # Usage: tests/device/copy_1gib.sh [BUILD]     a build tree with examples/rdma_cp, by default build/release
 set -euo pipefail
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
-# The size of the incomplete file.
+# Prints the size of the incomplete file.
 partial_size() {
     stat -c %s "$directory"/to/.file.*.partial 2>/dev/null || echo 0
 }
@@ -49,7 +49,7 @@ on_device() {
     cmp "$directory/file" "$directory/to/file"
     [[ $(ls -A "$directory/to") = file ]]
     rm -rf -- "$directory"
-    printf '1 GiB has arrived, and is equal\n'
+    printf '1 GiB has arrived, and the files are equal\n'
 }
 
 if [[ ${1:-} = --on-device ]]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Runs the commands for the soft-RoCE runner that the README shows or names.
+# Runs the soft-RoCE runner's commands that the README shows or mentions.
 set -euo pipefail
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")

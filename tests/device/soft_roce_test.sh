@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Tests cmake/soft-roce/run: what it refuses; three devices in a guest, and the same ones as "the host's
-# own"; three guests with two devices each, one of which fails. Starts itself again in the guests.
+# Tests cmake/soft-roce/run: its errors for wrong options; three devices in a guest, and the same
+# devices as "the host's own"; three guests with two devices each, in which one command fails. The
+# script runs itself again in the guests.
 
-# shellcheck disable=SC2153 # RDMA_… is what the runner sets.
+# shellcheck disable=SC2153 # The runner sets RDMA_….
 
 set -euo pipefail
 
@@ -47,7 +48,7 @@ serve() {
     ibv_rc_pingpong -e -d "$1" -g "$RDMA_GID_INDEX" -p "${2:-18515}" -n "$iterations" >/dev/null
 }
 
-# As soon as the server listens.
+# Retries until the server listens.
 ping() {
     local device=$1 address=$2 port=${3:-18515} words
     until words=$(ibv_rc_pingpong -e -d "$device" -g "$RDMA_GID_INDEX" -p "$port" -n "$iterations" \
@@ -57,7 +58,7 @@ ping() {
     done
 }
 
-# Counts what a network device sends, where it could as well be lost.
+# Counts the packets that a network device sends, with the netem qdisc that can also drop them.
 count_packets() {
     tc qdisc add dev "$1" root netem limit 10000
 }
@@ -65,7 +66,7 @@ count_packets() {
 expect_packets() {
     local sent
     sent=$(tc -s qdisc show dev "$1" | sed -n 's/.*Sent .* bytes \([0-9]*\) pkt.*/\1/p')
-    (( sent >= iterations )) || fail "$1 has sent $sent packets, of at least $iterations"
+    (( sent >= iterations )) || fail "$1 has sent $sent packets, expected at least $iterations"
 }
 
 in_guest_with_devices() {
@@ -76,7 +77,7 @@ in_guest_with_devices() {
     expect "$RDMA_ADDRESSES" "10.7.0.1 10.7.1.1 10.7.2.1"
     expect "${RDMA_PEER_ADDRESSES:-none}" none
 
-    # With verbs, from each device to the next; by rdma_cm, from the last one to the first.
+    # With verbs, from each device to the next; with rdma_cm, from the last device to the first.
     count_packets roce1
     for pair in "rxe0 rxe1" "rxe1 rxe2" "rxe2 rxe0"; do
         port=$(( port + 1 ))
@@ -92,16 +93,16 @@ in_guest_with_devices() {
     until rping -c -I 10.7.2.1 -a 10.7.0.1 -C 3 2>/dev/null; do
         sleep 0.2
     done
-    wait "$server" || true # It complains of the disconnect.
+    wait "$server" || true # It reports the disconnect as an error.
     echo "connected"
     as_host_devices
     exit 3
 }
 
-# To the runner in the guest, its devices are the host's own.
+# Runs the runner in the guest. It takes the guest's devices for the host's own.
 as_host_devices() {
     unset SOFT_ROCE
-    # shellcheck disable=SC2016 # The runner's shell expands it.
+    # shellcheck disable=SC2016 # The shell that the runner starts expands it.
     local show='echo "$RDMA_DEVICE $RDMA_ADDRESS; $RDMA_DEVICES; $RDMA_PORTS;" \
         "$RDMA_GID_INDEXES; $RDMA_ADDRESSES"'
     expect "$("$run" --quiet --devices 2 -- sh -c "$show")" \
@@ -116,12 +117,13 @@ as_host_devices() {
         sleep 0.1
     done
     SOFT_ROCE="rxe1 rxe2" expect_error "no port of the RDMA device rxe2" --devices 2 -- true
-    # Three are not active: it takes a guest, and would have to fetch a kernel.
+    # Fewer than three are active, so the runner starts a guest, which needs a kernel in the cache.
     XDG_CACHE_HOME=/proc expect_error "the cache directory /proc/soft-roce" --devices 3 -- true
     echo "taken as the host's"
 }
 
-# A ring of pings, one after the other: from the second device of each guest to the first of the next.
+# A ring of pings, one after the other: from the second device of each guest to the first device of the
+# next guest.
 in_three_guests() {
     local number=$SOFT_ROCE_GUEST server peers
     read -r -a peers <<<"$RDMA_PEER_ADDRESSES"
@@ -145,7 +147,7 @@ in_three_guests() {
     echo "pinged and was pinged"
     case $number in
         0) exit 7 ;;
-        1) exec sleep 3600 ;; # until it is ended
+        1) exec sleep 3600 ;; # until the runner ends it
     esac
 }
 

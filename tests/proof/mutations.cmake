@@ -1,5 +1,5 @@
-# Ways to break the protocol. Each mutation makes a copy of one header, and an explorer that is
-# compiled with it has to fail. The shipped headers carry no hooks for this.
+# Mutations that break the protocol. Each mutation changes a copy of one header. An explorer compiled
+# with the copy must fail. The shipped headers contain no hooks for this.
 #
 # Two are left out because AsyncCq behaves the same with them: a notifier that forgets the edge of a
 # wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and a
@@ -11,7 +11,7 @@ set(list "")
 set(setting "")
 
 # The common part is compiled once. The runs are short, so nothing is optimised. NDEBUG: a mutation
-# has to be found by its effect, not by an assertion in the library.
+# must be found by its effect, not by an assertion in the library.
 add_library(mutation_settings INTERFACE)
 target_link_libraries(mutation_settings INTERFACE asyncverbs_proof)
 target_compile_options(mutation_settings INTERFACE -O0 -g0 -w)
@@ -28,8 +28,8 @@ target_precompile_headers(mutation_common PRIVATE
     <asyncverbs/verbs/completion_queue.hpp> <asyncverbs/verbs/device.hpp> <proof/properties.hpp>
     <support/simulated_verbs.hpp>)
 
-# mutation(<name> <header> <text> <replacement>): has to be found in the configurations whose name
-# contains ${setting}. <text> must be in the header exactly once.
+# mutation(<name> <header> <text> <replacement>): must be found in the configurations whose name
+# contains ${setting}. <text> must occur in the header exactly once.
 function(mutation name header from to)
     set(directory "${CMAKE_CURRENT_BINARY_DIR}/mutations/${name}")
     set(shipped "${PROJECT_SOURCE_DIR}/include/asyncverbs/${header}")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds an explorer for each mutation of the protocol, and prints which property it finds violated.
+# Builds an explorer for each mutation of the protocol, and prints the property that the mutation
+# violates.
 #
-# Usage: mutations.sh BUILD     a build tree of CMake
+# Usage: mutations.sh BUILD     a CMake build tree
 # Exit status: 0 if every mutation is found.
 set -euo pipefail
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the proof in a build tree and runs it: how many schedules the explorer ran, and which
+# Builds the proof in a build tree and runs it. Prints how many schedules the explorer ran, and which
 # mutations of the protocol it finds.
 #
-# Usage: tests/proof/run.sh [BUILD]     a build tree of CMake, by default build/release
+# Usage: tests/proof/run.sh [BUILD]     a CMake build tree, by default build/release
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,4 +1,4 @@
-# In the build tree of a project that vendors the library: what it installs is its own alone.
+# Runs in the build tree of a project that vendors the library. The project installs only its own files.
 execute_process(COMMAND ./consumer COMMAND_ERROR_IS_FATAL ANY)
 file(REMOVE_RECURSE installed)
 execute_process(COMMAND ${CMAKE_COMMAND} --install . --prefix installed COMMAND_ERROR_IS_FATAL ANY)

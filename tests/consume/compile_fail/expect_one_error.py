@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that wrong code, or a compiler that lacks something, gets one error that says MESSAGE.
+"""Checks that wrong code, or a compiler without a required feature, gets one error that contains MESSAGE.
 
 COMMAND compiles FILE, or each public header in turn if FILE is a directory of headers. The fatal error
-that follows an #error, and ends the compilation, is not counted.
+that follows an #error and ends the compilation is not counted.
 
 Usage: tests/consume/compile_fail/expect_one_error.py MESSAGE FILE COMMAND...
 """

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks that programs that use the library compile fast, relative to one that does the same with
-Asio's coroutines and sockets.
+"""Checks that programs that use the library compile fast, compared with a program that does the same
+with Asio's coroutines and sockets.
 
-Times are CPU time, user and system, so that other load on the machine matters little. Each is the
-shortest of several runs, in which the programs take turns; the ratios still vary by 5 %. Without Asio
-the test is skipped (77).
+Times are CPU time, user and system, so other load on the machine has little effect. Each time is the
+shortest of several rounds; each round compiles every program once. The ratios still vary by 5 %.
+Without Asio, the test is skipped (77).
 
 Usage: tests/consume/compile_time/compile_time.py COMPILER [OPTION...]
 """

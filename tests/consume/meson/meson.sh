@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Builds and runs the consumer as a Meson project in DIRECTORY that has the library as a subproject.
+# Creates a Meson project in DIRECTORY that has the library as a subproject, and builds and runs the consumer.
 #
 # Usage: tests/consume/meson/meson.sh DIRECTORY
 set -euo pipefail

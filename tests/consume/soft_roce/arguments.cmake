@@ -1,6 +1,6 @@
-# What asyncverbs_add_soft_roce_test() makes of its arguments, and what it refuses. MODULE is the file
-# that defines it. Each call is made by a CMake of its own, which gets its ARGUMENTS, and prints the
-# words of the test's command.
+# Tests how asyncverbs_add_soft_roce_test() translates its arguments, and which arguments it rejects.
+# MODULE is the file that defines the function. A separate cmake process makes each call. It gets the
+# call's ARGUMENTS and prints the words of the test's command.
 if(DEFINED ARGUMENTS)
     function(add_test)
         math(EXPR last "${ARGC} - 1")
