@@ -72,7 +72,7 @@ class OnReadable {
 public:
     template <class Function>
     OnReadable(EpollExecutor& executor, Function function)
-        : notifier_(executor.notifier(pipe_.reader())), coroutine_(run(*this, function)) {}
+        : pipe_(), notifier_(executor.notifier(pipe_.reader())), coroutine_(run(*this, function)) {}
 
     void trigger() const { pipe_.put(); }
     bool called() const { return coroutine_.done(); }

@@ -808,7 +808,7 @@ TEST_CASE("Stream: a read that is cancelled loses nothing", "[stream]") {
     Fixture f;
     f.greet();
     std::stop_source stop;
-    Reader cancelled(*f.b, 10, 10, stop.get_token());
+    Reader cancelled(*f.b, 10, 10U, stop.get_token());
     f.run();
     CHECK(!cancelled.done);
     std::thread([&] { stop.request_stop(); }).join();
@@ -816,7 +816,7 @@ TEST_CASE("Stream: a read that is cancelled loses nothing", "[stream]") {
     CHECK(cancelled.code() == std::errc::operation_canceled);
     Writer sent(*f.a, "kept", 10);
     f.run();
-    Reader received(*f.b, 10, 1, stop.get_token()); // stopped before
+    Reader received(*f.b, 10, 1U, stop.get_token()); // stopped before
     CHECK(received.text == "kept");
     CHECK(!received.error);
 }
@@ -825,7 +825,7 @@ TEST_CASE("Stream: data that arrives with the stop is read", "[stream][I7]") {
     Fixture f;
     f.greet();
     std::stop_source stop;
-    Reader received(*f.b, 10, 1, stop.get_token());
+    Reader received(*f.b, 10, 1U, stop.get_token());
     Writer sent(*f.a, "kept", 10);
     f.sim.on_call([&](const simulated::Call& call) {
         const bool polled = call.verb == "ibv_poll_cq" && call.value > 0;
