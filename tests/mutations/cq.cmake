@@ -1,56 +1,9 @@
-# Mutations that break the protocol. Each mutation changes a copy of one header. An explorer compiled
-# with the copy must fail. The shipped headers contain no hooks for this.
+# Mutations of the completion protocol, which the explorer must find.
 #
 # Two are left out because AsyncCq behaves the same with them: a notifier that forgets the edge of a
 # wait that was destroyed (AsyncCq destroys a wait only together with its notifier), and a
 # PollOperation::await_suspend() that does not check for a stop that came meanwhile (the wait of the
 # wait loop then ends at once). The tests of the notifier and of the operation cover them.
-
-set(mutations "")
-set(list "")
-set(setting "")
-
-# The common part is compiled once. The runs are short, so nothing is optimised. NDEBUG: a mutation
-# must be found by its effect, not by an assertion in the library.
-add_library(mutation_settings INTERFACE)
-target_link_libraries(mutation_settings INTERFACE asyncverbs_proof)
-target_compile_options(mutation_settings INTERFACE -O0 -g0 -w)
-target_compile_definitions(mutation_settings INTERFACE NDEBUG)
-file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/mutations/common.cpp" CONTENT "\n" @ONLY)
-add_library(mutation_common OBJECT EXCLUDE_FROM_ALL
-    "${CMAKE_CURRENT_BINARY_DIR}/mutations/common.cpp")
-target_link_libraries(mutation_common PRIVATE mutation_settings)
-target_precompile_headers(mutation_common PRIVATE
-    <infiniband/verbs.h> <algorithm> <array> <atomic> <chrono> <coroutine> <functional> <map>
-    <memory> <mutex> <optional> <set> <span> <stop_token> <string> <system_error> <thread>
-    <vector>
-    # No mutation changes these, nor the headers that they include.
-    <asyncverbs/verbs/completion_queue.hpp> <asyncverbs/verbs/device.hpp> <proof/properties.hpp>
-    <support/simulated_verbs.hpp>)
-
-# mutation(<name> <header> <text> <replacement>): must be found in the configurations whose name
-# contains ${setting}. <text> must occur in the header exactly once.
-function(mutation name header from to)
-    set(directory "${CMAKE_CURRENT_BINARY_DIR}/mutations/${name}")
-    set(shipped "${PROJECT_SOURCE_DIR}/include/asyncverbs/${header}")
-    set(mutated "${directory}/include/asyncverbs/${header}")
-    file(CONFIGURE OUTPUT "${directory}/from" CONTENT "${from}" @ONLY)
-    file(CONFIGURE OUTPUT "${directory}/to" CONTENT "${to}" @ONLY)
-    add_custom_command(
-        OUTPUT "${mutated}"
-        COMMAND "${CMAKE_COMMAND}" "-DHEADER=${shipped}" "-DFROM=${directory}/from"
-                "-DTO=${directory}/to" "-DOUTPUT=${mutated}"
-                -P "${CMAKE_CURRENT_SOURCE_DIR}/mutate.cmake"
-        DEPENDS "${shipped}" "${directory}/from" "${directory}/to" mutate.cmake
-        VERBATIM)
-    add_executable(mutation-${name} EXCLUDE_FROM_ALL ${explored} "${mutated}")
-    target_include_directories(mutation-${name} BEFORE PRIVATE "${directory}/include")
-    target_link_libraries(mutation-${name} PRIVATE mutation_settings)
-    target_precompile_headers(mutation-${name} REUSE_FROM mutation_common)
-    set_target_properties(mutation-${name} PROPERTIES UNITY_BUILD ON)
-    set(mutations ${mutations} mutation-${name} PARENT_SCOPE)
-    set(list ${list} "mutation-${name} ${setting}" PARENT_SCOPE)
-endfunction()
 
 # --- poll, arm, wait ---
 
@@ -266,7 +219,7 @@ mutation(failure-does-not-last cq/detail/cq_state.hpp
 
 # --- many CQs on one channel ---
 
-set(setting /shared)
+set(configurations /shared)
 
 mutation(event-to-the-wrong-queue cq/detail/shared_channel_state.hpp
     "ChannelSubscription& subscription = *found->second;"
@@ -309,7 +262,7 @@ mutation(event-is-not-credited cq/detail/wait_loop.hpp
 
 # --- a completion handler ---
 
-set(setting /handler)
+set(configurations /handler)
 
 mutation(handler-is-not-served cq/detail/cq_state.hpp
     "        serve_handler();"
@@ -330,7 +283,7 @@ mutation(waits-after-a-failure cq/detail/cq_state.hpp
 
 # --- spin, then sleep; solicited completions ---
 
-set(setting /busy)
+set(configurations /busy)
 
 mutation(spin-replaces-the-second-poll cq/cq_poller.hpp
     "if (const std::size_t polled = spin(wcs, timestamps)) return polled;"
@@ -343,15 +296,8 @@ mutation(does-not-spin cq/detail/adaptive_spin.hpp
     "return limit_.count() > 0;"
     "return limit_.count() < 0;")
 
-set(setting /solicited)
+set(configurations /solicited)
 
 mutation(solicited-is-forgotten cq/cq_poller.hpp
     "solicited_only_ ? 1 : 0"
     "0")
-
-add_custom_target(mutations DEPENDS ${mutations})
-list(JOIN list "\n" list)
-file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/mutations/list" CONTENT "${list}\n" @ONLY)
-add_test(NAME mutations
-    COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/mutations.sh" "${CMAKE_BINARY_DIR}")
-set_tests_properties(mutations PROPERTIES LABELS proof)
