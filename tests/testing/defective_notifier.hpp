@@ -33,6 +33,7 @@ enum class Defect {
     hang_up_is_ignored,
     error_is_ignored,
     never_waits,
+    keeps_the_loop_busy,
     wakes_the_other_notifier,
     resumes_twice,
     resumes_on_own_thread,
@@ -100,7 +101,7 @@ public:
         if (entry) return entry; // left by a destroyed notifier
         entry = std::make_shared<Entry>();
         entry->fd = fd;
-        watch(fd, EPOLLIN | EPOLLET);
+        watch(fd, has(Defect::keeps_the_loop_busy) ? EPOLLIN : EPOLLIN | EPOLLET);
         return entry;
     }
     void remove(int fd) {

@@ -5,6 +5,7 @@
 
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,6 +14,8 @@
 #include <array>
 #include <chrono>
 #include <csignal>
+#include <cstddef>
+#include <cstdio>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -69,19 +72,33 @@ std::string verdict(Defect defect, std::string_view name,
 
 template <class Harness = DefectiveHarness>
 std::string verdict(Defect defect, std::string_view name) {
-    return verdict(defect, name, notifier_cases<Harness>(std::chrono::milliseconds(300)));
+    return verdict(defect, name,
+                   notifier_cases<Harness>({.patience = std::chrono::milliseconds(300)}));
 }
 
-// The exit status of a child process that calls `body`.
-int status_of_child(void (*body)()) {
+// The exit status of a child process that returns that of `body`, and what it prints.
+struct Printed {
+    int status;
+    std::string output;
+};
+template <class Body>
+Printed run_in_child(const Body& body) {
+    const int file = ::memfd_create("stdout", MFD_CLOEXEC);
+    std::fflush(stdout);
     const pid_t child = ::fork();
     if (child == 0) {
-        body();
-        ::_exit(0);
+        ::dup2(file, STDOUT_FILENO);
+        const int result = body();
+        std::fflush(stdout);
+        ::_exit(result);
     }
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
-    return status;
+    std::array<char, 4096> text{};
+    const ssize_t size = ::pread(file, text.data(), text.size(), 0);
+    ::close(file);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+            std::string(text.data(), static_cast<std::size_t>(size))};
 }
 
 } // namespace
@@ -134,12 +151,14 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
     const Row rows[] = {
         {Defect::edge_without_waiter_is_lost, "readable: while nobody waits", "timeout"},
         {Defect::reads_the_descriptor, "readable: before the call", "the byte is gone"},
-        {Defect::hang_up_is_ignored, "error: a hang-up", "timeout"},
-        {Defect::error_is_ignored, "error: without anything to read", "timeout"},
-        {Defect::never_waits, "spurious: does not spin with nothing to read", "spins"},
+        {Defect::hang_up_is_ignored, "hang-up: while it waits", "timeout"},
+        {Defect::error_is_ignored, "error: while it waits", "timeout"},
+        {Defect::never_waits, "idle: the wait does not end with nothing to read", "spins"},
+        {Defect::keeps_the_loop_busy,
+         "idle: a readable fd that nobody awaits does not keep the loop busy", "the loop spins"},
         {Defect::wakes_the_other_notifier, "two notifiers: each its own descriptor", "timeout"},
-        {Defect::resumes_twice, "readable: after the call", "resumed twice"},
-        {Defect::resumes_on_own_thread, "readable: after the call", "another thread"},
+        {Defect::resumes_twice, "readable: while it waits", "resumed twice"},
+        {Defect::resumes_on_own_thread, "readable: while it waits", "another thread"},
         {Defect::resumes_in_await_suspend, "readable: while nobody waits",
          "before await_suspend() had returned"},
         {Defect::wait_within_the_resume_is_forgotten,
@@ -157,15 +176,14 @@ TEST_CASE("Conformance: each defect is found by its case", "[conformance]") {
         {Defect::stop_resumes_at_once, "stop: from another thread while the loop sleeps",
          "another thread"},
         {Defect::stop_is_readable, "stop: before the call", "got {} each time"},
-        {Defect::stop_loses_the_edge,
-         "stop: and readable in one iteration; the next wait learns of it", "timeout"},
+        {Defect::stop_loses_the_edge, "stop: then readable, in one iteration", "timeout"},
         {Defect::stop_affects_later_waits, "stop: while it waits", "a wait that nothing ends gave"},
         {Defect::stop_of_an_earlier_wait_counts, "stop: the token of an earlier wait",
          "a wait that nothing ends gave"},
 
         {Defect::destroyed_is_resumed, "destroyed: while it waits", "after it was destroyed"},
         {Defect::destroyed_in_the_iteration_is_resumed,
-         "destroyed: by a coroutine that is resumed in the same iteration",
+         "destroyed: by a coroutine that is resumed in the same iteration, by readiness",
          "after it was destroyed"},
         {Defect::destroyed_loses_the_edge,
          "destroyed: when it is readable; the next wait learns of it", "timeout"},
@@ -207,8 +225,8 @@ TEST_CASE("Conformance: defects that the cases on a device find", "[conformance]
         {Defect::no_bound, "AsyncCq: a longest wait"},
     };
     const simulated::SimulatedVerbs sim;
-    const auto cases =
-        async_cq_cases<DefectiveHarness>(Context::open(), std::chrono::milliseconds(300));
+    const auto cases = async_cq_cases<DefectiveHarness>(
+        Context::open(), {.patience = std::chrono::milliseconds(300)});
     for (const auto& [defect, name] : rows) {
         DYNAMIC_SECTION(name << ": " << static_cast<int>(defect)) {
             CHECK_THAT(verdict(defect, name, cases), contains("timeout"));
@@ -217,18 +235,40 @@ TEST_CASE("Conformance: defects that the cases on a device find", "[conformance]
     }
 }
 
-TEST_CASE("Conformance: run_conformance() returns the number of failures", "[conformance]") {
+TEST_CASE("Conformance: run_conformance() prints results and returns the failures",
+          "[conformance]") {
     const std::vector<ConformanceCase> cases = {
         {"good", "", [] {}},
         {"bad", "", [] { throw ConformanceFailure("bad: it is"); }},
         {"worse", "", [] { throw std::runtime_error("another exception"); }},
+        {"crash", "", [] { ::_exit(42); }},
     };
-    CHECK(run_conformance(cases) == 2);
-    CHECK(run_conformance({}) == 0);
+    const Printed all = run_in_child([&] { return run_conformance(cases); });
+    // The case that ends the program is named by the last line.
+    CHECK(all.status == 42);
+    CHECK(all.output == "good ... ok\nbad ... FAILED\n    bad: it is\n"
+                        "worse ... FAILED\n    another exception\ncrash ... ");
+    const Printed three =
+        run_in_child([&] { return run_conformance({cases.begin(), cases.begin() + 3}); });
+    CHECK(three.status == 2);
+    CHECK_THAT(three.output, contains("3 cases, 2 failed\n"));
+}
+
+TEST_CASE("Conformance: the filter selects cases, the patience bounds a broken one",
+          "[conformance]") {
+    const ConformanceOptions options{.patience = std::chrono::milliseconds(1),
+                                     .filter = "stop: before"};
+    const auto cases = notifier_cases<DefectiveHarness>(options);
+    REQUIRE(cases.size() == 1);
+    CHECK(cases[0].name == "stop: before the call");
+    defect_to_find = Defect::stop_before_the_call_is_ignored;
+    CHECK_THROWS_WITH(cases[0].run(), contains("expected within 1 ms"));
+    CHECK(check_notifier<DefectiveHarness>(options) == 1);
+    CHECK(notifier_cases<DefectiveHarness>({.filter = "no such case"}).empty());
 }
 
 TEST_CASE("Conformance: names are unique, and each case has a clause", "[conformance]") {
-    std::set<std::string_view> names;
+    std::set<std::string> names;
     for (const ConformanceCase& each : notifier_cases<EpollHarness>()) {
         CHECK(names.insert(each.name).second);
         CHECK(!each.clause.empty());
@@ -236,18 +276,19 @@ TEST_CASE("Conformance: names are unique, and each case has a clause", "[conform
 }
 
 TEST_CASE("Conformance: a case that hangs aborts the program", "[conformance]") {
-    const int status = status_of_child([] {
+    const auto hang = [] {
         std::signal(SIGABRT, SIG_DFL); // not the test framework's handler
         ::rlimit no_core{};
         ::setrlimit(RLIMIT_CORE, &no_core);
-        detail::conformance::Watchdog dog("the case", std::chrono::milliseconds(50));
+        const detail::conformance::Watchdog dog("the case", std::chrono::milliseconds(50));
         for (;;) ::pause();
-    });
-    CHECK(WIFSIGNALED(status));
-    CHECK(WTERMSIG(status) == SIGABRT);
-
-    CHECK(status_of_child([] {
-              detail::conformance::Watchdog dog("the case", std::chrono::seconds(60));
-              dog.progress();
-          }) == 0);
+        return 0;
+    };
+    CHECK(run_in_child(hang).status == 128 + SIGABRT);
+    const auto end = [] {
+        detail::conformance::Watchdog dog("the case", std::chrono::seconds(60));
+        dog.progress();
+        return 0;
+    };
+    CHECK(run_in_child(end).status == 0);
 }

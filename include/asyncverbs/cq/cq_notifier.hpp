@@ -33,6 +33,7 @@ namespace asyncverbs {
 ///    coroutine is never resumed inside request_stop(), but later, by the loop.
 ///  - AsyncCq has at most one readable() outstanding. The resumed coroutine may wait again, or
 ///    destroy the notifier, at once.
+///  - While no readable() is outstanding, a readable fd does not keep the loop busy.
 ///  - The fd stays open until the notifier is destroyed. The notifier must not read or close it.
 ///  - A notifier may be moved while no readable() is outstanding.
 ///

@@ -10,9 +10,7 @@
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/testing/conformance_case.hpp>
 #include <asyncverbs/testing/detail/conformance_fixture.hpp>
-#include <asyncverbs/testing/detail/lifetime_cases.hpp>
-#include <asyncverbs/testing/detail/readiness_cases.hpp>
-#include <asyncverbs/testing/detail/stop_cases.hpp>
+#include <asyncverbs/testing/detail/notifier_cases.hpp>
 
 namespace asyncverbs {
 
@@ -57,26 +55,18 @@ concept NotifierHarness =
 ///         }
 ///     }
 ///
-/// They include the cases of TimedCqNotifier if the notifier is one. An event that does not happen
-/// within `patience` is a failure; nothing else depends on time.
+/// They include the cases of TimedCqNotifier if the notifier is one.
 template <NotifierHarness H>
-std::vector<ConformanceCase>
-notifier_cases(std::chrono::milliseconds patience = std::chrono::seconds(10)) {
-    namespace suite = detail::conformance;
-    suite::CaseList<H> cases(patience);
-    suite::add_readiness_cases(cases);
-    suite::add_stop_cases(cases);
-    suite::add_lifetime_cases(cases);
-    if constexpr (TimedCqNotifier<typename suite::Fixture<H>::Notifier>) {
-        suite::add_timed_cases(cases);
-    }
+std::vector<ConformanceCase> notifier_cases(const ConformanceOptions& options = {}) {
+    detail::conformance::CaseList<H> cases(options);
+    detail::conformance::add_notifier_cases(cases);
     return cases.take();
 }
 
-/// Runs all cases and prints the result of each. Returns how many failed, for main() to return.
+/// Runs these cases as run_conformance() does. Returns how many failed, for main() to return.
 template <NotifierHarness H>
-int check_notifier() {
-    return run_conformance(notifier_cases<H>());
+int check_notifier(const ConformanceOptions& options = {}) {
+    return run_conformance(notifier_cases<H>(options));
 }
 
 } // namespace asyncverbs
