@@ -20,7 +20,6 @@
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
-#include <asyncverbs/verbs/gid.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>

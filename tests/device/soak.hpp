@@ -3,7 +3,7 @@
 // cancelled waits at random moments, and checks every completion.
 #pragma once
 
-#include <asyncverbs/cq/cq_statistics.hpp>
+#include <asyncverbs/cq/async_cq_options.hpp>
 
 #include <cstddef>
 #include <cstdint>

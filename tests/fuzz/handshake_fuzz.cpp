@@ -6,7 +6,7 @@
 
 #include "fuzz/require.hpp"
 
-#include <asyncverbs/verbs/gid.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <arpa/inet.h>
 

@@ -145,7 +145,7 @@ mutation(wait-loop-is-not-started cq/detail/cq_state.hpp
     "return start_wait_loop();"
     "return std::noop_coroutine();")
 
-mutation(rest-of-a-batch-is-dropped cq/detail/unmatched_completions.hpp
+mutation(rest-of-a-batch-is-dropped cq/detail/cq_state.hpp
     "spare_.splice(spare_.begin(), unmatched_, item);"
     "spare_.splice(spare_.begin(), unmatched_);
             break;")
@@ -221,17 +221,17 @@ mutation(failure-does-not-last cq/detail/cq_state.hpp
 
 set(configurations /shared)
 
-mutation(event-to-the-wrong-queue cq/detail/shared_channel_state.hpp
+mutation(event-to-the-wrong-queue cq/shared_channel.hpp
     "ChannelSubscription& subscription = *found->second;"
     "const auto last = std::prev(subscriptions_.end());
         const auto other = found != last ? last : subscriptions_.begin();
         ChannelSubscription& subscription = *other->second;")
 
-mutation(unsubscribed-event-is-not-acked cq/detail/shared_channel_state.hpp
+mutation(unsubscribed-event-is-not-acked cq/shared_channel.hpp
     "ibv_ack_cq_events(source, 1);"
     "")
 
-mutation(one-event-per-wake cq/detail/shared_channel_state.hpp
+mutation(one-event-per-wake cq/shared_channel.hpp
     "        ready_.push_back(subscription);
     }
 }"
@@ -240,19 +240,19 @@ mutation(one-event-per-wake cq/detail/shared_channel_state.hpp
     }
 }")
 
-mutation(channel-is-not-waited-for cq/detail/shared_channel_state.hpp
+mutation(channel-is-not-waited-for cq/shared_channel.hpp
     "return start_wait_loop();"
     "return std::noop_coroutine();")
 
-mutation(stop-of-one-queue-is-ignored cq/detail/shared_channel_state.hpp
+mutation(stop-of-one-queue-is-ignored cq/shared_channel.hpp
     "return subscription.deadline_ <= now || subscription.stop_.stop_requested();"
     "return subscription.deadline_ <= now;")
 
-mutation(unsubscribe-without-ack cq/detail/shared_channel_state.hpp
+mutation(unsubscribe-without-ack cq/shared_channel.hpp
     "if (const unsigned unclaimed = take_events()) ibv_ack_cq_events(cq_.get(), unclaimed);"
     "")
 
-mutation(waits-despite-a-read-event cq/detail/shared_channel_state.hpp
+mutation(waits-despite-a-read-event cq/shared_channel.hpp
     "return events_ > 0 || stop."
     "return stop.")
 
@@ -292,7 +292,7 @@ mutation(spin-replaces-the-second-poll cq/cq_poller.hpp
             may_wait_ = true;
             return 0;")
 
-mutation(does-not-spin cq/detail/adaptive_spin.hpp
+mutation(does-not-spin cq/cq_poller.hpp
     "return limit_.count() > 0;"
     "return limit_.count() < 0;")
 

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/gid.hpp>
+#include <asyncverbs/verbs/device.hpp>
 
 #include <cerrno>
 #include <vector>
-
-#include <asyncverbs/verbs/device.hpp>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"

@@ -17,7 +17,6 @@
 
 #include <asyncverbs/cq/async_cq_options.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
-#include <asyncverbs/cq/cq_statistics.hpp>
 #include <asyncverbs/cq/detail/cq_registry.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
 #include <asyncverbs/cq/detail/wait_loop.hpp>

@@ -14,8 +14,7 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/cq/detail/cq_registry.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 

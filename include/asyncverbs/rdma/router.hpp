@@ -8,7 +8,6 @@
 
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
-#include <asyncverbs/cq/cq_statistics.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>

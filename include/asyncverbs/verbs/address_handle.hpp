@@ -5,8 +5,7 @@
 
 #include <memory>
 
-#include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 

@@ -17,8 +17,7 @@
 #include <utility>
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 

@@ -15,8 +15,7 @@
 #include <string>
 #include <utility>
 
-#include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 

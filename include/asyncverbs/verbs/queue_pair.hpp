@@ -10,9 +10,8 @@
 #include <system_error>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>

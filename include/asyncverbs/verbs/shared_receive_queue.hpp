@@ -10,8 +10,7 @@
 
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs {

@@ -24,9 +24,8 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/executor/detail/timers.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/detail/queue_pair_setup.hpp>
-#include <asyncverbs/verbs/detail/verb_call.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {

@@ -14,8 +14,8 @@
 #include <utility>
 
 #include <asyncverbs/coro/detail/coroutine.hpp>
+#include <asyncverbs/cq/async_cq_options.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
-#include <asyncverbs/cq/cq_statistics.hpp>
 
 namespace asyncverbs::detail {
 

@@ -12,9 +12,8 @@
 
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
-#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/device.hpp>
-#include <asyncverbs/verbs/gid.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>

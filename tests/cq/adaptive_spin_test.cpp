@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/cq/detail/adaptive_spin.hpp>
+#include <asyncverbs/cq/cq_poller.hpp>
 
 #include <chrono>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <asyncverbs/verbs/detail/handle.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 
 #include <memory>
 #include <string>

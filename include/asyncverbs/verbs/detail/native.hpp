@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// Native objects of libibverbs: the shared pointer to one that every owner holds, and calls of
+// verbs whose results are checked.
+#pragma once
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include <asyncverbs/verbs/error.hpp>
+
+namespace asyncverbs::detail {
+
+// --- ownership ---
+
+// Its deleter destroys the object and then releases the parents, so that owners may be destroyed
+// in any order.
+template <class Native>
+using Handle = std::shared_ptr<Native>;
+
+// The deleter of all native objects with at most two parents. One type for all of them, because
+// each type of deleter makes shared_ptr slower to compile.
+class ReleaseNative {
+public:
+    ReleaseNative(void (*destroy)(void* native), Handle<void> parent,
+                  Handle<void> other_parent) noexcept
+        : destroy_(destroy), parent_(std::move(parent)), other_parent_(std::move(other_parent)) {}
+
+    // Releases the parents right after the child: a weak_ptr may keep the deleter itself alive.
+    void operator()(void* native) noexcept {
+        destroy_(native);
+        parent_.reset();
+        other_parent_.reset();
+    }
+
+private:
+    void (*destroy_)(void*);
+    Handle<void> parent_;
+    Handle<void> other_parent_;
+};
+
+// Takes ownership of `native`, and destroys it if this function throws. `destroy` must not throw;
+// its result is ignored, because no caller is left to handle it. `parent` is released first.
+template <auto destroy, class Native>
+[[nodiscard]] Handle<Native> own(Native* native, Handle<void> parent = nullptr,
+                                 Handle<void> other_parent = nullptr) {
+    const auto release = [](void* object) { destroy(static_cast<Native*>(object)); };
+    Handle<void> owner(static_cast<void*>(native),
+                       ReleaseNative(release, std::move(parent), std::move(other_parent)));
+    return Handle<Native>(std::move(owner), native);
+}
+
+// Returns the handle of an owner. Throws invalid_argument if the owner was moved from, which would
+// be a null pointer in libibverbs otherwise.
+template <class Native>
+[[nodiscard]] const std::shared_ptr<Native>& checked(const std::shared_ptr<Native>& handle,
+                                                     const char* owner) {
+    if (!handle) {
+        throw_error(std::errc::invalid_argument,
+                    std::string("this ") + owner + " was moved from and owns nothing");
+    }
+    return handle; // NOLINT(bugprone-return-const-ref-from-parameter): a member of an owner
+}
+
+// --- calls; all of them set errno to 0 first, see verb_errno() ---
+
+// Returns the object that `function` creates. Throws std::system_error naming `verb` if it is null.
+template <class Function>
+[[nodiscard]] auto create(const char* verb, Function function) {
+    errno = 0;
+    auto* native = function();
+    if (native == nullptr) {
+        throw_verb_error(verb, verb_errno());
+    }
+    return native;
+}
+
+// Throws std::system_error naming `verb` unless `function` returns 0.
+template <class Function>
+void call(const char* verb, Function function) {
+    errno = 0;
+    if (const int result = function()) {
+        throw_verb_error(verb, verb_errno(result));
+    }
+}
+
+template <class Queue, class Request>
+using PostVerb = int (*)(Queue*, Request*, Request**);
+
+// Posts a chain of work requests. Throws std::system_error naming `name`.
+template <class Queue, class Request>
+void post(PostVerb<Queue, Request> verb, const char* name, Queue* queue, Request& requests) {
+    Request* bad = nullptr;
+    call(name, [&] { return verb(queue, &requests, &bad); });
+}
+
+// The form that does not throw: returns the first request that was not posted, nullptr on success.
+// `queue` may be null: EINVAL.
+template <class Queue, class Request>
+Request* post(PostVerb<Queue, Request> verb, Queue* queue, Request& requests,
+              std::error_code& error) noexcept {
+    error.clear();
+    Request* bad = nullptr;
+    errno = 0;
+    const int result = queue != nullptr ? verb(queue, &requests, &bad) : EINVAL;
+    if (result == 0) {
+        return nullptr;
+    }
+    error.assign(verb_errno(result), std::system_category());
+    return bad != nullptr ? bad : &requests;
+}
+
+// Sets O_NONBLOCK, so that reading an event that is not there does not block the event loop. Throws
+// std::system_error naming fcntl.
+inline void set_non_blocking(int fd) {
+    const int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) throw_verb_error("fcntl", errno);
+}
+
+} // namespace asyncverbs::detail
