@@ -82,6 +82,26 @@ TEST_CASE("sleep: the longest times do not overflow", "[epoll_sleep]") {
     for (const Wait& sleep : sleeps) CHECK(sleep.result == std::errc::operation_canceled);
 }
 
+TEMPLATE_TEST_CASE("sleep: a time that is not a number is invalid", "[epoll_sleep]", float, double,
+                   long double) {
+    EpollExecutor executor;
+    using Seconds = std::chrono::duration<TestType>;
+    const Seconds nan(std::numeric_limits<TestType>::quiet_NaN());
+    for (const Seconds time : {nan, -nan}) {
+        const auto sleep = [&] { return executor.sleep_for(time); };
+        std::error_code error;
+        try {
+            sleep();
+        } catch (const std::system_error& thrown) {
+            error = thrown.code();
+        }
+        CHECK(error == std::errc::invalid_argument);
+    }
+    const Wait past(executor.sleep_for(-Seconds(std::numeric_limits<TestType>::infinity())));
+    CHECK(executor.run_once());
+    CHECK(past.result == ok);
+}
+
 TEST_CASE("sleep: thousands end in the order of their times", "[epoll_sleep]") {
     EpollExecutor executor;
     const Clock::time_point start = Clock::now() + 300ms;

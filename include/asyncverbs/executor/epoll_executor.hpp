@@ -97,6 +97,8 @@ public:
     /// or less, in the next iteration. Gives a std::error_code: {}, or errc::operation_canceled
     /// when `stop` was requested first, from any thread. Allocates nothing. Sleeps that end in the
     /// same iteration do so in the order of their times, then of their calls.
+    ///
+    /// Throws std::system_error (errc::invalid_argument) if `duration` is not a number.
     template <class Rep, class Period>
     [[nodiscard]] detail::SleepOperation sleep_for(std::chrono::duration<Rep, Period> duration,
                                                    std::stop_token stop = {}) {

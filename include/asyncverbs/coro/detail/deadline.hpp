@@ -2,12 +2,13 @@
 #pragma once
 
 #include <chrono>
+#include <system_error>
 
 namespace asyncverbs::detail {
 
 // The point in time until which a coroutine waits. Two values are special: `never`, and
 // `next_iteration` for one non-blocking iteration of the loop. Conversions from a duration do not
-// overflow.
+// overflow; they throw std::system_error (errc::invalid_argument) if it is not a number.
 struct Deadline {
     using Clock = std::chrono::steady_clock;
 
@@ -22,6 +23,10 @@ struct Deadline {
     template <class Rep, class Period>
     static Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
         if (duration <= std::chrono::duration<Rep, Period>::zero()) return next_iteration;
+        if (duration != duration) {
+            throw std::system_error(std::make_error_code(std::errc::invalid_argument),
+                                    "asyncverbs: a duration that is not a number");
+        }
         // Compare in floating point: the longest durations do not fit into nanoseconds.
         using Seconds = std::chrono::duration<double>;
         constexpr Seconds longest = std::chrono::years(100);
