@@ -41,9 +41,30 @@ thread_local const char* failed_call = "";
 
 std::atomic<int> pinnings_left = 0; // until the failing one; 0: none fails
 
-void count_allocation() {
+constexpr long unlimited = -1;
+std::atomic<long> allocations_left = unlimited; // until all fail
+std::atomic<bool> out_of_memory = false;        // one has failed
+
+bool no_memory_left() noexcept {
+    if (shelters > 0) return false;
+    long left = allocations_left.load();
+    do {
+        if (left == unlimited) return false;
+        if (left == 0) {
+            out_of_memory = true;
+            return true;
+        }
+    } while (!allocations_left.compare_exchange_weak(left, left - 1));
+    return false;
+}
+
+bool allocation_fails() noexcept {
     ++count.allocations;
-    if (allocations.fails_now()) throw std::bad_alloc();
+    return allocations.fails_now() || no_memory_left();
+}
+
+void count_allocation() {
+    if (allocation_fails()) throw std::bad_alloc();
 }
 
 bool system_call_fails(const char* name) noexcept {
@@ -60,13 +81,19 @@ void interrupt_epoll_wait(int times) noexcept { interruptions = times; }
 
 void fail_allocation(std::size_t skip) noexcept { allocations = {skip + 1, false}; }
 
+void run_out_of_memory(std::size_t skip) noexcept {
+    out_of_memory = false;
+    allocations_left = static_cast<long>(skip);
+}
+
 void fail_system_call(std::size_t skip) noexcept {
     system_calls = {skip + 1, false};
     failed_call = "";
 }
 
 bool stop_failing() noexcept {
-    const bool failed = allocations.failed || system_calls.failed;
+    allocations_left = unlimited;
+    const bool failed = allocations.failed || system_calls.failed || out_of_memory.exchange(false);
     allocations = system_calls = {};
     return failed;
 }
@@ -80,7 +107,7 @@ FailureShelter::~FailureShelter() { --shelters; }
 
 } // namespace asyncverbs::support
 
-using asyncverbs::support::allocations;
+using asyncverbs::support::allocation_fails;
 using asyncverbs::support::count;
 using asyncverbs::support::count_allocation;
 using asyncverbs::support::interruptions;
@@ -103,8 +130,7 @@ int __real_pthread_mutex_lock(pthread_mutex_t* mutex) noexcept;
 int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
-    ++count.allocations;
-    return allocations.fails_now() ? nullptr : __real_aligned_alloc(alignment, size);
+    return allocation_fails() ? nullptr : __real_aligned_alloc(alignment, size);
 }
 
 int __wrap_epoll_create1(int flags) {
@@ -208,10 +234,5 @@ void* wrapped_new_aligned(std::size_t size, std::align_val_t alignment) {
 }
 
 void* wrapped_new_nothrow(std::size_t size, const std::nothrow_t& nothrow) {
-    try {
-        count_allocation();
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
-    return real_new_nothrow(size, nothrow);
+    return allocation_fails() ? nullptr : real_new_nothrow(size, nothrow);
 }

@@ -45,11 +45,14 @@ void interrupt_epoll_wait(int times) noexcept;
 // The allocation of this thread after the next `skip` ones throws std::bad_alloc.
 void fail_allocation(std::size_t skip) noexcept;
 
-// The same for the system calls that can fail (epoll_create1, eventfd, timerfd_create, fcntl,
-// epoll_ctl except EPOLL_CTL_DEL, epoll_wait): it returns -1 with EIO.
+// All allocations after the next `skip` ones throw, on all threads.
+void run_out_of_memory(std::size_t skip) noexcept;
+
+// As fail_allocation() for the system calls that can fail (epoll_create1, eventfd, timerfd_create,
+// fcntl, epoll_ctl except EPOLL_CTL_DEL, epoll_wait): it returns -1 with EIO.
 void fail_system_call(std::size_t skip) noexcept;
 
-// Cancels both. Returns whether one of them failed.
+// Cancels all of these. Returns whether a call failed.
 bool stop_failing() noexcept;
 
 // The nth pthread_setaffinity_np from now, on any thread, fails with EINVAL.

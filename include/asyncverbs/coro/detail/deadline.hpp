@@ -23,7 +23,7 @@ struct Deadline {
     template <class Rep, class Period>
     static Clock::time_point after(std::chrono::duration<Rep, Period> duration) {
         if (duration <= std::chrono::duration<Rep, Period>::zero()) return next_iteration;
-        if (duration != duration) {
+        if (!(duration > std::chrono::duration<Rep, Period>::zero())) {
             throw std::system_error(std::make_error_code(std::errc::invalid_argument),
                                     "asyncverbs: a duration that is not a number");
         }
