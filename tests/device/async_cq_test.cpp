@@ -57,20 +57,6 @@ struct BeforeWaiting {
 
 } // namespace
 
-TEST_CASE("device: send and receive") {
-    EpollExecutor executor;
-    Pair pair(executor);
-    pair.post_recv(7);
-    pair.post_send(7);
-    const auto [sent, received] = executor.run(when_all(next(*pair.send_cq), next(*pair.recv_cq)));
-    CHECK(sent.status == IBV_WC_SUCCESS);
-    CHECK(sent.opcode == IBV_WC_SEND);
-    CHECK(received.status == IBV_WC_SUCCESS);
-    CHECK(received.opcode == IBV_WC_RECV);
-    CHECK(received.byte_len == 8);
-    CHECK(pair.received(7) == 7);
-}
-
 TEST_CASE("device: a queue pair in the error state flushes its receives to the waiter") {
     EpollExecutor executor;
     Pair pair(executor);

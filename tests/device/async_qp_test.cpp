@@ -25,17 +25,18 @@ namespace {
 constexpr int all_access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
                            IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
 
-void connect(AsyncQp& a, AsyncQp& b) {
+void connect(AsyncQp& a, AsyncQp& b, int access_to_b = all_access) {
     a.queue_pair().init({.gid_index = gid_index(), .access = all_access});
-    b.queue_pair().init({.gid_index = gid_index(), .access = all_access});
+    b.queue_pair().init({.gid_index = gid_index(), .access = access_to_b});
     a.queue_pair().connect(b.queue_pair().local_address());
     b.queue_pair().connect(a.queue_pair().local_address());
 }
 
 struct Ends {
-    explicit Ends(const QueuePairOptions& options = {.max_inline_data = 64})
+    explicit Ends(const QueuePairOptions& options = {.max_inline_data = 64},
+                  int access_to_b = all_access)
         : a(router, domain, options), b(router, domain, options) {
-        if (options.type == IBV_QPT_RC) connect(a, b);
+        if (options.type == IBV_QPT_RC) connect(a, b, access_to_b);
     }
 
     Slice slice(std::size_t at, std::size_t length) const { return region.slice(at, length); }
@@ -174,6 +175,17 @@ TEST_CASE("AsyncQp on a device: the cause of a flush", "[rdma]") {
         CHECK(flushed.status() == IBV_WC_WR_FLUSH_ERR);
         CHECK(flushed.cause() == IBV_WC_REM_ACCESS_ERR);
         co_await e.a.drain();
+    };
+    run_bounded(ends.loop, play(ends));
+}
+
+TEST_CASE("AsyncQp on a device: the access flags of init() restrict the peer", "[rdma]") {
+    Ends ends({}, IBV_ACCESS_LOCAL_WRITE);
+    const auto play = [](Ends& e) -> Task<> {
+        std::error_code error;
+        Operation write = e.a.write(e.slice(0, 8), e.remote(1024, 8));
+        co_await write.wait(error);
+        CHECK(error == make_wc_error(IBV_WC_REM_ACCESS_ERR));
     };
     run_bounded(ends.loop, play(ends));
 }

@@ -147,7 +147,6 @@ void SimulatedVerbs::set_port_state(std::string_view name, std::uint8_t port,
             simulation_->queue_async_event(context, event);
         }
     }
-    simulation_->progress_all();
 }
 
 void SimulatedVerbs::set_gids(std::string_view name, std::uint8_t port,

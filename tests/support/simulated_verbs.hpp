@@ -132,8 +132,7 @@ public:
     void add_device(const DeviceOptions& options);
     // Unplugs the device: new device lists do not contain it, open contexts are disassociated.
     void remove_device(std::string_view name);
-    // Open contexts get IBV_EVENT_PORT_ACTIVE or IBV_EVENT_PORT_ERR. No message passes a port that
-    // is not active; posted requests wait, see time_out().
+    // Open contexts get IBV_EVENT_PORT_ACTIVE or IBV_EVENT_PORT_ERR. Messages pass nevertheless.
     void set_port_state(std::string_view name, std::uint8_t port, ibv_port_state state);
     void set_gids(std::string_view name, std::uint8_t port, const std::vector<GidEntry>& gids);
 

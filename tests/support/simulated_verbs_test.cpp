@@ -102,24 +102,6 @@ struct Fixture {
 
 // --- poll and arm ---
 
-TEST_CASE("simulated poll returns completions in order, up to the requested number",
-          "[simulated]") {
-    Fixture f;
-    CHECK(f.poll().empty());
-    for (std::uint64_t id = 1; id <= 5; ++id) {
-        f.sim.complete(f.cq, id);
-    }
-    CHECK(f.poll(2) == Ids{1, 2});
-    CHECK(f.poll(0).empty());
-    CHECK(f.poll() == Ids{3, 4, 5});
-    const CqCounters counters = f.sim.counters(f.cq);
-    CHECK(counters.polls == 4);
-    CHECK(counters.empty_polls == 2);
-    CHECK(counters.completions_polled == 5);
-    ibv_wc wc;
-    CHECK(ibv_poll_cq(f.cq, -1, &wc) < 0);
-}
-
 TEST_CASE("simulated error completions contain garbage in invalid fields", "[simulated]") {
     Fixture f;
     f.sim.complete(f.cq, 9, IBV_WC_WR_FLUSH_ERR, 17);
@@ -210,88 +192,7 @@ TEST_CASE("simulated arm for solicited completions", "[simulated]") {
     }
 }
 
-TEST_CASE("simulated overrun: a lost completion, an event, and no further events", "[simulated]") {
-    const ProviderModel provider = GENERATE(rxe, mlx5);
-    Fixture f(provider);
-    CHECK(f.arm() == 0);
-    for (std::uint64_t id = 1; id <= 9; ++id) {
-        f.sim.complete(f.cq, id);
-    }
-    CHECK(f.sim.counters(f.cq).completions_lost == 1);
-    ibv_async_event event = f.async_event();
-    CHECK(event.event_type == IBV_EVENT_CQ_ERR);
-    CHECK(event.element.cq == f.cq);
-    ibv_ack_async_event(&event);
-    CHECK(f.get_and_ack() == 0);
-    CHECK(f.arm() == 0);
-    CHECK(f.get_event() == EAGAIN);
-    CHECK(f.poll() == Ids{1, 2, 3, 4, 5, 6, 7, 8});
-    f.sim.complete(f.cq, 10);
-    CHECK(f.get_event() == EAGAIN);
-    CHECK(f.poll().empty());
-}
-
 // --- events and descriptors ---
-
-TEST_CASE("simulated events: spurious, dropped, duplicate", "[simulated]") {
-    Fixture f;
-    SECTION("a burst larger than a socket holds, each read once") {
-        f.sim.push_events(f.cq, 1000);
-        int count = 0;
-        while (f.get_event() == 0) {
-            ++count;
-        }
-        CHECK(count == 1000);
-        ibv_ack_cq_events(f.cq, 1000);
-        CHECK(f.poll().empty());
-    }
-    SECTION("a dropped event") {
-        f.sim.drop_events(f.cq);
-        CHECK(f.arm() == 0);
-        f.sim.complete(f.cq, 1);
-        CHECK_FALSE(f.sim.armed(f.cq));
-        CHECK(f.get_event() == EAGAIN);
-        CHECK(f.sim.counters(f.cq).events_dropped == 1);
-        CHECK(f.arm() == 0);
-        f.sim.complete(f.cq, 2);
-        CHECK(f.get_and_ack() == 0);
-    }
-    SECTION("a duplicate event") {
-        f.sim.duplicate_events(f.cq);
-        CHECK(f.arm() == 0);
-        f.sim.complete(f.cq, 1);
-        CHECK(f.get_and_ack() == 0);
-        CHECK(f.get_and_ack() == 0);
-        CHECK(f.get_event() == EAGAIN);
-    }
-    SECTION("readable without an event") {
-        Epoll epoll(f.channel->fd);
-        f.sim.push_false_readiness(f.channel);
-        CHECK(epoll.events() == EPOLLIN);
-        CHECK(f.get_event() == EAGAIN);
-        CHECK(epoll.events() == 0);
-    }
-}
-
-TEST_CASE("simulated channels work with level- and edge-triggered epoll", "[simulated]") {
-    Fixture f;
-    Epoll level(f.channel->fd);
-    Epoll edge(f.channel->fd, EPOLLET);
-    CHECK(level.events() == 0);
-    CHECK(edge.events() == 0);
-    f.sim.push_events(f.cq);
-    CHECK(level.events() == EPOLLIN);
-    CHECK(level.events() == EPOLLIN);
-    CHECK(edge.events() == EPOLLIN);
-    CHECK(edge.events() == 0);
-    f.sim.push_events(f.cq);
-    CHECK(edge.events() == EPOLLIN);
-    CHECK(f.get_and_ack() == 0);
-    CHECK(edge.events() == 0);
-    CHECK(level.events() == EPOLLIN);
-    CHECK(f.get_and_ack() == 0);
-    CHECK(level.events() == 0);
-}
 
 TEST_CASE("simulated channels block in blocking mode", "[simulated]") {
     Fixture f;
@@ -338,67 +239,6 @@ TEST_CASE("simulated disassociation: a fatal event, then an error without data",
     CHECK(f.poll().empty());
 }
 
-TEST_CASE("simulated disassociation wakes a blocked reader with EIO", "[simulated]") {
-    Fixture f;
-    ::fcntl(f.channel->fd, F_SETFL, 0);
-    std::thread unplug([&] { f.sim.disassociate(f.context.native_handle()); });
-    CHECK(f.get_event() == EIO);
-    unplug.join();
-    Epoll channel(f.channel->fd);
-    CHECK(channel.events() == EPOLLERR);
-}
-
-TEST_CASE("simulated completion queues of several threads, while others are created",
-          "[simulated]") {
-    constexpr std::size_t threads = 4;
-    constexpr std::uint64_t count = 2000;
-    Fixture f;
-    std::vector<ibv_cq*> cqs; // the first two are on one channel
-    for (std::size_t i = 0; i < threads; ++i) {
-        ibv_comp_channel* channel = i < 2 ? f.channel : nullptr;
-        cqs.push_back(ibv_create_cq(f.context.native_handle(), 8, nullptr, channel, 0));
-    }
-    std::atomic<std::size_t> ended = 0;
-    std::atomic<int> out_of_order = 0;
-    std::vector<std::thread> pollers;
-    for (ibv_cq* cq : cqs) {
-        pollers.emplace_back([&, cq] {
-            for (std::uint64_t id = 1; id <= count; ++id) {
-                ibv_req_notify_cq(cq, 0);
-                f.sim.complete(cq, id);
-                ibv_wc wc{};
-                while (ibv_poll_cq(cq, 1, &wc) == 0) {
-                    std::this_thread::yield();
-                }
-                out_of_order += wc.wr_id != id;
-            }
-            ++ended;
-        });
-    }
-    std::uint64_t events = 0;
-    while (ended < threads || f.events() > 0) {
-        ibv_cq* source = nullptr;
-        void* cq_context = nullptr;
-        if (ibv_get_cq_event(f.channel, &source, &cq_context) == 0) {
-            ibv_ack_cq_events(source, 1);
-            ++events;
-        }
-        ibv_cq* const other = ibv_create_cq(f.context.native_handle(), 1, nullptr, nullptr, 0);
-        CHECK(ibv_destroy_cq(other) == 0);
-    }
-    for (std::thread& poller : pollers) {
-        poller.join();
-    }
-    CHECK(out_of_order == 0);
-    CHECK(events == 2 * count); // one per arm and completion
-    CHECK(f.sim.calls("ibv_req_notify_cq") == threads * count);
-    CHECK(f.sim.counters().completions_polled == threads * count);
-    CHECK(f.sim.counters().events_acked == events);
-    for (ibv_cq* cq : cqs) {
-        CHECK(ibv_destroy_cq(cq) == 0);
-    }
-}
-
 // --- failures and hooks ---
 
 TEST_CASE("simulated failures: the nth call, in any sign", "[simulated]") {
@@ -428,31 +268,6 @@ TEST_CASE("simulated failures: the nth call, in any sign", "[simulated]") {
     CHECK(ibv_poll_cq(f.cq, 1, &wc) == -EIO);
     CHECK(errno == ENOANO);
     CHECK_THROWS_AS(f.sim.fail("ibv_pol_cq"), std::invalid_argument);
-}
-
-TEST_CASE("simulated hooks run before and after every verb, and may act", "[simulated]") {
-    Fixture f;
-    std::vector<std::string> seen;
-    f.sim.on_call([&](const Call& call) {
-        const bool before = call.moment == Call::Moment::before;
-        seen.push_back((before ? "before " : "after ") + std::string(call.verb));
-        if (before && call.verb == "ibv_poll_cq") {
-            CHECK(call.object == f.cq);
-            f.sim.complete(f.cq, 42);
-        }
-    });
-    CHECK(f.poll() == Ids{42});
-    f.sim.fail("ibv_req_notify_cq", {.error = EIO, .sign = ErrnoSign::negative});
-    int error = 0;
-    f.sim.on_call([&](const Call& call) { error = call.error; });
-    CHECK(f.arm() == -EIO);
-    CHECK(error == EIO);
-    f.sim.on_call([](const Call&) { throw std::runtime_error("no"); });
-    CHECK(f.arm() == 0);
-    f.sim.on_call(nullptr);
-    CHECK_THAT(f.problems(), contains("ibv_req_notify_cq: the hook threw no"));
-    CHECK(f.poll().empty());
-    CHECK(seen == std::vector<std::string>{"before ibv_poll_cq", "after ibv_poll_cq"});
 }
 
 // --- the audit ---

@@ -201,15 +201,10 @@ bool needs_receive(ibv_wr_opcode opcode) {
            opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
 }
 
-bool port_active(QueuePair& qp) {
-    const PortOptions* port = find_port(qp.owner(), qp.attr.port_num);
-    return port != nullptr && port->attr.state == IBV_PORT_ACTIVE && !qp.owner().disassociated;
-}
-
-// Not ready to receive yet, or behind a port that is down: the sender keeps retrying.
+// Not ready to receive yet, or of a removed device: the sender keeps retrying.
 bool may_answer_later(QueuePair& peer) {
     return peer.attr.qp_state == IBV_QPS_RESET || peer.attr.qp_state == IBV_QPS_INIT ||
-           !port_active(peer);
+           peer.owner().disassociated;
 }
 
 bool never_answers(const QueuePair& peer, const QueuePair& qp) {
@@ -352,8 +347,9 @@ bool move_reliable(Simulation& simulation, QueuePair& qp) {
 
 bool waits_for_receive(const Simulation& simulation, QueuePair& qp) {
     QueuePair* peer = simulation.find_qp(qp.attr.dest_qp_num);
-    return !simulation.held && port_active(qp) && peer != nullptr && !may_answer_later(*peer) &&
-           peer->receive_queue().empty() && needs_receive(qp.sends.front().wr.opcode);
+    return !simulation.held && !qp.owner().disassociated && peer != nullptr &&
+           !may_answer_later(*peer) && peer->receive_queue().empty() &&
+           needs_receive(qp.sends.front().wr.opcode);
 }
 
 // --- datagrams ---
@@ -374,7 +370,7 @@ Bytes route_header(Simulation& simulation, QueuePair& qp, const SendRequest& req
 void deliver_datagram(Simulation& simulation, QueuePair& qp, const SendRequest& request,
                       const Bytes& data) {
     QueuePair* target = simulation.find_qp(request.wr.wr.ud.remote_qpn);
-    if (target == nullptr || target->qp_type != IBV_QPT_UD || !port_active(*target) ||
+    if (target == nullptr || target->qp_type != IBV_QPT_UD || target->owner().disassociated ||
         (target->attr.qp_state != IBV_QPS_RTR && target->attr.qp_state != IBV_QPS_RTS) ||
         target->attr.qkey != request.wr.wr.ud.remote_qkey || target->receive_queue().empty() ||
         total_length(target->receive_queue().front().sges) < grh_size + data.size()) {
@@ -437,7 +433,7 @@ void Simulation::to_error(QueuePair& qp) {
 }
 
 bool Simulation::step(QueuePair& qp) {
-    if (held || qp.sends.empty() || qp.attr.qp_state != IBV_QPS_RTS || !port_active(qp)) {
+    if (held || qp.sends.empty() || qp.attr.qp_state != IBV_QPS_RTS || qp.owner().disassociated) {
         return false;
     }
     if (qp.qp_type == IBV_QPT_UD) {
