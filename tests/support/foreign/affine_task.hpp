@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A coroutine type as other libraries have them, independent of this library. It has a scheduler
-// and continues only there, no matter where its awaitable resumes it.
+// A foreign coroutine type that has a scheduler and continues only there, no matter where its
+// awaitable resumes it.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <optional>
 #include <utility>
 
-#include "support/foreign/get_awaiter.hpp"
+#include "support/foreign/promise.hpp"
 
 namespace foreign {
 
@@ -101,79 +101,48 @@ private:
 template <class T>
 class AffineTask {
 public:
-    class promise_type {
+    class promise_type : public Promise<T> {
     public:
         template <class... Arguments>
         explicit promise_type(RunQueue& queue, Arguments&&...) noexcept : queue_(queue) {}
+        promise_type(const promise_type&) = delete;
+        promise_type& operator=(const promise_type&) = delete;
+        ~promise_type() { queue_.remove(handle()); }
 
         AffineTask get_return_object() noexcept { return AffineTask(*this); }
         std::suspend_always initial_suspend() const noexcept { return {}; }
-        auto final_suspend() const noexcept {
-            struct Continue {
-                bool await_ready() const noexcept { return false; }
-                std::coroutine_handle<>
-                await_suspend(std::coroutine_handle<promise_type> self) const noexcept {
-                    const std::coroutine_handle<> next = self.promise().continuation_;
-                    return next ? next : std::noop_coroutine();
-                }
-                void await_resume() const noexcept {}
-            };
-            return Continue();
-        }
-        void return_value(T value) { value_.emplace(std::move(value)); }
-        void unhandled_exception() noexcept { error_ = std::current_exception(); }
-
         template <class Awaitable>
         Affine<Awaitable> await_transform(Awaitable&& awaitable) {
             return {std::forward<Awaitable>(awaitable), queue_};
         }
+        void schedule() { queue_.post(handle()); }
 
     private:
-        friend AffineTask;
+        std::coroutine_handle<> handle() noexcept {
+            return std::coroutine_handle<promise_type>::from_promise(*this);
+        }
         RunQueue& queue_;
-        std::optional<T> value_;
-        std::exception_ptr error_;
-        std::coroutine_handle<> continuation_;
     };
 
-    AffineTask(AffineTask&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-    AffineTask& operator=(AffineTask&& other) noexcept {
-        std::swap(handle_, other.handle_);
-        return *this;
-    }
-    ~AffineTask() {
-        if (!handle_) return;
-        handle_.promise().queue_.remove(handle_);
-        handle_.destroy();
-    }
+    void start() const { handle_.promise().schedule(); }
+    bool done() const noexcept { return handle_.get().done(); }
+    T get() { return handle_.promise().result(); }
 
-    void start() const { handle_.promise().queue_.post(handle_); }
-    bool done() const noexcept { return handle_.done(); }
-    T get() {
-        promise_type& promise = handle_.promise();
-        if (promise.error_) std::rethrow_exception(promise.error_);
-        return std::move(*promise.value_);
-    }
-
-    auto operator co_await() && noexcept {
-        struct Awaiter {
-            explicit Awaiter(AffineTask& t) noexcept : task(t) {}
-            bool await_ready() const noexcept { return false; }
-            void await_suspend(std::coroutine_handle<> next) const {
-                task.handle_.promise().continuation_ = next;
-                task.start();
-            }
-            T await_resume() const { return task.get(); }
-            AffineTask& task;
-        };
-        return Awaiter(*this);
-    }
+    auto operator co_await() && noexcept { return Awaiter{handle_.promise()}; }
 
 private:
-    explicit AffineTask(promise_type& promise) noexcept
-        : handle_(std::coroutine_handle<promise_type>::from_promise(promise)) {}
+    struct Awaiter {
+        bool await_ready() const noexcept { return false; }
+        void await_suspend(std::coroutine_handle<> next) const {
+            promise.continue_with(next);
+            promise.schedule();
+        }
+        T await_resume() const { return promise.result(); }
+        promise_type& promise;
+    };
 
-    std::coroutine_handle<promise_type> handle_;
+    explicit AffineTask(promise_type& promise) noexcept : handle_(promise) {}
+    UniqueHandle<promise_type> handle_;
 };
 
 } // namespace foreign

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
-// A coroutine type as other libraries have them, independent of this library. It is lazy. Its
-// await_transform wraps every awaitable, to track when the task waits: it takes ownership by a move
-// and passes handles of the task's promise type.
+// A foreign coroutine type that is lazy. Its await_transform wraps every awaitable, to track when
+// the task waits: it takes ownership by a move and passes handles of the task's promise type.
 #pragma once
 
 #include <coroutine>
-#include <exception>
-#include <optional>
 #include <utility>
 
-#include "support/foreign/get_awaiter.hpp"
+#include "support/foreign/promise.hpp"
 
 namespace foreign {
 
@@ -47,26 +44,14 @@ private:
 template <class T>
 class TrackedTask {
 public:
-    class promise_type {
+    class promise_type : public Promise<T> {
     public:
         TrackedTask get_return_object() noexcept { return TrackedTask(*this); }
         std::suspend_always initial_suspend() const noexcept { return {}; }
-        auto final_suspend() const noexcept {
-            struct Continue {
-                bool await_ready() const noexcept { return false; }
-                std::coroutine_handle<>
-                await_suspend(std::coroutine_handle<promise_type> self) const noexcept {
-                    self.promise().state_ = TaskState::done;
-                    const std::coroutine_handle<> next = self.promise().continuation_;
-                    return next ? next : std::noop_coroutine();
-                }
-                void await_resume() const noexcept {}
-            };
-            return Continue();
+        auto final_suspend() noexcept {
+            state_ = TaskState::done;
+            return Promise<T>::final_suspend();
         }
-        void return_value(T value) { value_.emplace(std::move(value)); }
-        void unhandled_exception() noexcept { error_ = std::current_exception(); }
-
         template <class Awaitable>
         Tracked<Awaitable> await_transform(Awaitable&& awaitable) {
             return {std::forward<Awaitable>(awaitable), state_};
@@ -75,53 +60,32 @@ public:
     private:
         friend TrackedTask;
         TaskState state_ = TaskState::created;
-        std::optional<T> value_;
-        std::exception_ptr error_;
-        std::coroutine_handle<> continuation_;
     };
-
-    TrackedTask(TrackedTask&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-    TrackedTask& operator=(TrackedTask&& other) noexcept {
-        std::swap(handle_, other.handle_);
-        return *this;
-    }
-    ~TrackedTask() {
-        if (handle_) handle_.destroy();
-    }
 
     void start() const {
         handle_.promise().state_ = TaskState::running;
-        handle_.resume();
+        handle_.get().resume();
     }
     bool done() const noexcept { return state() == TaskState::done; }
     TaskState state() const noexcept { return handle_.promise().state_; }
-    T get() {
-        promise_type& promise = handle_.promise();
-        if (promise.error_) std::rethrow_exception(promise.error_);
-        return std::move(*promise.value_);
-    }
+    T get() { return handle_.promise().result(); }
 
-    auto operator co_await() && noexcept {
-        struct Awaiter {
-            explicit Awaiter(TrackedTask& t) noexcept : task(t) {}
-            bool await_ready() const noexcept { return false; }
-            std::coroutine_handle<> await_suspend(std::coroutine_handle<> next) const noexcept {
-                promise_type& promise = task.handle_.promise();
-                promise.continuation_ = next;
-                promise.state_ = TaskState::running;
-                return task.handle_;
-            }
-            T await_resume() const { return task.get(); }
-            TrackedTask& task;
-        };
-        return Awaiter(*this);
-    }
+    auto operator co_await() && noexcept { return Awaiter{handle_.get()}; }
 
 private:
-    explicit TrackedTask(promise_type& promise) noexcept
-        : handle_(std::coroutine_handle<promise_type>::from_promise(promise)) {}
+    struct Awaiter {
+        bool await_ready() const noexcept { return false; }
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<> next) const noexcept {
+            handle.promise().continue_with(next);
+            handle.promise().state_ = TaskState::running;
+            return handle;
+        }
+        T await_resume() const { return handle.promise().result(); }
+        std::coroutine_handle<promise_type> handle;
+    };
 
-    std::coroutine_handle<promise_type> handle_;
+    explicit TrackedTask(promise_type& promise) noexcept : handle_(promise) {}
+    UniqueHandle<promise_type> handle_;
 };
 
 } // namespace foreign
