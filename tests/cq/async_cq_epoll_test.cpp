@@ -2,7 +2,6 @@
 // AsyncCq on simulated verbs under real epoll: on EpollExecutor, and edge-triggered.
 #include <asyncverbs/cq/async_cq.hpp>
 
-#include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
@@ -13,11 +12,9 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <memory>
 #include <random>
 #include <stop_token>
 #include <system_error>
-#include <thread>
 #include <vector>
 
 #include "cq/fixture.hpp"
@@ -59,16 +56,6 @@ struct Fixture {
 };
 
 } // namespace
-
-TEST_CASE("AsyncCq on EpollExecutor: waits for a completion from another thread") {
-    Fixture f(16);
-    std::thread device([&] {
-        while (!f.sim.armed(f.native)) std::this_thread::yield();
-        f.sim.complete(f.native, 42);
-    });
-    CHECK(f.executor.run(next_wr_id(f.cq)) == 42);
-    device.join();
-}
 
 TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no allocation") {
     Fixture f(1024);
@@ -147,43 +134,6 @@ TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)",
     for (std::size_t i = 0; i < count; ++i) REQUIRE(got[i] == i);
 }
 
-TEST_CASE("AsyncCq on EpollExecutor: a busy CQ starves neither a timer nor a neighbour (I9)",
-          "[field-47][I9]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    EpollExecutor executor;
-    AsyncCq busy = AsyncCq::create(context, 1024, executor);
-    AsyncCq quiet = AsyncCq::create(context, 16, executor);
-    struct Local {
-        static Task<> keep_busy(SimulatedVerbs& sim, AsyncCq& cq, const int& others) {
-            std::array<ibv_wc, 1> wcs{};
-            while (others > 0) { // without end, if they starve
-                sim.complete(cq.native_handle(), 1);
-                co_await cq.poll(wcs);
-            }
-        }
-        static Task<> other(AsyncCq& cq, int& others) {
-            co_await next_wr_id(cq);
-            --others;
-        }
-        static Task<> timer(EpollExecutor& loop, int& others) {
-            co_await loop.sleep_for(1ms);
-            --others;
-        }
-        static Task<> run(SimulatedVerbs& sim, EpollExecutor& loop, AsyncCq& busy_cq,
-                          AsyncCq& quiet_cq) {
-            int others = 2;
-            Scope scope;
-            scope.spawn(other(quiet_cq, others));
-            scope.spawn(timer(loop, others));
-            sim.complete(quiet_cq.native_handle(), 1);
-            scope.spawn(keep_busy(sim, busy_cq, others));
-            co_await scope.join();
-        }
-    };
-    executor.run(Local::run(sim, executor, busy, quiet));
-}
-
 TEST_CASE("AsyncCq on EpollExecutor: max_wait finds a completion whose event was dropped", "[I3]") {
     Fixture f(16, {.max_wait = 2ms});
     f.sim.drop_events(f.native);
@@ -216,17 +166,4 @@ TEST_CASE(
     const Counters before = counters();
     CHECK_FALSE(f.executor.run_once());
     CHECK((counters() - before).system_calls() == 1);
-}
-
-TEST_CASE("AsyncCq: the executor may be destroyed while coroutines wait, and before the CQ",
-          "[field-43][I8]") {
-    SimulatedVerbs sim;
-    const Context context = Context::open();
-    auto executor = std::make_unique<EpollExecutor>();
-    AsyncCq cq = AsyncCq::create(context, 16, *executor);
-    WrIds got;
-    const Coroutine consumer = poll_once(cq, got);
-    sim.complete(cq.native_handle(), 1);
-    executor.reset();
-    CHECK_FALSE(consumer.done());
 }

@@ -428,25 +428,6 @@ TEST_CASE("AsyncCq: the throwing form throws operation_canceled") {
     }
 }
 
-TEST_CASE("AsyncCq: a completion and a stop at once: the completion is delivered or kept (I7)",
-          "[field-37][I7]") {
-    const bool stop_first = GENERATE(true, false);
-    Fixture f;
-    std::stop_source stop;
-    WrIds got;
-    WrIds next_got;
-    const Coroutine cancelled = poll_once<1>(*f.cq, got, stop.get_token());
-    const Coroutine next = poll_once<1>(*f.cq, next_got);
-    if (stop_first) stop.request_stop();
-    f.complete({1});
-    if (!stop_first) stop.request_stop();
-    f.notifier.notify();
-    f.run_until_idle();
-    CHECK(cancelled.done());
-    CHECK(got.size() + next_got.size() == 1);
-    CHECK(next.done() == (next_got.size() == 1));
-}
-
 TEST_CASE("AsyncCq: a stop between the last poll and the wait ends it before it waits (I7)",
           "[field-38][I7]") {
     Fixture f;
@@ -472,47 +453,7 @@ TEST_CASE("AsyncCq: a stop between the last poll and the wait ends it before it 
     CHECK(f.cq->statistics().arms == 1);
 }
 
-TEST_CASE("AsyncCq: a stop after its waiter was destroyed has no effect") {
-    Fixture f;
-    std::stop_source stop;
-    WrIds got;
-    Coroutine destroyed = poll_once(*f.cq, got, stop.get_token());
-    destroyed.destroy();
-    stop.request_stop();
-    const Coroutine consumer = poll_once(*f.cq, got);
-    f.complete_and_wake({1});
-    f.run_until_idle();
-    CHECK(got == WrIds{1});
-}
-
 // --- lifetimes ---
-
-TEST_CASE("AsyncCq: the only waiter is destroyed, its event comes later", "[field-41][I8]") {
-    Fixture f;
-    WrIds got;
-    Coroutine destroyed = poll_once(*f.cq, got);
-    destroyed.destroy();
-    f.complete_and_wake({1});
-    CHECK(f.cq->statistics().events == 1);
-    const Coroutine next = poll_once(*f.cq, got);
-    CHECK(next.done());
-    CHECK(got == WrIds{1});
-}
-
-TEST_CASE("AsyncCq: destroyed while coroutines wait: they are not resumed, but may be destroyed",
-          "[I8]") {
-    Fixture f;
-    std::stop_source stop;
-    WrIds got;
-    std::optional<Coroutine> parked = poll_once(*f.cq, got, stop.get_token());
-    const Coroutine selective = poll_wr_id(*f.cq, 1, got, stop.get_token());
-    f.cq.reset();
-    CHECK_FALSE(f.notifier.waiting());
-    CHECK(f.sim.calls("ibv_destroy_cq") == 1);
-    stop.request_stop();
-    CHECK_FALSE(parked->done());
-    parked.reset();
-}
 
 namespace {
 

@@ -50,18 +50,6 @@ struct Fixture {
 
 } // namespace
 
-TEST_CASE("CqPoller: a completion that has arrived is polled without an arm") {
-    Fixture f;
-    f.complete(1);
-    f.complete(2);
-    REQUIRE(f.poll_or_arm() == 2);
-    CHECK(f.wcs[0].wr_id == 1);
-    CHECK(f.wcs[1].wr_id == 2);
-    CHECK(f.poller.statistics().polls == 1);
-    CHECK(f.poller.statistics().arms == 0);
-    CHECK_FALSE(f.poller.may_wait());
-}
-
 TEST_CASE("CqPoller: a completion between the poll and the arm is found by the second poll (I1)",
           "[field-1][I1]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
@@ -275,13 +263,6 @@ TEST_CASE("CqPoller: after busy polling the CQ is armed and polled once more (I1
     CHECK(f.poll_or_arm() == 0); // armed already
     CHECK(f.poller.statistics().busy_polls == before);
     CHECK(f.poller.statistics().arms == 1);
-}
-
-TEST_CASE("CqPoller: busy polling is off by default") {
-    Fixture f;
-    CHECK(f.poll_or_arm() == 0);
-    CHECK(f.poller.statistics().polls == 2);
-    CHECK(f.poller.statistics().busy_polls == 0);
 }
 
 TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {

@@ -281,19 +281,6 @@ TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]
     CHECK(!f.outcome.stopped);
 }
 
-TEST_CASE("Senders: a sender is moved many times before it is connected", "[senders]") {
-    Fixture f;
-    std::vector<PollOperation> senders;
-    for (int i = 0; i < 10; ++i) senders.push_back(f.cq->poll(f.wcs)); // moves them around
-    PollOperation sender = std::move(senders.back());
-    OperationState operation = connect(std::move(sender), Receiver<Polled>(f.outcome));
-    senders.clear();
-    operation.start();
-    f.complete_and_wake({3});
-    REQUIRE(f.outcome.value);
-    CHECK(f.outcome.value->front().wr_id == 3);
-}
-
 TEST_CASE("Senders: a sender that is not started has no effect", "[senders]") {
     Fixture f;
     Outcome<Polled> never;

@@ -10,13 +10,11 @@
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
-#include <algorithm>
 #include <array>
 #include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
-#include <random>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -95,20 +93,6 @@ TEST_CASE("SharedChannel: an event wakes the CQ that it names, and no other", "[
     CHECK(first == WrIds{8});
 }
 
-TEST_CASE("SharedChannel: the events of several CQs on one edge are all read", "[field-3][I3]") {
-    Fixture f(3);
-    std::array<WrIds, 3> got;
-    std::array<Coroutine, 3> consumers;
-    for (std::size_t i = 0; i < 3; ++i) consumers[i] = poll_on(*f.cqs[i], got[i]);
-    for (std::size_t i = 0; i < 3; ++i) f.complete(i, i);
-    CHECK(f.wake());
-    for (std::size_t i = 0; i < 3; ++i) {
-        CHECK(got[i] == WrIds{i});
-        CHECK(f.armed(i));
-    }
-    CHECK(f.sim.queued_events(f.channel->channel().native_handle()) == 0);
-}
-
 TEST_CASE("SharedChannel: one wait for all CQs, and none without a waiter") {
     Fixture f;
     CHECK_FALSE(f.notifier.waiting());
@@ -181,39 +165,6 @@ TEST_CASE("SharedChannel: events are acked in batches, each to its CQ", "[field-
 } // the audit: all acked before the CQs were destroyed
 
 // --- CQs are added and destroyed ---
-
-TEST_CASE("SharedChannel: CQs are added while others wait") {
-    Fixture f(1);
-    std::array<WrIds, 3> got;
-    const Coroutine first = poll_on(*f.cqs[0], got[0]);
-    f.add();
-    CHECK(f.notifier.waiting());
-    const Coroutine second = poll_on(*f.cqs[1], got[1]);
-    f.complete(1, 1);
-    CHECK(f.wake());
-    f.add();
-    const Coroutine third = poll_on(*f.cqs[2], got[2]);
-    for (std::size_t i = 0; i < 3; ++i) f.complete(i, 10 + i);
-    CHECK(f.wake());
-    CHECK(got[0] == WrIds{10});
-    CHECK(got[1] == WrIds{1, 11});
-    CHECK(got[2] == WrIds{12});
-}
-
-TEST_CASE("SharedChannel: a CQ is destroyed while others wait", "[field-41][I8][I12]") {
-    const bool completes = GENERATE(false, true); // its event is in the channel, unread
-    Fixture f;
-    WrIds first, second;
-    std::optional<Coroutine> leaving(poll_on(*f.cqs[0], first));
-    const Coroutine staying = poll_on(*f.cqs[1], second);
-    if (completes) f.complete(0, 1);
-    f.cqs[0].reset();
-    leaving.reset();
-    f.complete(1, 2);
-    CHECK(f.wake());
-    CHECK(first.empty());
-    CHECK(second == WrIds{2});
-}
 
 TEST_CASE("SharedChannel: a CQ is destroyed with an event that was read and not taken",
           "[field-25][I4]") {
@@ -324,23 +275,6 @@ TEST_CASE("SharedChannel: a stop ends the wait for one CQ", "[field-37][I7]") {
     CHECK(got == WrIds{1});
 }
 
-TEST_CASE("SharedChannel: stops again and again, with one CQ that stays", "[I7]") {
-    Fixture f;
-    WrIds got;
-    const Coroutine other = poll_on(*f.cqs[1], got);
-    for (std::uint64_t i = 0; i < 5; ++i) {
-        std::stop_source stop;
-        std::error_code error;
-        const Coroutine stopped = poll_error(*f.cqs[0], error, stop.get_token());
-        stop.request_stop();
-        CHECK(f.notifier.run());
-        CHECK(error == std::errc::operation_canceled);
-        f.complete(1, i);
-        f.wake();
-    }
-    CHECK(got == WrIds{0, 1, 2, 3, 4});
-}
-
 // --- errors ---
 
 TEST_CASE("SharedChannel: a failing channel fails all its CQs, now and later", "[field-44][I5]") {
@@ -446,53 +380,6 @@ TEST_CASE("SharedChannel: a coroutine that awaits the notifier can be destroyed"
 }
 
 // --- under epoll ---
-
-TEST_CASE("SharedChannel: on an EpollExecutor, random bursts over many CQs", "[I3][I6]") {
-    constexpr std::size_t queues = 20;
-    constexpr std::uint64_t total = 5000;
-    const ProviderModel provider = GENERATE(rxe, siw, mlx5);
-    SimulatedVerbs sim(provider);
-    EpollExecutor loop;
-    const Context context = Context::open();
-    SharedChannel channel(context, loop);
-    std::vector<std::unique_ptr<AsyncCq>> cqs;
-    for (std::size_t i = 0; i < queues; ++i) {
-        cqs.push_back(std::make_unique<AsyncCq>(AsyncCq::create(context, 256, channel)));
-    }
-    std::uint64_t got = 0;
-    std::array<std::uint64_t, queues> next{};
-    struct Local {
-        static Task<> consume(AsyncCq& cq, std::uint64_t& expected, std::uint64_t& all,
-                              EpollExecutor& executor) {
-            std::array<ibv_wc, 3> wcs{};
-            for (;;) {
-                for (const ibv_wc& wc : co_await cq.poll(wcs)) {
-                    if (wc.wr_id != expected++) throw std::logic_error("not in order");
-                    if (++all == total) executor.stop();
-                }
-            }
-        }
-    };
-    Scope scope;
-    for (std::size_t i = 0; i < queues; ++i) {
-        scope.spawn(Local::consume(*cqs[i], next[i], got, loop));
-    }
-    std::jthread device([&] {
-        std::minstd_rand random(1);
-        std::array<std::uint64_t, queues> sent{};
-        for (std::uint64_t i = 0; i < total; ++i) {
-            const std::size_t cq = random() % queues;
-            while (sim.queued_completions(cqs[cq]->native_handle()) >= 200) {
-                std::this_thread::yield();
-            }
-            sim.complete(cqs[cq]->native_handle(), sent[cq]++);
-            if (random() % 64 == 0) std::this_thread::yield();
-        }
-    });
-    loop.run();
-    device.join();
-    CHECK(got == total);
-}
 
 TEST_CASE("SharedChannel: max_wait finds a completion whose event was dropped", "[I3]") {
     SimulatedVerbs sim;

@@ -319,7 +319,7 @@ bool is_possible(State state, Victim victim, Place place) {
 } // namespace
 
 TEST_CASE("lifetimes: every owner is destroyed in every state, from every place (I8, I12)",
-          "[proof][lifetimes][I8][I12]") {
+          "[proof][lifetimes][field-41][field-43][I8][I12]") {
     int cells = 0;
     for (const ProviderModel& provider : {rxe, mlx5}) {
         for (std::size_t state = 0; state < state_names.size(); ++state) {

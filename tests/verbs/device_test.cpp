@@ -223,22 +223,6 @@ TEST_CASE("the limits of the device are queried", "[verbs][context]") {
     CHECK(context.query_device().phys_port_cnt == 1);
 }
 
-TEST_CASE("a failed query names the verb, in every sign of the errno", "[verbs][context]") {
-    SimulatedVerbs verbs;
-    const Context context = Context::open("sim0");
-    const auto sign =
-        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
-    verbs.fail("ibv_query_device", {.error = ENODEV, .sign = sign});
-    CHECK(failure_text(std::errc::no_such_device, [&] { (void)context.query_device(); }) ==
-          "ibv_query_device: No such device");
-    verbs.fail("ibv_query_port", {.error = ENODEV, .sign = sign});
-    CHECK(failure_text(std::errc::no_such_device, [&] { (void)context.query_port(1); }) ==
-          "ibv_query_port: No such device");
-    verbs.fail("ibv_query_gid_ex", {.error = ENODEV, .sign = sign});
-    CHECK(failure_text(std::errc::no_such_device, [&] { (void)context.query_gid(1, 0); }) ==
-          "ibv_query_gid_ex: No such device");
-}
-
 TEST_CASE("a port out of range is reported with the valid ones", "[verbs][context]") {
     SimulatedVerbs verbs({{.name = "dual", .ports = {PortOptions{}, PortOptions{}}}});
     const Context context = Context::open("dual");

@@ -22,11 +22,9 @@
 
 using namespace asyncverbs;
 using simulated::DeviceOptions;
-using simulated::ErrnoSign;
 using simulated::PortOptions;
 using simulated::SimulatedVerbs;
 using support::contains;
-using support::failure_of;
 using support::failure_text;
 using support::Parents;
 using support::poll;
@@ -183,48 +181,6 @@ TEST_CASE("capacities beyond the device are reported with its limits", "[verbs][
     CHECK(parents.cq.reserved() == 0);
 }
 
-TEST_CASE("a failure at any step leaks nothing and names its verb", "[verbs][queue_pair][I5]") {
-    SimulatedVerbs verbs;
-    std::array<std::byte, 64> memory{};
-    const auto build = [&] {
-        const Context context = Context::open("sim0");
-        const ProtectionDomain domain(context);
-        const MemoryRegion region(domain, memory);
-        const CompletionQueue send_cq(context, 16);
-        const CompletionQueue recv_cq(context, 16);
-        QueuePair qp(domain, send_cq, recv_cq);
-        qp.init();
-        qp.connect(qp.local_address());
-        return qp.state();
-    };
-    CHECK(build() == IBV_QPS_RTS);
-    const auto sign = GENERATE(ErrnoSign::usual, ErrnoSign::negative);
-    int nth = 1;
-    for (bool complete = false; !complete; ++nth) {
-        std::string failed;
-        verbs.clear_failures();
-        const int failures = verbs.failures_injected();
-        verbs.on_call([&](const simulated::Call& call) {
-            if (call.error != 0 && failed.empty()) {
-                failed = call.verb;
-            }
-        });
-        verbs.fail_any({.error = EIO, .nth = nth, .sign = sign});
-        try {
-            build();
-            complete = verbs.failures_injected() == failures;
-            // Only an unreadable GID may be skipped.
-            CHECK((complete || failed == "ibv_query_gid_ex"));
-        } catch (const std::system_error& error) {
-            CHECK(error.code() == std::errc::io_error);
-            CHECK(std::string(error.what()).rfind(failed, 0) == 0);
-        }
-        CHECK(verbs.live_objects() == 0);
-    }
-    CHECK(nth > 10);
-    verbs.on_call(nullptr);
-}
-
 // --- capacity ---
 
 TEST_CASE("completions of a queue pair fit their queues (I10)", "[verbs][queue_pair][I10]") {
@@ -294,29 +250,6 @@ TEST_CASE("the slots of a queue pair that stays alive stay reserved", "[verbs][q
 }
 
 // --- connecting ---
-
-TEST_CASE("two queue pairs connect and exchange a message", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    std::array<std::byte, 16> memory{std::byte{42}};
-    const MemoryRegion region(parents.domain, memory);
-    QueuePair sender = parents.queue_pair();
-    QueuePair receiver = parents.queue_pair();
-    receiver.connect(sender.local_address());
-    sender.connect(receiver.local_address());
-    CHECK(sender.state() == IBV_QPS_RTS);
-    CHECK(receiver.state() == IBV_QPS_RTS);
-
-    ibv_sge to = region.slice(8, 8).sge();
-    receiver.post_recv(recv_request(to));
-    ibv_sge from = region.slice(0, 8).sge();
-    sender.post_send(send_request(from));
-    const std::vector<ibv_wc> wcs = poll(parents.cq);
-    REQUIRE(wcs.size() == 2);
-    CHECK(wcs[0].status == IBV_WC_SUCCESS);
-    CHECK(wcs[1].status == IBV_WC_SUCCESS);
-    CHECK(memory[8] == std::byte{42});
-}
 
 TEST_CASE("connecting uses the documented defaults", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
@@ -517,33 +450,6 @@ TEST_CASE("steps out of order are rejected", "[verbs][queue_pair]") {
           "ibv_modify_qp (to RTR): Invalid argument");
 }
 
-TEST_CASE("a failed step names verb and state, in every sign of the errno", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    QueuePair qp = parents.queue_pair();
-    const QueuePairAddress remote = qp.local_address();
-    const auto sign =
-        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
-    const auto text = [&](auto step) {
-        verbs.fail("ibv_modify_qp", {.error = ENOMEM, .sign = sign});
-        return failure_text(std::errc::not_enough_memory, step);
-    };
-    CHECK(text([&] { qp.init(); }) == "ibv_modify_qp (to INIT): Cannot allocate memory");
-    qp.init();
-    CHECK(text([&] { qp.ready_to_receive(remote); }) ==
-          "ibv_modify_qp (to RTR): Cannot allocate memory");
-    qp.ready_to_receive(remote);
-    CHECK(text([&] { qp.ready_to_send(); }) == "ibv_modify_qp (to RTS): Cannot allocate memory");
-    CHECK(text([&] { qp.to_error(); }) == "ibv_modify_qp (to ERR): Cannot allocate memory");
-    verbs.fail("ibv_query_qp", {.error = ENOMEM, .sign = sign});
-    CHECK(failure_text(std::errc::not_enough_memory, [&] { (void)qp.state(); }) ==
-          "ibv_query_qp: Cannot allocate memory");
-    std::error_code error;
-    verbs.fail("ibv_modify_qp", {.error = ENOMEM, .sign = sign});
-    qp.to_error(error);
-    CHECK(error == std::errc::not_enough_memory);
-}
-
 TEST_CASE("a port that is down is reported with its state", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
@@ -684,33 +590,6 @@ TEST_CASE("a slice is posted in one call", "[verbs][queue_pair]") {
                    contains("does not fit a scatter/gather element"));
         CHECK(verbs.posted_receives(qp.native_handle()) == 0);
     }
-}
-
-TEST_CASE("failed posting names the verb, in every sign of the errno", "[verbs][queue_pair]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    std::array<std::byte, 16> memory{};
-    const MemoryRegion region(parents.domain, memory);
-    QueuePair qp = parents.queue_pair();
-    qp.connect(qp.local_address());
-    ibv_sge sge = region.slice().sge();
-    ibv_send_wr send = send_request(sge);
-    ibv_recv_wr recv = recv_request(sge);
-    const auto sign =
-        GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
-    verbs.fail("ibv_post_send", {.error = ENOMEM, .sign = sign});
-    CHECK(failure_text(std::errc::not_enough_memory, [&] { qp.post_send(send); }) ==
-          "ibv_post_send: Cannot allocate memory");
-    verbs.fail("ibv_post_recv", {.error = EINVAL, .sign = sign});
-    CHECK(failure_text(std::errc::invalid_argument, [&] { qp.post_recv(recv); }) ==
-          "ibv_post_recv: Invalid argument");
-    std::error_code error;
-    verbs.fail("ibv_post_send", {.error = ENOMEM, .sign = sign});
-    CHECK(qp.post_send(send, error) == &send);
-    CHECK(error == std::errc::not_enough_memory);
-    verbs.fail("ibv_post_recv", {.error = ENOMEM, .sign = sign});
-    CHECK(qp.post_recv(recv, error) == &recv);
-    CHECK(error == std::errc::not_enough_memory);
 }
 
 TEST_CASE("a full queue is reported with the first request that was not posted",

@@ -24,7 +24,6 @@
 
 using namespace asyncverbs;
 using simulated::DeviceOptions;
-using simulated::ErrnoSign;
 using simulated::SimulatedVerbs;
 using support::contains;
 using support::failure_text;
@@ -270,32 +269,6 @@ TEST_CASE("a shared receive queue of another domain is rejected", "[verbs][share
     CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)parents.queue_pair(queue); }),
                contains("the shared receive queue belongs to another ProtectionDomain"));
     CHECK(parents.cq.reserved() == 0);
-}
-
-TEST_CASE("failed verbs of a shared receive queue are named, in every sign of the errno",
-          "[verbs][shared_receive_queue]") {
-    SimulatedVerbs verbs;
-    const Parents parents;
-    SharedReceiveQueue queue(parents.domain);
-    ibv_recv_wr wr = request(1);
-    const auto sign = GENERATE(ErrnoSign::usual, ErrnoSign::negative, ErrnoSign::minus_one);
-    verbs.fail("ibv_create_srq", {.error = ENOMEM, .sign = sign});
-    CHECK(failure_text(std::errc::not_enough_memory, [&] {
-              const SharedReceiveQueue second(parents.domain);
-          }) == "ibv_create_srq: Cannot allocate memory");
-    verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
-    CHECK(failure_text(std::errc::io_error, [&] { queue.post_recv(wr); }) ==
-          "ibv_post_srq_recv: Input/output error");
-    verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
-    CHECK(failure_text(std::errc::io_error, [&] { queue.post_recv(1, Slice()); }) ==
-          "ibv_post_srq_recv: Input/output error");
-    verbs.fail("ibv_post_srq_recv", {.error = EIO, .sign = sign});
-    std::error_code error;
-    CHECK(queue.post_recv(wr, error) == &wr);
-    CHECK(error == std::errc::io_error);
-    verbs.fail("ibv_modify_srq", {.error = EIO, .sign = sign});
-    CHECK(failure_text(std::errc::io_error, [&] { queue.arm_limit(1); }) ==
-          "ibv_modify_srq: Input/output error");
 }
 
 TEST_CASE("a full shared receive queue is reported with the first request that was not posted",
