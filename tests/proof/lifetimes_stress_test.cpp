@@ -18,6 +18,7 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
@@ -86,7 +87,90 @@ Coroutine consume(AsyncCq& cq, Account& account, std::stop_token stop, int& resu
     } while (!error);
 }
 
+// Runs `code` on another thread, and pauses it once: after it has unlocked mutexes `nth` times. Not
+// for code that locks in a stop callback: the thread that resets the callback waits for the paused
+// thread.
+class PausedThread {
+public:
+    template <class Code>
+    PausedThread(std::size_t nth, Code code)
+        : thread_([this, nth, code] {
+              support::on_unlock([this, left = nth]() mutable {
+                  if (left > 0 && --left == 0) pause();
+              });
+              code();
+              support::on_unlock(nullptr);
+              report(ended);
+          }) {}
+    ~PausedThread() { finish(); }
+
+    // Waits until it is paused; false: it has ended.
+    bool await_pause() {
+        state_.wait(running);
+        return state_ == paused;
+    }
+    std::thread::id id() const { return thread_.get_id(); }
+    // Continues it, and waits for its end.
+    void finish() {
+        go_ = true;
+        go_.notify_one();
+        if (thread_.joinable()) thread_.join();
+    }
+
+private:
+    enum State : int { running, paused, ended };
+
+    void report(State state) {
+        state_ = state;
+        state_.notify_one();
+    }
+    void pause() {
+        report(paused);
+        go_.wait(false);
+    }
+
+    std::atomic<State> state_{running};
+    std::atomic<bool> go_{false};
+    std::thread thread_; // last: it uses the others
+};
+
+Task<> read_event(DeviceEvents<EpollNotifier>& events) { co_await events.next(); }
+
 } // namespace
+
+TEST_CASE("stress: an AsyncCq is destroyed by its own thread, whenever another one reports its "
+          "failure (I8)",
+          "[proof][lifetimes][stress][I8]") {
+    bool was_paused = true;
+    for (std::size_t nth = 1; was_paused; ++nth) {
+        CAPTURE(nth);
+        SimulatedVerbs sim;
+        const Context context = Context::open();
+        EpollExecutor executor;
+        std::optional<AsyncCq> cq = AsyncCq::create(context, 16, executor);
+        Account account;
+        int resumed = 0;
+        const Coroutine waiter = consume(*cq, account, {}, resumed);
+        sim.break_cq(cq->native_handle());
+        PausedThread device(nth, [&context] {
+            EpollExecutor own;
+            DeviceEvents events(context, own.notifier(context.native_handle()->async_fd));
+            own.run(read_event(events));
+        });
+        was_paused = device.await_pause();
+        // ibv_destroy_cq waits until the event was acked.
+        std::vector<std::thread::id> destroyed_by;
+        sim.on_call([&](const Call& call) {
+            if (call.verb != "ibv_destroy_cq" || call.moment != Call::Moment::before) return;
+            destroyed_by.push_back(std::this_thread::get_id());
+            if (destroyed_by.back() != device.id()) device.finish();
+        });
+        cq.reset();
+        device.finish();
+        sim.on_call(nullptr);
+        REQUIRE(destroyed_by == std::vector{std::this_thread::get_id()});
+    }
+}
 
 TEST_CASE("stress: stops from another thread and destroyed waiters lose no completion (I7)",
           "[proof][lifetimes][stress][I7]") {

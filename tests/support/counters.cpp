@@ -16,7 +16,9 @@
 #include <chrono>
 #include <cstdarg>
 #include <cstddef>
+#include <functional>
 #include <new>
+#include <utility>
 
 namespace asyncverbs::support {
 namespace {
@@ -38,6 +40,9 @@ struct Countdown {
 thread_local Countdown allocations;
 thread_local Countdown system_calls;
 thread_local const char* failed_call = "";
+
+thread_local int held_mutexes = 0;
+thread_local std::function<void()> unlock_hook;
 
 std::atomic<int> pinnings_left = 0; // until the failing one; 0: none fails
 
@@ -102,6 +107,8 @@ const char* failed_system_call() noexcept { return failed_call; }
 
 void fail_pinning(int nth) noexcept { pinnings_left = nth; }
 
+void on_unlock(std::function<void()> hook) { unlock_hook = std::move(hook); }
+
 FailureShelter::FailureShelter() noexcept { ++shelters; }
 FailureShelter::~FailureShelter() { --shelters; }
 
@@ -110,9 +117,11 @@ FailureShelter::~FailureShelter() { --shelters; }
 using asyncverbs::support::allocation_fails;
 using asyncverbs::support::count;
 using asyncverbs::support::count_allocation;
+using asyncverbs::support::held_mutexes;
 using asyncverbs::support::interruptions;
 using asyncverbs::support::pinnings_left;
 using asyncverbs::support::system_call_fails;
+using asyncverbs::support::unlock_hook;
 
 extern "C" {
 
@@ -127,6 +136,8 @@ int __real_timerfd_create(int clock, int flags);
 int __real_fcntl(int fd, int command, ...);
 void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
 int __real_pthread_mutex_lock(pthread_mutex_t* mutex) noexcept;
+int __real_pthread_mutex_trylock(pthread_mutex_t* mutex) noexcept;
+int __real_pthread_mutex_unlock(pthread_mutex_t* mutex) noexcept;
 int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* cpus);
 
 void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
@@ -162,7 +173,21 @@ int __wrap_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_
 
 int __wrap_pthread_mutex_lock(pthread_mutex_t* mutex) noexcept {
     ++count.mutex_lock;
-    return __real_pthread_mutex_lock(mutex);
+    const int error = __real_pthread_mutex_lock(mutex);
+    if (error == 0) ++held_mutexes;
+    return error;
+}
+
+int __wrap_pthread_mutex_trylock(pthread_mutex_t* mutex) noexcept {
+    const int error = __real_pthread_mutex_trylock(mutex);
+    if (error == 0) ++held_mutexes;
+    return error;
+}
+
+int __wrap_pthread_mutex_unlock(pthread_mutex_t* mutex) noexcept {
+    const int error = __real_pthread_mutex_unlock(mutex);
+    if (--held_mutexes == 0 && unlock_hook) unlock_hook();
+    return error;
 }
 
 int __wrap_epoll_wait(int fd, epoll_event* events, int size, int timeout) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 namespace asyncverbs::support {
 
@@ -60,6 +61,10 @@ void fail_pinning(int nth) noexcept;
 
 // The name of the system call that failed since fail_system_call(), "" if none.
 const char* failed_system_call() noexcept;
+
+// Calls `hook` whenever this thread has unlocked a mutex and holds no other one: a test lets other
+// threads run there. An empty function ends it.
+void on_unlock(std::function<void()> hook);
 
 // While one exists, no call of this thread fails or counts towards the failing one: for code of the
 // test that runs inside the code under test.

@@ -3,8 +3,9 @@
 
 #include <infiniband/verbs.h>
 
-#include <memory>
 #include <mutex>
+#include <optional>
+#include <stop_token>
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
@@ -33,14 +34,17 @@ public:
 
     /// Fails the CQs that will get no completions after `event` of `device`.
     void report(ibv_context* device, const ibv_async_event& event) {
-        while (const std::shared_ptr<CqState> state = next_failing(device, event)) {
-            state->wake(); // calls its notifier, hence with no lock held (I8)
+        while (std::optional<std::stop_source> wake = next_failing(device, event)) {
+            wake->request_stop(); // calls the notifier, hence with no lock held (I8)
         }
     }
 
 private:
-    // One to which this was not reported before.
-    std::shared_ptr<CqState> next_failing(ibv_context* device, const ibv_async_event& event) {
+    // What wakes one to which this was not reported before. Not a reference to the CqState: if it
+    // became the last one, ibv_destroy_cq would run on this thread, and wait for this thread to ack
+    // the event (I8).
+    std::optional<std::stop_source> next_failing(ibv_context* device,
+                                                 const ibv_async_event& event) {
         const std::lock_guard lock(mutex_);
         const auto fails = [&](CqState& state) {
             const ibv_cq* const cq = state.poller().completion_queue().native_handle();
@@ -51,7 +55,8 @@ private:
             return concerned && state.report_failure(event.event_type);
         };
         CqState* const state = states_.find_if(fails);
-        return state == nullptr ? nullptr : state->shared_from_this();
+        if (state == nullptr) return std::nullopt;
+        return state->prepare_wake();
     }
 
     std::mutex mutex_;

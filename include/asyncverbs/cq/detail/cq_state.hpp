@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -87,9 +88,7 @@ private:
 //                                   ▼                                      │
 //     wait loop:                wait ──► consume ──► serve_waiters: poll, arm, poll; resume
 //
-class CqState : public ListNode,
-                public WaitLoopOwner,
-                public std::enable_shared_from_this<CqState> {
+class CqState : public ListNode, public WaitLoopOwner {
 public:
     /// `notifier_reads_events`: the wait loop's notifier reads the channel, and reports by
     /// credit().
@@ -127,6 +126,7 @@ public:
         int none = nothing_reported;
         return reported_event_.compare_exchange_strong(none, event);
     }
+    std::stop_source prepare_wake() noexcept { return wake_source_.prepare(); }
 
     // --- for the wait loop, see WaitLoopOwner ---
 

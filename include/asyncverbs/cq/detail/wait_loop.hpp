@@ -71,16 +71,14 @@ class WakeSource {
 public:
     std::stop_token token() const noexcept { return stop_source_.get_token(); }
 
-    void wake() noexcept {
-        std::stop_source source{std::nostopstate};
-        {
-            const std::lock_guard lock(mutex_);
-            requested_.store(true, std::memory_order_relaxed);
-            source = stop_source_;
-        }
-        // Calls the notifier, hence with no lock held (I8).
-        // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move): it was copied, through a temporary
-        source.request_stop();
+    void wake() noexcept { prepare().request_stop(); }
+
+    /// The first half of wake(), for a caller that holds a lock: request_stop() of the result is
+    /// the second half. It calls the notifier, hence must be called with no lock held (I8).
+    std::stop_source prepare() noexcept {
+        const std::lock_guard lock(mutex_);
+        requested_.store(true, std::memory_order_relaxed);
+        return stop_source_;
     }
 
     bool pending() const noexcept {
@@ -97,7 +95,7 @@ public:
     }
 
 private:
-    std::mutex mutex_; // stop_source_ is replaced while wake() may copy it
+    std::mutex mutex_; // stop_source_ is replaced while prepare() may copy it
     std::atomic<bool> requested_{false};
     std::stop_source stop_source_;
 };
