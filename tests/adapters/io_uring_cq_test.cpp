@@ -10,9 +10,7 @@
 #include <optional>
 #include <random>
 #include <span>
-#include <stop_token>
 #include <system_error>
-#include <thread>
 #include <vector>
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -60,13 +58,6 @@ Coroutine consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t coun
     }
 }
 
-Coroutine consume_until_stopped(AsyncCq& cq, std::stop_token stop, std::size_t& delivered) {
-    std::array<ibv_wc, 1> wcs{};
-    std::error_code error;
-    while (!error) delivered += (co_await cq.poll(wcs, error, stop)).size();
-    CHECK(error == std::errc::operation_canceled);
-}
-
 } // namespace
 
 TEST_CASE("AsyncCq on a ring: nothing is lost (I3)", "[ring][I3]") {
@@ -94,61 +85,6 @@ TEST_CASE("AsyncCq on a ring: nothing is lost (I3)", "[ring][I3]") {
     }
     f.run(consumer);
     for (std::size_t i = 0; i < count; ++i) REQUIRE(got[i] == i);
-}
-
-TEST_CASE("AsyncCq on a ring: a stop from another thread loses no completion", "[ring][I7]") {
-    Fixture f;
-    AsyncCq cq = f.create(1024);
-    for (int round = 0; round < 200; ++round) {
-        std::stop_source stop;
-        std::size_t delivered = 0;
-        const Coroutine first = consume_until_stopped(cq, stop.get_token(), delivered);
-        const Coroutine second = consume_until_stopped(cq, stop.get_token(), delivered);
-        std::thread other([&f, &stop, queue = cq.native_handle()] {
-            for (int i = 0; i < 4; ++i) f.sim.complete(queue, 1);
-            stop.request_stop();
-        });
-        f.run(first);
-        f.run(second);
-        other.join();
-        std::array<ibv_wc, 8> wcs{};
-        delivered += cq.try_poll(wcs).size();
-        REQUIRE(delivered == 4);
-    }
-}
-
-TEST_CASE("AsyncCq on a ring: a busy CQ does not starve its neighbour (I9)", "[ring][I9]") {
-    Fixture f;
-    AsyncCq busy = f.create(1024);
-    AsyncCq quiet = f.create(16);
-    std::vector<std::uint64_t> got;
-    const Coroutine neighbour = consume(quiet, got, 1);
-    f.sim.complete(quiet.native_handle(), 1);
-    struct Local {
-        static Coroutine keep_busy(SimulatedVerbs& sim, AsyncCq& cq, const Coroutine& other) {
-            std::array<ibv_wc, 1> wcs{};
-            while (!other.done()) { // does not end if the neighbour starves
-                sim.complete(cq.native_handle(), 1);
-                co_await cq.poll(wcs);
-            }
-        }
-    };
-    const Coroutine other = Local::keep_busy(f.sim, busy, neighbour);
-    f.run(other);
-    CHECK(neighbour.done());
-}
-
-TEST_CASE("AsyncCq on a ring: max_wait finds what a dropped event announced", "[ring][I3]") {
-    Fixture f;
-    AsyncCqOptions options;
-    options.max_wait = 2ms;
-    AsyncCq cq = f.create(16, options);
-    std::vector<std::uint64_t> got;
-    const Coroutine consumer = consume(cq, got, 1);
-    f.sim.drop_events(cq.native_handle());
-    f.sim.complete(cq.native_handle(), 5);
-    f.run(consumer);
-    CHECK(cq.statistics().events == 0);
 }
 
 TEST_CASE("AsyncCq on a ring: a device that vanishes fails every waiter", "[ring][field-20][I5]") {

@@ -42,7 +42,6 @@ struct Consumer {
     AsioCq<IoExecutor>& cq;
     std::uint64_t end;
     std::uint64_t next = 0;
-    bool cancelled = false;
     std::array<ibv_wc, 8> wcs{};
 
     void take() {
@@ -51,7 +50,6 @@ struct Consumer {
                 REQUIRE(wc.status == IBV_WC_SUCCESS);
                 REQUIRE(wc.wr_id == next++);
             }
-            cancelled = error == net::error::operation_aborted;
             if (!error && next < end) take();
         });
     }
@@ -81,44 +79,4 @@ TEST_CASE("device, Asio: bursts and gaps, every completion once and in order", "
     f.io.run(); // returns when both have all completions
     CHECK(sent.next == count);
     CHECK(received.next == count);
-}
-
-TEST_CASE("device, Asio: cancellations lose no completion", "[asio]") {
-    AsioPair f;
-    constexpr std::uint64_t rounds = 200;
-    Consumer sent{f.send_cq, rounds};
-    Consumer received{f.recv_cq, rounds};
-    sent.take();
-    int cancellations = 0;
-    for (std::uint64_t round = 0; round < rounds; ++round) {
-        f.pair.post_recv(round);
-        received.cancelled = false;
-        received.take();
-        f.io.poll();
-        f.pair.post_send(round);
-        for (std::uint64_t turns = 0; turns < round % 8; ++turns) f.io.poll_one();
-        while (!received.cancelled && received.next < rounds) {
-            f.recv_cq.cancel(); // again, if a message came first
-            f.io.run_one();
-        }
-        cancellations += received.cancelled ? 1 : 0;
-    }
-    CHECK(cancellations > 0);
-    if (received.next < rounds) received.take();
-    f.io.restart();
-    f.io.run();
-    CHECK(sent.next == rounds);
-    CHECK(received.next == rounds);
-}
-
-TEST_CASE("device, Asio: destroyed while messages are in flight and a wait is pending", "[asio]") {
-    AsioPair f;
-    Consumer received{f.recv_cq, 100};
-    received.take();
-    f.io.poll();
-    for (std::uint64_t id = 0; id < 50; ++id) {
-        f.pair.post_recv(id);
-        f.pair.post_send(id);
-    }
-    f.io.run_one();
 }

@@ -12,9 +12,6 @@
 #include <optional>
 #include <random>
 #include <span>
-#include <stop_token>
-#include <system_error>
-#include <thread>
 
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
@@ -60,19 +57,6 @@ Coroutine take(AsyncCq& cq, std::uint64_t& next, std::uint64_t end) {
     }
 }
 
-// The same, until the stop is requested.
-Coroutine take_until_stopped(AsyncCq& cq, std::uint64_t& next, std::stop_token stop) {
-    std::array<ibv_wc, 8> wcs{};
-    std::error_code error;
-    while (!error) {
-        for (const ibv_wc& wc : co_await cq.poll(wcs, error, stop)) {
-            REQUIRE(wc.status == IBV_WC_SUCCESS);
-            REQUIRE(wc.wr_id == next++);
-        }
-    }
-    REQUIRE(error == std::errc::operation_canceled);
-}
-
 } // namespace
 
 TEMPLATE_TEST_CASE("device, io_uring: conformance", "[ring][conformance]", support::LevelHarness<0>,
@@ -110,23 +94,6 @@ TEST_CASE("device, io_uring: bursts and gaps, every completion once and in order
     f.run(receiver);
 }
 
-TEST_CASE("device, io_uring: stops from another thread lose no completion", "[ring]") {
-    Fixture f;
-    std::uint64_t next = 0;
-    constexpr std::uint64_t rounds = 200;
-    for (std::uint64_t round = 0; round < rounds; ++round) {
-        f.pair->post_recv(round);
-        std::stop_source stop;
-        const Coroutine receiver = take_until_stopped(*f.pair->recv_cq, next, stop.get_token());
-        f.pair->post_send(round, 0);
-        std::thread other([&] { stop.request_stop(); });
-        f.run(receiver);
-        other.join();
-    }
-    const Coroutine rest = take(*f.pair->recv_cq, next, rounds);
-    f.run(rest);
-}
-
 TEST_CASE("device, io_uring: a sleep costs one io_uring_enter, one read and one arm", "[ring]") {
     constexpr int rounds = 50;
     const auto calls = support::count_system_calls([] {
@@ -157,24 +124,4 @@ TEST_CASE("device, io_uring: a sleep costs one io_uring_enter, one read and one 
     // ioctl.
     CHECK(of(SYS_write) + of(SYS_ioctl) == 2 * rounds - 1);
     CHECK(calls.size() <= 4);
-}
-
-TEST_CASE("device, io_uring: destroyed while it waits, with unread events", "[ring]") {
-    Fixture f;
-    std::uint64_t next = 0;
-    Coroutine receiver = take(*f.pair->recv_cq, next, 1);
-    f.ring.run_once(f.poller);
-    f.pair->post_recv(0);
-    f.pair->post_send(0);
-    SECTION("the queues") {
-        f.pair.reset();
-        for (int i = 0; i < 5; ++i) f.ring.run_once(f.poller);
-        CHECK(next == 0);
-        CHECK(f.ring.foreign.empty());
-    }
-    SECTION("the coroutine, and another one goes on") {
-        receiver.destroy();
-        receiver = take(*f.pair->recv_cq, next, 1);
-        f.run(receiver);
-    }
 }

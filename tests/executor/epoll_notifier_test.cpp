@@ -2,7 +2,6 @@
 // EpollNotifier: what the conformance suite, which conformance_tests runs on it, does not assert.
 #include <asyncverbs/executor/epoll_executor.hpp>
 
-#include <fcntl.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -101,40 +100,6 @@ std::string registration_error(EpollExecutor& executor, int fd, std::errc expect
 
 } // namespace
 
-TEST_CASE("EpollNotifier: the executor resumes the wait, not the write", "[epoll_notifier]") {
-    Fixture f;
-    CHECK(f.notifier->native_handle() == f.pipe.reader());
-    const Wait wait(f.readable());
-    CHECK(!f.executor.run_once());
-    CHECK(!wait.result);
-    f.pipe.put();
-    CHECK(!wait.result);
-    CHECK(f.executor.run_once());
-    CHECK(wait.result == ok);
-}
-
-TEST_CASE("EpollNotifier: readable without a waiter does not spin", "[epoll_notifier]") {
-    Fixture f;
-    f.pipe.put();
-    f.executor.run_once();
-    f.check_that_it_sleeps();
-
-    SECTION("and the next wait finds it readable") {
-        const Wait wait(f.readable());
-        f.executor.run_once();
-        CHECK(wait.result == ok);
-    }
-    SECTION("and the next wait waits if it was read meanwhile") {
-        f.pipe.take();
-        const Wait wait(f.readable());
-        f.executor.run_once();
-        CHECK(!wait.result);
-        f.pipe.put();
-        f.executor.run_once();
-        CHECK(wait.result == ok);
-    }
-}
-
 TEST_CASE("EpollNotifier: on a completion channel, each event wakes once", "[epoll_notifier]") {
     simulated::SimulatedVerbs sim;
     const Context context = Context::open();
@@ -204,50 +169,6 @@ TEST_CASE("EpollNotifier: a hang-up wakes, and does not spin without a waiter",
     f.notifier.reset();
 }
 
-TEST_CASE("EpollNotifier: a stop request", "[epoll_notifier]") {
-    Fixture f;
-    SECTION("during the wait: the executor resumes it, not the request") {
-        const Wait wait(f.readable(f.token()));
-        f.stop.request_stop();
-        CHECK(!wait.result);
-        CHECK(f.executor.run_once());
-        CHECK(wait.result == std::errc::operation_canceled);
-        CHECK(!f.executor.run_once());
-    }
-    SECTION("after it became readable: one result, one resume") {
-        const Wait wait(f.readable(f.token()));
-        f.pipe.put();
-        f.stop.request_stop();
-        CHECK(f.executor.run_once());
-        CHECK(wait.result);
-        CHECK(wait.coroutine.done());
-    }
-    SECTION("by a function that is called in the iteration of the wake") {
-        f.executor.post([&] { f.stop.request_stop(); });
-        f.pipe.put();
-        const Wait wait(f.readable(f.token()));
-        CHECK(f.executor.run_once());
-        CHECK(wait.result == ok);
-        f.pipe.take();
-        const Wait next(f.readable());
-        f.executor.run_once();
-        CHECK(!next.result);
-    }
-    SECTION("ends one of many waits with the same token") {
-        for (int i = 0; i < 3; ++i) {
-            f.pipe.put();
-            const Wait wait(f.readable(f.token()));
-            f.executor.run_once();
-            CHECK(wait.result == ok);
-            f.pipe.take();
-        }
-        const Wait wait(f.readable_for(1h, f.token()));
-        f.stop.request_stop();
-        f.executor.run_once();
-        CHECK(wait.result == std::errc::operation_canceled);
-    }
-}
-
 TEST_CASE("EpollNotifier: a stop request for an earlier wait's token", "[epoll_notifier]") {
     Fixture f;
     f.pipe.put();
@@ -283,34 +204,6 @@ TEST_CASE("EpollNotifier: a stop request for an earlier wait's token", "[epoll_n
     }
 }
 
-TEST_CASE("EpollNotifier: bounded waits", "[epoll_notifier]") {
-    Fixture f;
-    SECTION("that have timed out leave no waiter") {
-        const auto start = std::chrono::steady_clock::now();
-        const Wait wait(f.readable_for(2ms));
-        while (!wait.result) f.executor.run_once();
-        CHECK(wait.result == std::errc::timed_out);
-        CHECK(std::chrono::steady_clock::now() - start >= 2ms);
-        f.pipe.put();
-        CHECK(!f.executor.run_once());
-    }
-    SECTION("that are due and readable at once are readable") {
-        const Wait wait(f.readable_for(1us));
-        f.pipe.put();
-        std::this_thread::sleep_for(1ms);
-        f.executor.run_once();
-        CHECK(wait.result == ok);
-    }
-    SECTION("of no time take one iteration, readable or not") {
-        const bool readable = GENERATE(false, true);
-        if (readable) f.pipe.put();
-        const Wait wait(f.readable_for(readable ? -1ns : 0ns));
-        CHECK(!wait.result);
-        CHECK(f.executor.run_once());
-        CHECK(wait.result == (readable ? ok : std::make_error_code(std::errc::timed_out)));
-    }
-}
-
 TEST_CASE("EpollNotifier: one wait at a time", "[epoll_notifier]") {
     Fixture f;
     const Wait first(f.readable());
@@ -319,29 +212,6 @@ TEST_CASE("EpollNotifier: one wait at a time", "[epoll_notifier]") {
     f.pipe.put();
     f.executor.run_once();
     CHECK(first.result == ok);
-}
-
-TEST_CASE("EpollNotifier: a wait is destroyed in the iteration that would resume it",
-          "[epoll_notifier]") {
-    Fixture f;
-    std::optional<Wait> wait;
-    const OnReadable destroyer(f.executor, [&] { wait->coroutine.destroy(); });
-    wait.emplace(f.readable_for(1h, f.token()));
-    destroyer.trigger();
-    f.pipe.put();
-    f.stop.request_stop();
-    f.executor.run_once();
-    CHECK(destroyer.called());
-    f.pipe.take();
-    f.executor.run_once();
-    CHECK(!wait->result);
-    // The notifier still works.
-    const Wait next(f.readable());
-    f.executor.run_once();
-    CHECK(!next.result);
-    f.pipe.put();
-    f.executor.run_once();
-    CHECK(next.result == ok);
 }
 
 TEST_CASE("EpollNotifier: a wait that has ended is not resumed again while its awaiter lives",
@@ -436,20 +306,6 @@ TEST_CASE("EpollNotifier: an fd that cannot be registered is an error", "[epoll_
         {::fileno(file.get()), std::errc::operation_not_permitted},
     }));
     CHECK_THAT(registration_error(executor, fd, expected), contains("epoll_ctl(EPOLL_CTL_ADD)"));
-}
-
-TEST_CASE("EpollNotifier: it leaves the fd registered nowhere", "[epoll_notifier]") {
-    EpollExecutor executor;
-    Pipe pipe;
-    for (int i = 0; i < 3; ++i) {
-        const EpollNotifier notifier(executor, pipe.reader());
-        if (i == 1) pipe.put();
-        if (i < 2) executor.run_once(); // masks it
-    }
-    epoll_event event{};
-    CHECK(::epoll_ctl(executor.native_handle(), EPOLL_CTL_DEL, pipe.reader(), &event) == -1);
-    CHECK(errno == ENOENT);
-    CHECK(::fcntl(pipe.reader(), F_GETFD) >= 0);
 }
 
 TEST_CASE("EpollNotifier: it may outlive the executor", "[epoll_notifier]") {
