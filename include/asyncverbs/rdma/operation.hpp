@@ -12,7 +12,7 @@
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
-#include <asyncverbs/rdma/detail/router_core.hpp>
+#include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
@@ -100,11 +100,11 @@ private:
     }
     Completion failed_result(std::error_code* error) const;
 
-    detail::RouterCore* router_ = nullptr; // from start to completion
-    Operation** slot_operation_ = nullptr; // the slot's pointer to this, once it is posted
+    detail::RouterState* router_ = nullptr; // from start to completion
+    Operation** slot_operation_ = nullptr;  // the slot's pointer to this, once it is posted
     detail::CompletionWaiter* waiter_ = nullptr;
     std::optional<Completion> completion_;
-    detail::Failure failure_;                         // why there will be no completion
+    detail::Failure failure_;
     std::optional<detail::DeferredRequest> deferred_; // while it waits for room
     std::stop_token stop_;
 };
@@ -188,8 +188,8 @@ inline detail::OperationAwaiter Operation::wait(std::error_code& error,
         return *completion_;
     }
     if (failure_) {
-        if (error == nullptr) throw *failure_;
-        *error = failure_->code();
+        if (error == nullptr) failure_.raise();
+        *error = failure_.code();
         return {};
     }
     if (router_ == nullptr) {

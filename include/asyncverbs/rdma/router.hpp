@@ -3,12 +3,14 @@
 
 #include <asyncverbs/requirements.hpp>
 
+#include <cstdint>
 #include <memory>
 #include <utility>
 
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
+#include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -20,8 +22,10 @@ namespace asyncverbs {
 ///     AsyncQp qp(router, domain);
 ///
 /// It takes the AsyncCq over and polls it in the AsyncCq's wait loop. The wr_id of a completion is
-/// an index that leads to its operation: no lookup, no lock, no allocation. (For raw completions,
-/// use an AsyncCq without a router.)
+/// an index that leads to its operation: no lookup, no lock, no allocation. A completion of a
+/// request that was not posted through the router's objects, or whose queue pair was destroyed,
+/// completes no operation (I13): it is dropped, and counted by ignored_completions(). For raw
+/// completions, use an AsyncCq without a router.
 ///
 /// Errors: a failure of the AsyncCq fails all operations, pending and later ones.
 /// Thread: one, that of the loop, which also resumes the waiters of operations.
@@ -61,6 +65,9 @@ public:
     [[nodiscard]] const CompletionQueue& completion_queue() const noexcept {
         return state_->cq()->completion_queue();
     }
+
+    /// The number of completions that belonged to no request of the router's objects.
+    [[nodiscard]] std::uint64_t ignored_completions() const noexcept { return state_->ignored(); }
 
     /// Counters of the completion queue.
     [[nodiscard]] const CqStatistics& statistics() const noexcept {

@@ -13,7 +13,6 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/error.hpp>
@@ -257,20 +256,20 @@ namespace detail {
 // nothing for one slice.
 class DeferredRequest {
 public:
-    explicit DeferredRequest(const SendView& view)
-        : request_(view.work, view.slices),
-          copies_(request_.several_.begin(), request_.several_.end()) {
-        request_.several_ = copies_; // moving a vector moves no element
+    explicit DeferredRequest(const SendView& view) : request_(view.work, view.slices) {
+        const std::size_t count = request_.several_.size();
+        if (count == 0) return;
+        copies_ = std::make_unique<Slice[]>(count);
+        for (std::size_t i = 0; i < count; ++i) copies_[i] = request_.several_[i];
+        request_.several_ = std::span<const Slice>(copies_.get(), count);
     }
-    explicit DeferredRequest(Slices receive)
-        : DeferredRequest(SendView({IBV_WR_SEND, IBV_WC_RECV, {}}, receive)) {}
 
     bool is_receive() const noexcept { return request_.work_.completes_as == IBV_WC_RECV; }
     SendView view() const noexcept { return request_.view(); }
 
 private:
     SendRequest request_;
-    std::vector<Slice> copies_;
+    std::unique_ptr<Slice[]> copies_; // several_ refers to them
 };
 
 } // namespace detail

@@ -71,7 +71,7 @@ struct QueuePairState {
 
 private:
     QueuePair make(const ProtectionDomain& domain, QueuePairOptions options) const {
-        if (!router->cq()) throw std::system_error(*router->failure());
+        if (!router->cq()) router->failure().raise();
         const CompletionQueue& cq = router->cq()->completion_queue();
         ++options.max_send_wr; // for the marker
         options.sq_sig_all = false;
@@ -110,7 +110,7 @@ public:
         state_.sends.wait_until_idle(*this);
     }
     void await_resume() const {
-        if (failure) throw std::system_error(*failure);
+        if (failure) failure.raise();
     }
 
 private:

@@ -3,20 +3,107 @@
 
 #include <infiniband/verbs.h>
 
+#include <atomic>
+#include <coroutine>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/coro/detail/stop_callback.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
-#include <asyncverbs/rdma/detail/router_core.hpp>
-#include <asyncverbs/rdma/detail/work_queue.hpp>
+#include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
+
+class WorkQueue;
+class WaiterStop;
+
+// Why no completion will come, if it is set. Making and copying one needs no memory, so that every
+// waiter gets its error also when no memory is left.
+class Failure {
+public:
+    Failure() noexcept = default;
+    // `text` is a literal.
+    Failure(std::error_code code, const char* text) noexcept : code_(code), text_(text) {}
+    explicit Failure(const std::system_error& cause) noexcept
+        : code_(cause.code()), cause_(cause) {}
+
+    // Of operations whose queue or router was destroyed.
+    static Failure canceled(const char* text) noexcept {
+        return {std::make_error_code(std::errc::operation_canceled), text};
+    }
+
+    explicit operator bool() const noexcept { return code_.has_value(); }
+    std::error_code code() const noexcept { return *code_; }
+    [[noreturn]] void raise() const {
+        if (cause_) throw std::system_error(*cause_);
+        throw std::system_error(*code_, text_);
+    }
+
+private:
+    std::optional<std::error_code> code_;
+    const char* text_ = nullptr;
+    std::optional<std::system_error> cause_; // has its own text
+};
+
+// Waits for a completion. It lives in an awaiter; destroying it ends the wait.
+class CompletionWaiter : public ListNode {
+public:
+    // The router calls `callback`, if there is one, instead of resuming `coroutine`.
+    using Callback = void (*)(CompletionWaiter&);
+
+    CompletionWaiter() noexcept = default;
+    explicit CompletionWaiter(Callback callback) noexcept : callback_(callback) {}
+
+    void resume() {
+        if (callback_ != nullptr) return callback_(*this);
+        coroutine.resume();
+    }
+
+    std::coroutine_handle<> coroutine;
+
+private:
+    Callback callback_ = nullptr;
+};
+
+// A wr_id leads to a slot of a work queue:
+//
+//     bits 0–19    the slot
+//     bits 20–39   the route: which work queue of the router, so also which direction
+//     bits 40–63   the tag of the route, which changes when the route is assigned again
+//
+// The highest bit of a tag is set, and slot 0xfffff does not exist. So the values that other code
+// uses for its requests, 0, ~0, small numbers and addresses, are none of these (I13).
+struct WrId {
+    static constexpr unsigned slot_bits = 20;
+    static constexpr unsigned route_bits = 20;
+    static constexpr std::uint64_t slot_mask = (1u << slot_bits) - 1;
+    static constexpr std::uint64_t route_mask = (1u << route_bits) - 1;
+    static constexpr std::uint32_t first_tag = 0x800000;
+    static constexpr std::uint32_t last_tag = 0xffffff;
+
+    static std::uint32_t slot(std::uint64_t wr_id) noexcept {
+        return static_cast<std::uint32_t>(wr_id & slot_mask);
+    }
+    static std::uint32_t route(std::uint64_t wr_id) noexcept {
+        return static_cast<std::uint32_t>(wr_id >> slot_bits & route_mask);
+    }
+    static std::uint32_t tag(std::uint64_t wr_id) noexcept {
+        return static_cast<std::uint32_t>(wr_id >> (slot_bits + route_bits));
+    }
+    // The wr_id of slot 0.
+    static std::uint64_t make(std::uint32_t route, std::uint32_t tag) noexcept {
+        return std::uint64_t{tag} << (slot_bits + route_bits) | std::uint64_t{route} << slot_bits;
+    }
+};
 
 // State of a Router, shared with its work queues.
 //
@@ -24,15 +111,11 @@ namespace asyncverbs::detail {
 //     then: the waiters of these operations are resumed, in order
 //
 // A resumed coroutine may destroy any of these objects, so all operations of a batch are completed
-// before the first waiter is resumed.
-class RouterState final : public RouterCore,
-                          public CompletionHandler,
+// before the first waiter is resumed. work_queue.hpp has the functions that use work queues.
+class RouterState final : public CompletionHandler,
                           public std::enable_shared_from_this<RouterState> {
 public:
-    explicit RouterState(AsyncCq cq)
-        : RouterCore(AsyncCqAccess::state(cq)),
-          closed_failure_(std::make_shared<std::system_error>(
-              std::make_error_code(std::errc::operation_canceled), "the Router was destroyed")) {
+    explicit RouterState(AsyncCq cq) : cq_state_(AsyncCqAccess::state(cq)) {
         cq_.emplace(std::move(cq));
     }
 
@@ -42,76 +125,158 @@ public:
     /// The last call. Waiters are never resumed afterwards.
     void close() noexcept {
         closed_ = true;
-        if (!failure_) failure_ = closed_failure_;
+        if (!failure_) failure_ = Failure::canceled("the Router was destroyed");
         if (resuming_) alive_ = shared_from_this();
         cq_.reset();
     }
 
     const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
 
-    void on_completions(std::size_t count) override {
-        dispatch(std::span(completions).first(count));
-        resume_ready();
+    /// Set if no completion will come any more.
+    const Failure& failure() const noexcept { return failure_; }
+
+    /// The number of completions that belonged to no request of the router's work queues.
+    std::uint64_t ignored() const noexcept { return ignored_; }
+
+    // --- for work queues ---
+
+    /// Returns the wr_id of the queue's slot 0. Throws std::system_error (not_enough_memory) if
+    /// there are too many queues.
+    std::uint64_t add(WorkQueue& queue);
+    void remove(std::uint64_t wr_id) noexcept;
+
+    /// The router resumes `waiter`, in the order of these calls.
+    void make_ready(CompletionWaiter& waiter) noexcept {
+        if (!waiter.linked()) ready_.push_back(waiter);
+    }
+    /// Makes the router resume waiters that became ready outside of a batch of completions.
+    void wake() noexcept {
+        if (!resuming_ && !ready_.empty()) cq_state_->wake();
     }
 
+    // --- for the wait loop, see CompletionHandler ---
+
+    void on_completions(std::size_t count) override {
+        dispatch(std::span<const ibv_wc>(completions, count));
+        resume_ready();
+    }
     void on_wake() override {
         collect_stopped();
         resume_ready();
     }
-
     void on_error(const std::system_error& cause) override {
         if (!failure_) {
-            failure_ = std::make_shared<std::system_error>(cause);
-            for (const Route& route : routes_) {
-                if (route.queue != nullptr) route.queue->fail_all(failure_);
-            }
+            failure_ = Failure(cause);
+            fail_queues();
         }
         resume_ready();
     }
 
 private:
-    void dispatch(std::span<const ibv_wc> wcs) {
-        for (const ibv_wc& wc : wcs) {
-            if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
-                note_causes(wcs);
-            if (WorkQueue* const queue = find(wc.wr_id)) queue->complete(wc);
-        }
-    }
+    friend class WaiterStop;
 
-    // The two queues of a pair are flushed independently, so the cause of a flush may come after it
-    // in the batch.
-    void note_causes(std::span<const ibv_wc> wcs) const noexcept {
-        for (const ibv_wc& wc : wcs) {
-            if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
-            if (const WorkQueue* const queue = find(wc.wr_id)) queue->note_cause(wc);
-        }
-    }
+    static constexpr std::uint32_t none = UINT32_MAX;
 
-    void collect_stopped() noexcept {
-        IntrusiveList<WaiterStop> stopped;
-        stops_.move_if(stopped, [](const WaiterStop& stop) { return stop.requested(); });
-        while (!stopped.empty()) make_ready(stopped.take_front().waiter());
-    }
+    struct Route {
+        WorkQueue* queue = nullptr;
+        std::uint32_t tag = WrId::first_tag;
+        std::uint32_t next_free = none;
+    };
 
-    void resume_ready() {
-        struct Resuming {
-            explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
-            ~Resuming() {
-                state.resuming_ = false;
-                if (state.closed_) const auto last = std::move(state.alive_);
-            }
-            RouterState& state;
-        };
-        const Resuming resuming(*this);
-        while (!ready_.empty() && !closed_) {
-            ready_.take_front().resume(); // may destroy queue pairs and the router
-        }
-    }
+    void dispatch(std::span<const ibv_wc> wcs) noexcept;
+    WorkQueue* find(const ibv_wc& wc) const noexcept;
+    void note_causes(std::span<const ibv_wc> wcs) const noexcept;
+    void fail_queues() noexcept;
+    void collect_stopped() noexcept;
+    void resume_ready();
 
+    const std::shared_ptr<CqState> cq_state_;
     std::optional<AsyncCq> cq_;
+    Failure failure_;
+    bool resuming_ = false;
     bool closed_ = false;
     std::shared_ptr<RouterState> alive_; // if a resumed coroutine closed it: until that returns
-    const Failure closed_failure_;
+    std::uint64_t ignored_ = 0;
+
+    std::vector<Route> routes_;
+    std::uint32_t first_free_ = none;
+    IntrusiveList<CompletionWaiter> ready_;
+    IntrusiveList<WaiterStop> stops_;
 };
+
+// Ends the wait of a waiter when a stop is requested, on any thread: the router resumes it.
+class WaiterStop : public ListNode {
+public:
+    WaiterStop(CompletionWaiter& waiter, RouterState& router, const std::stop_token& token) noexcept
+        : waiter_(waiter), cq_(router.cq_state_) {
+        router.stops_.push_back(*this);
+        callback_.set(token, *this);
+    }
+
+    /// For await_suspend: false if the stop came already. A later stop wakes the router.
+    bool may_wait() noexcept {
+        if (!requested()) return true;
+        unlink();
+        return false;
+    }
+
+    CompletionWaiter& waiter() const noexcept { return waiter_; }
+    bool requested() const noexcept { return requested_.load(std::memory_order_acquire); }
+
+    void on_stop() noexcept {
+        requested_.store(true, std::memory_order_release);
+        cq_->wake();
+    }
+
+private:
+    CompletionWaiter& waiter_;
+    const std::shared_ptr<CqState> cq_; // the router may be destroyed before the stop
+    std::atomic<bool> requested_{false};
+    StopCallback<WaiterStop> callback_; // destroyed first
+};
+
+inline std::uint64_t RouterState::add(WorkQueue& queue) {
+    if (first_free_ == none) {
+        if (routes_.size() > WrId::route_mask) {
+            throw_error(std::errc::not_enough_memory, "a Router has at most 1,048,576 work queues");
+        }
+        routes_.emplace_back();
+        first_free_ = static_cast<std::uint32_t>(routes_.size() - 1);
+    }
+    const std::uint32_t index = first_free_;
+    Route& route = routes_[index];
+    first_free_ = std::exchange(route.next_free, none);
+    route.queue = &queue;
+    return WrId::make(index, route.tag);
+}
+
+inline void RouterState::remove(std::uint64_t wr_id) noexcept {
+    const std::uint32_t index = WrId::route(wr_id);
+    Route& route = routes_[index];
+    route.queue = nullptr;
+    route.tag = route.tag == WrId::last_tag ? WrId::first_tag : route.tag + 1;
+    route.next_free = std::exchange(first_free_, index);
+}
+
+inline void RouterState::collect_stopped() noexcept {
+    IntrusiveList<WaiterStop> stopped;
+    stops_.move_if(stopped, [](const WaiterStop& stop) { return stop.requested(); });
+    while (!stopped.empty()) make_ready(stopped.take_front().waiter());
+}
+
+inline void RouterState::resume_ready() {
+    struct Resuming {
+        explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
+        ~Resuming() {
+            state.resuming_ = false;
+            if (state.closed_) const auto last = std::move(state.alive_);
+        }
+        RouterState& state;
+    };
+    const Resuming resuming(*this);
+    while (!ready_.empty() && !closed_) {
+        ready_.take_front().resume(); // may destroy queue pairs and the router
+    }
+}
 
 } // namespace asyncverbs::detail

@@ -11,11 +11,10 @@
 #include <string>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
-#include <asyncverbs/rdma/detail/router_core.hpp>
+#include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/verbs/error.hpp>
@@ -51,7 +50,7 @@ struct WorkQueueOptions {
 // meanwhile: it keeps the memory regions of its request.
 class WorkQueue {
 public:
-    WorkQueue(RouterCore& router, const WorkQueueOptions& options);
+    WorkQueue(RouterState& router, const WorkQueueOptions& options);
     WorkQueue(const WorkQueue&) = delete;
     WorkQueue& operator=(const WorkQueue&) = delete;
 
@@ -59,11 +58,11 @@ public:
     /// resumes the waiters.
     ~WorkQueue() {
         router_.remove(wr_id_);
-        fail_all(router_.queue_failure());
+        fail_all(Failure::canceled("the queue was destroyed"));
         router_.wake();
     }
 
-    RouterCore& router() const noexcept { return router_; }
+    RouterState& router() const noexcept { return router_; }
 
     // --- operations ---
 
@@ -74,7 +73,8 @@ public:
         if (start(operation)) [[likely]] {
             post(operation, request);
         } else {
-            enqueue(operation, SendView(request)); // a copy: `request` stays in registers
+            const SendView copy = request; // so `request` stays in registers
+            enqueue(operation, copy);
         }
     }
     [[gnu::always_inline]] void submit(Operation& operation, Slices receive) {
@@ -82,17 +82,26 @@ public:
         if (start(operation)) [[likely]] {
             post_receive(operation, receive);
         } else {
-            enqueue(operation, receive);
+            enqueue(operation, SendView({IBV_WR_SEND, IBV_WC_RECV, {}}, receive));
         }
     }
 
     /// Posts several with one doorbell, as far as there is room. If the device rejects one, those
-    /// behind it are not posted either.
+    /// behind it are not posted either. Throws as submit(), or std::bad_alloc; then nothing was
+    /// posted, and the operations are as before.
     void submit_chain(std::span<const SendRequest> requests, std::span<Operation> operations);
 
     // --- completions ---
 
-    void complete(const ibv_wc& wc);
+    /// Whether `wc`, whose wr_id names this queue, is of a request that the device has (I13). On an
+    /// error the opcode is not valid (I11).
+    bool posted(const ibv_wc& wc) const noexcept {
+        const std::uint32_t index = WrId::slot(wc.wr_id);
+        return index < slot_count_ && slots_[index].in_flight &&
+               (srq_ != nullptr || wc.qp_num == qp_num_) &&
+               (wc.status != IBV_WC_SUCCESS || ((wc.opcode & IBV_WC_RECV) == 0) == sends_);
+    }
+    void complete(const ibv_wc& wc) noexcept;
     void note_cause(const ibv_wc& failure) const noexcept {
         if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;
         *cause_ = {failure.status, failure.vendor_err};
@@ -114,6 +123,7 @@ private:
     struct Slot {
         Operation* operation = nullptr; // null: it was destroyed, or the slot is free
         std::shared_ptr<ibv_mr> region; // of its first slice
+        std::uint32_t next_free = 0;    // receives: of a free slot
         ibv_wc_opcode opcode = IBV_WC_RECV;
         bool in_flight = false;
         bool signaled = true;
@@ -127,11 +137,15 @@ private:
     void check(Slices slices) const;
     [[noreturn]] void throw_bad_slices(Slices slices) const;
     bool start(Operation& operation) noexcept;
-    template <class Request> // SendView or Slices
-    void enqueue(Operation& operation, Request request);
-    void post(Operation& operation, const SendView& request);
-    void post_receive(Operation& operation, Slices slices);
-    void post_deferred();
+    void enqueue(Operation& operation, const SendView& request);
+    void enqueue_deferred(Operation& operation) noexcept {
+        operation.router_ = &router_;
+        waiting_.push_back(operation);
+    }
+    void reserve_chain(std::size_t requests);
+    void post(Operation& operation, const SendView& request) noexcept;
+    void post_receive(Operation& operation, Slices slices) noexcept;
+    void post_deferred() noexcept;
 
     std::uint32_t acquire_slot(Operation* operation, const SendView& request) noexcept;
     void fill_slot(std::uint32_t index, Operation* operation, ibv_wc_opcode opcode,
@@ -142,8 +156,9 @@ private:
     static void write(ibv_sge* sges, Slices slices) noexcept;
     void write(ibv_send_wr& wr, const SendView& request, ibv_sge* sges,
                std::uint32_t index) noexcept;
-    void reject(Operation& operation, const char* verb, int error);
-    void reject_posted(Operation& operation, std::uint32_t index, const char* verb, int result);
+    void reject(Operation& operation, const char* verb, int error) noexcept;
+    void reject_posted(Operation& operation, std::uint32_t index, const char* verb,
+                       int result) noexcept;
 
     void complete_slot(std::uint32_t index, const ibv_wc& wc) noexcept;
     void complete_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
@@ -154,9 +169,10 @@ private:
         if (operation.waiter_ != nullptr) router_.make_ready(*operation.waiter_);
     }
 
-    RouterCore& router_;
+    RouterState& router_;
     ibv_qp* const qp_;
     ibv_srq* const srq_;
+    const std::uint32_t qp_num_; // of qp_
     const bool sends_;
     const bool keeps_peers_;
     const std::uint32_t capacity_;
@@ -164,42 +180,43 @@ private:
     FlushCause* const cause_;
     std::uint64_t wr_id_ = 0; // of slot 0
 
-    std::vector<Slot> slots_;
-    std::uint32_t slot_count_ = 0;                 // slots_.size() divides
-    std::vector<std::shared_ptr<void>> more_kept_; // for the slots' other slices, and peers
-    std::size_t more_per_slot_ = 0;
-    std::vector<ibv_sge> sges_;       // of the request that is being posted
-    std::vector<std::uint32_t> free_; // receives: free slots, the last one is next
-    std::uint32_t next_ = 0;          // sends: a ring, the next slot to use
-    std::uint32_t oldest_ = 0;        // sends: the slot in flight that was posted first
+    const std::uint32_t slot_count_;
+    const std::uint32_t more_per_slot_;
+    std::unique_ptr<Slot[]> slots_;
+    std::unique_ptr<std::shared_ptr<void>[]> more_kept_; // for the slots' other slices, and peers
+    std::unique_ptr<ibv_sge[]> sges_;                    // of the request that is being posted
+    std::uint32_t first_free_ = 0; // receives: the first of the list of free slots
+    std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
+    std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
     bool draining_ = false;
 
     IntrusiveList<Operation> waiting_; // for room, in order
     IntrusiveList<IdleWaiter> idle_waiters_;
-    std::vector<ibv_send_wr> chain_; // while one is posted
-    std::vector<ibv_sge> chain_sges_;
+    std::unique_ptr<ibv_send_wr[]> chain_; // while one is posted
+    std::unique_ptr<ibv_sge[]> chain_sges_;
+    std::size_t chain_size_ = 0;
 };
 
-inline WorkQueue::WorkQueue(RouterCore& router, const WorkQueueOptions& options)
-    : router_(router), qp_(options.qp), srq_(options.srq), sends_(options.sends),
+inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options)
+    : router_(router), qp_(options.qp), srq_(options.srq),
+      qp_num_(options.qp != nullptr ? options.qp->qp_num : 0), sends_(options.sends),
       keeps_peers_(options.keeps_peers), capacity_(options.capacity),
-      max_slices_(options.max_slices), cause_(options.cause) {
-    const std::size_t slots = std::size_t{capacity_} + (sends_ ? 1 : 0);
-    if (slots > WrId::slot_mask) {
+      max_slices_(options.max_slices), cause_(options.cause),
+      slot_count_(capacity_ + (sends_ ? 1 : 0)),
+      more_per_slot_((max_slices_ > 0 ? max_slices_ - 1 : 0) + (keeps_peers_ ? 1 : 0)) {
+    if (capacity_ >= WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
-                    "a work queue of " + std::to_string(slots) + " work requests is too long: " +
-                        std::to_string(WrId::slot_mask) + " is the most");
+                    "a work queue of " + std::to_string(capacity_) +
+                        " work requests is too long: " + std::to_string(WrId::slot_mask - 1) +
+                        " is the most");
     }
-    slots_.resize(slots);
-    slot_count_ = static_cast<std::uint32_t>(slots);
-    more_per_slot_ = (max_slices_ > 0 ? max_slices_ - 1 : 0) + (keeps_peers_ ? 1 : 0);
-    more_kept_.resize(slots * more_per_slot_);
-    sges_.resize(max_slices_ > 0 ? max_slices_ : 1);
-    if (!sends_) {
-        for (std::size_t i = slots; i > 0; --i) free_.push_back(static_cast<std::uint32_t>(i - 1));
-    }
+    slots_ = std::make_unique<Slot[]>(slot_count_);
+    more_kept_ =
+        std::make_unique<std::shared_ptr<void>[]>(std::size_t{slot_count_} * more_per_slot_);
+    sges_ = std::make_unique<ibv_sge[]>(max_slices_ > 0 ? max_slices_ : 1);
+    for (std::uint32_t i = 0; i < slot_count_; ++i) slots_[i].next_free = i + 1;
     wr_id_ = router_.add(*this);
 }
 
@@ -233,14 +250,12 @@ inline bool WorkQueue::start(Operation& operation) noexcept {
     return true;
 }
 
-template <class Request>
-[[gnu::noinline]] void WorkQueue::enqueue(Operation& operation, Request request) {
+[[gnu::noinline]] inline void WorkQueue::enqueue(Operation& operation, const SendView& request) {
     if (capacity_ == 0) throw_bad_slices({});
     operation.failure_ = router_.failure();
     if (operation.failure_) return;
     operation.deferred_.emplace(request);
-    operation.router_ = &router_;
-    waiting_.push_back(operation);
+    enqueue_deferred(operation);
 }
 
 [[gnu::always_inline]] inline std::uint32_t
@@ -249,7 +264,7 @@ WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept 
     next_ = after(index);
     fill_slot(index, operation, request.work.completes_as, request.slices);
     if (keeps_peers_ && request.work.peer != nullptr) {
-        more_kept_[(index + 1) * more_per_slot_ - 1] = *request.work.peer;
+        more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;
     }
     return index;
 }
@@ -267,7 +282,7 @@ WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept 
     // The pointer is null: constructing in place costs less than an assignment.
     std::construct_at(&slot.region, slices.front().region);
     for (std::size_t i = 1; i < slices.size(); ++i) {
-        more_kept_[index * more_per_slot_ + i - 1] = slices[i].region;
+        more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;
     }
 }
 
@@ -276,7 +291,9 @@ WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept 
     Slot& slot = slots_[index];
     slot.in_flight = false;
     slot.region.reset();
-    for (std::size_t i = 0; i < more_per_slot_; ++i) more_kept_[index * more_per_slot_ + i].reset();
+    for (std::size_t i = 0; i < more_per_slot_; ++i) {
+        more_kept_[std::size_t{index} * more_per_slot_ + i].reset();
+    }
     --in_flight_;
 }
 
@@ -285,7 +302,7 @@ WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept 
     if (sends_) {
         next_ = index;
     } else {
-        free_.push_back(index);
+        slots_[index].next_free = std::exchange(first_free_, index);
     }
     slots_[index].operation = nullptr;
     release_slot(index);
@@ -348,38 +365,40 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
 }
 
 // For an operation that has no slot, or has none any more.
-inline void WorkQueue::reject(Operation& operation, const char* verb, int error) {
-    operation.failure_ = std::make_shared<const std::system_error>(error == 0 ? EIO : error,
-                                                                   std::system_category(), verb);
+inline void WorkQueue::reject(Operation& operation, const char* verb, int error) noexcept {
+    operation.failure_ =
+        Failure(std::error_code(error == 0 ? EIO : error, std::system_category()), verb);
     finish(operation);
 }
 
 [[gnu::noinline]] inline void WorkQueue::reject_posted(Operation& operation, std::uint32_t index,
-                                                       const char* verb, int result) {
+                                                       const char* verb, int result) noexcept {
     const int error = verb_errno(result);
     return_slot(index);
     reject(operation, verb, error);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post(Operation& operation, const SendView& request) {
+[[gnu::always_inline]] inline void WorkQueue::post(Operation& operation,
+                                                   const SendView& request) noexcept {
     const std::uint32_t index = acquire_slot(&operation, request);
     ibv_send_wr wr;
-    write(wr, request, sges_.data(), index);
+    write(wr, request, sges_.get(), index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
         reject_posted(operation, index, "ibv_post_send", result);
 }
 
-[[gnu::always_inline]] inline void WorkQueue::post_receive(Operation& operation, Slices slices) {
-    const std::uint32_t index = free_.back();
-    free_.pop_back();
+[[gnu::always_inline]] inline void WorkQueue::post_receive(Operation& operation,
+                                                           Slices slices) noexcept {
+    const std::uint32_t index = first_free_;
+    first_free_ = slots_[index].next_free;
     fill_slot(index, &operation, IBV_WC_RECV, slices);
-    write(sges_.data(), slices);
+    write(sges_.get(), slices);
     ibv_recv_wr wr;
     wr.wr_id = wr_id_ | index;
     wr.next = nullptr;
-    wr.sg_list = sges_.data();
+    wr.sg_list = sges_.get();
     wr.num_sge = static_cast<int>(slices.size());
     ibv_recv_wr* bad = nullptr;
     errno = 0;
@@ -393,39 +412,57 @@ inline void WorkQueue::reject(Operation& operation, const char* verb, int error)
 
 inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
                                     std::span<Operation> operations) {
-    std::size_t slices = 0;
-    for (const SendRequest& request : requests) {
-        const SendView view = request.view();
-        check(view.slices); // bad input is found before the first is posted
-        slices += view.slices.size();
+    for (const SendRequest& request : requests) check(request.view().slices);
+    if (capacity_ == 0 && !requests.empty()) throw_bad_slices({});
+    if (router_.failure()) {
+        for (Operation& operation : operations) operation.failure_ = router_.failure();
+        return;
     }
-    chain_.resize(requests.size());
-    chain_sges_.resize(slices);
-    ibv_sge* sges = chain_sges_.data();
-    std::size_t count = 0; // requests that there is room for
-    for (; count < requests.size() && start(operations[count]); ++count) {
-        const SendView request = requests[count].view();
-        ibv_send_wr& wr = chain_[count];
-        write(wr, request, sges, acquire_slot(&operations[count], request));
-        sges += wr.num_sge;
-        if (count > 0) chain_[count - 1].next = &wr;
+    const std::size_t room = waiting_.empty() && has_room() ? capacity_ - in_flight_ : 0;
+    const std::size_t count = requests.size() < room ? requests.size() : room;
+    const std::span<Operation> deferred = operations.subspan(count);
+    // All that needs memory comes first: if there is none, nothing was posted.
+    reserve_chain(count);
+    try {
+        for (std::size_t i = 0; i < deferred.size(); ++i) {
+            deferred[i].deferred_.emplace(requests[count + i].view());
+        }
+    } catch (...) {
+        for (Operation& operation : deferred) operation.deferred_.reset();
+        throw;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        const SendView request = requests[i].view();
+        ibv_send_wr& wr = chain_[i];
+        operations[i].router_ = &router_;
+        write(wr, request, &chain_sges_[i * max_slices_], acquire_slot(&operations[i], request));
+        if (i > 0) chain_[i - 1].next = &wr;
     }
     ibv_send_wr* bad = nullptr;
     errno = 0;
-    if (const int result = count > 0 ? ibv_post_send(qp_, chain_.data(), &bad) : 0) {
+    if (const int result = count > 0 ? ibv_post_send(qp_, chain_.get(), &bad) : 0) {
         const int error = verb_errno(result);
         const auto posted =
-            bad == nullptr ? std::size_t{0} : static_cast<std::size_t>(bad - chain_.data());
+            bad == nullptr ? std::size_t{0} : static_cast<std::size_t>(bad - chain_.get());
         for (std::size_t i = count; i-- > posted;) return_slot(WrId::slot(chain_[i].wr_id));
         for (Operation& operation : operations.subspan(posted)) {
+            operation.deferred_.reset();
             reject(operation, "ibv_post_send", error);
         }
         return;
     }
-    for (; count < requests.size(); ++count) enqueue(operations[count], requests[count].view());
+    for (Operation& operation : deferred) enqueue_deferred(operation);
 }
 
-inline void WorkQueue::post_deferred() {
+inline void WorkQueue::reserve_chain(std::size_t requests) {
+    if (requests <= chain_size_) return;
+    auto sges = std::make_unique<ibv_sge[]>(requests * max_slices_);
+    chain_ = std::make_unique<ibv_send_wr[]>(requests);
+    chain_sges_ = std::move(sges);
+    chain_size_ = requests;
+}
+
+inline void WorkQueue::post_deferred() noexcept {
     while (!waiting_.empty() && has_room()) {
         Operation& operation = waiting_.take_front();
         const DeferredRequest deferred = std::move(*operation.deferred_);
@@ -445,7 +482,7 @@ inline void WorkQueue::post_marker() {
     const SendView marker = SendView::send({});
     const std::uint32_t index = acquire_slot(nullptr, marker);
     ibv_send_wr wr;
-    write(wr, marker, sges_.data(), index);
+    write(wr, marker, sges_.get(), index);
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) {
@@ -497,15 +534,14 @@ inline Completion WorkQueue::failed_completion(const ibv_wc& wc,
     }
 }
 
-inline void WorkQueue::complete(const ibv_wc& wc) {
+inline void WorkQueue::complete(const ibv_wc& wc) noexcept {
     const std::uint32_t index = WrId::slot(wc.wr_id);
-    if (index >= slot_count_ || !slots_[index].in_flight) return; // not of this library (I13)
     if (sends_) {
         if (oldest_ != index) [[unlikely]]
             complete_unsignaled(index, wc.qp_num);
         oldest_ = after(oldest_);
     } else {
-        free_.push_back(index);
+        slots_[index].next_free = std::exchange(first_free_, index);
     }
     complete_slot(index, wc);
     if (!waiting_.empty()) [[unlikely]]
@@ -526,7 +562,7 @@ inline void WorkQueue::fail_all(const Failure& failure) noexcept {
         operation.failure_ = failure;
         finish(operation);
     };
-    for (Slot& slot : slots_) {
+    for (Slot& slot : std::span(slots_.get(), slot_count_)) {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
@@ -538,6 +574,43 @@ inline void WorkQueue::fail_all(const Failure& failure) noexcept {
         IdleWaiter& waiter = idle_waiters_.take_front();
         waiter.failure = failure;
         router_.make_ready(waiter);
+    }
+}
+
+// --- the router's part ---
+
+[[gnu::always_inline]] inline WorkQueue* RouterState::find(const ibv_wc& wc) const noexcept {
+    const std::uint32_t index = WrId::route(wc.wr_id);
+    if (index >= routes_.size()) return nullptr;
+    const Route& route = routes_[index];
+    if (route.queue == nullptr || route.tag != WrId::tag(wc.wr_id)) return nullptr;
+    return route.queue->posted(wc) ? route.queue : nullptr;
+}
+
+inline void RouterState::dispatch(std::span<const ibv_wc> wcs) noexcept {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status != IBV_WC_SUCCESS) [[unlikely]]
+            note_causes(wcs);
+        if (WorkQueue* const queue = find(wc)) {
+            queue->complete(wc);
+        } else {
+            ++ignored_;
+        }
+    }
+}
+
+// The two queues of a pair are flushed independently, so the cause of a flush may come after it in
+// the batch.
+inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept {
+    for (const ibv_wc& wc : wcs) {
+        if (wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_WR_FLUSH_ERR) continue;
+        if (const WorkQueue* const queue = find(wc)) queue->note_cause(wc);
+    }
+}
+
+inline void RouterState::fail_queues() noexcept {
+    for (const Route& route : routes_) {
+        if (route.queue != nullptr) route.queue->fail_all(failure_);
     }
 }
 
