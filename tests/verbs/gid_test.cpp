@@ -25,6 +25,10 @@ const GidEntry v2_ipv4{ipv4_gid(10, 7, 0, 1), IBV_GID_TYPE_ROCE_V2};
 const GidEntry v2_local{link_local_gid(1), IBV_GID_TYPE_ROCE_V2};
 const GidEntry infiniband{link_local_gid(1), IBV_GID_TYPE_IB};
 
+const GidEntry v2_ipv4_local{ipv4_gid(169, 254, 0, 1), IBV_GID_TYPE_ROCE_V2};
+const GidEntry v2_ipv6{ibv_gid{{0xfd, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}},
+                       IBV_GID_TYPE_ROCE_V2};
+
 int selected(const std::vector<GidEntry>& gids) {
     SimulatedVerbs verbs;
     verbs.set_gids("sim0", 1, gids);
@@ -69,6 +73,14 @@ TEST_CASE("the preferred GID is RoCE v2 and IPv4-mapped", "[verbs][gid]") {
 TEST_CASE("the next choice is any RoCE v2 GID", "[verbs][gid]") {
     CHECK(selected({v1_local, v1_ipv4, v2_local}) == 2);
     CHECK(selected({none, v2_local, v1_ipv4}) == 1);
+}
+
+TEST_CASE("a GID that can be routed is preferred to a link-local one", "[verbs][gid]") {
+    CHECK(selected({v2_local, v2_ipv6}) == 1);
+    CHECK(selected({v2_ipv4_local, v2_ipv4}) == 1);
+    CHECK(selected({v2_ipv4_local, v2_local, v2_ipv6}) == 2);
+    CHECK(selected({v2_local, v2_ipv4_local}) == 1);
+    CHECK(selected({v2_ipv6, v2_ipv4}) == 1);
 }
 
 TEST_CASE("RoCE v1 and InfiniBand GIDs are the last choice", "[verbs][gid]") {

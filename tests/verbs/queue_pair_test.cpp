@@ -447,7 +447,8 @@ TEST_CASE("steps out of order are rejected", "[verbs][queue_pair]") {
     CHECK(failure_text(std::errc::invalid_argument, [&] { qp.init(); }) ==
           "ibv_modify_qp (to INIT): Invalid argument");
     CHECK(failure_text(std::errc::invalid_argument, [&] { qp.connect(remote); }) ==
-          "ibv_modify_qp (to RTR): Invalid argument");
+          "ibv_modify_qp (to RTR) from GID ::ffff:10.7.0.1 to GID ::ffff:10.7.0.1: "
+          "Invalid argument");
 }
 
 TEST_CASE("a port that is down is reported with its state", "[verbs][queue_pair]") {
@@ -526,6 +527,26 @@ TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {
     CHECK_THAT(send({.retry_cnt = 8}), contains("retry_cnt 8 is out of range"));
     CHECK_THAT(send({.rnr_retry = 8}), contains("rnr_retry 8 is out of range"));
     CHECK(qp.state() == IBV_QPS_RTR);
+}
+
+TEST_CASE("a peer that cannot be reached: both GIDs, and what is wrong with them",
+          "[verbs][queue_pair]") {
+    SimulatedVerbs verbs;
+    const Parents parents;
+    QueuePair qp = parents.queue_pair();
+    qp.init();
+    QueuePairAddress remote = qp.local_address();
+    const auto text = [&] {
+        verbs.fail("ibv_modify_qp", {.error = EINVAL});
+        return failure_text(std::errc::invalid_argument, [&] { qp.ready_to_receive(remote); });
+    };
+    remote.gid = simulated::link_local_gid(1);
+    CHECK(text() == "ibv_modify_qp (to RTR) from GID ::ffff:10.7.0.1 to GID fe80::ff:fe00:1, which "
+                    "do not reach each other: one is IPv4, one is IPv6: Invalid argument");
+    std::vector<simulated::GidEntry> gids = simulated::default_gids();
+    gids[1].gid = GENERATE(ibv_gid{}, simulated::ipv4_gid(10, 7, 0, 9));
+    verbs.set_gids("sim0", 1, gids);
+    CHECK_THAT(text(), contains("of which the first is gone: its interface has lost the address"));
 }
 
 // --- posting ---

@@ -43,6 +43,13 @@ namespace asyncverbs {
     return std::memcmp(gid.raw, prefix.raw, 12) == 0; // the other 4 bytes are the address
 }
 
+/// Whether routers do not forward what is sent from the GID: one of fe80::/10 or, in IPv4,
+/// 169.254.0.0/16.
+[[nodiscard]] inline bool is_link_local_gid(const ibv_gid& gid) noexcept {
+    if (is_ipv4_mapped_gid(gid)) return gid.raw[12] == 169 && gid.raw[13] == 254;
+    return gid.raw[0] == 0xfe && (gid.raw[1] & 0xc0) == 0x80;
+}
+
 /// The RDMA devices of this machine, as a range. A snapshot: devices that appear or disappear later
 /// do not change it. Move-only; a moved-from list is empty. A device pointer is valid as long as
 /// the list, or a Context opened on that device, exists. See ibv_get_device_list(3).
@@ -318,7 +325,8 @@ inline constexpr int max_gid_index = 255;
 } // namespace detail
 
 /// The index of the GID to use on `port`: a RoCE v2 entry with an IPv4-mapped address, else another
-/// RoCE v2 entry, else an entry of RoCE v1 or InfiniBand; of several in the same class, the first.
+/// RoCE v2 entry, both rather with an address that can be routed than with a link-local one; else
+/// an entry of RoCE v1 or InfiniBand. Of several in the same class, the first.
 /// Throws std::system_error: address_not_available if the table has no GID at all, naming
 /// ibv_query_gid_ex if no entry can be read, and as Context::query_port() does.
 [[nodiscard]] inline int select_gid(const Context& context, int port) {
@@ -326,7 +334,7 @@ inline constexpr int max_gid_index = 255;
     int best_index = -1;
     int best_rank = 0;
     int failure = 0;
-    for (int index = 0; index < length && index <= detail::max_gid_index && best_rank < 3;
+    for (int index = 0; index < length && index <= detail::max_gid_index && best_rank < 5;
          ++index) {
         ibv_gid_entry entry{};
         if (const int error = context.try_query_gid(port, index, entry)) {
@@ -334,7 +342,8 @@ inline constexpr int max_gid_index = 255;
             continue;
         }
         const bool v2 = entry.gid_type == IBV_GID_TYPE_ROCE_V2;
-        const int rank = !v2 ? 1 : is_ipv4_mapped_gid(entry.gid) ? 3 : 2;
+        const int family = is_ipv4_mapped_gid(entry.gid) ? 1 : 0;
+        const int rank = !v2 ? 1 : (is_link_local_gid(entry.gid) ? 2 : 4) + family;
         if (rank > best_rank) {
             best_rank = rank;
             best_index = index;

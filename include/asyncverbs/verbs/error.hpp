@@ -6,6 +6,7 @@
 #include <asyncverbs/requirements.hpp>
 
 #include <infiniband/verbs.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 #include <string>
@@ -67,6 +68,18 @@ namespace detail {
         return verb_errno();
     }
     return result < 0 ? -result : result;
+}
+
+// The usual cause if memory cannot be registered: " (the limit on locked memory …)". Empty if there
+// is no limit. With a limit of 0 the kernel fails with EPERM, else with ENOMEM.
+[[nodiscard]] inline std::string locked_memory_hint(int error) {
+    rlimit limit{};
+    if ((error != ENOMEM && error != EPERM) || getrlimit(RLIMIT_MEMLOCK, &limit) != 0 ||
+        limit.rlim_cur == RLIM_INFINITY) {
+        return {};
+    }
+    return " (the limit on locked memory is " + std::to_string(limit.rlim_cur / 1024) +
+           " kB; raise it with ulimit -l)";
 }
 
 // Throws invalid_argument unless low <= value <= high; `where` names the object with these limits.

@@ -117,8 +117,8 @@ class MemoryRegion {
 public:
     /// Registers `bytes`. `access` is a combination of ibv_access_flags; local reads are always
     /// allowed; remote writes and atomics need IBV_ACCESS_LOCAL_WRITE as well. Throws
-    /// std::system_error: invalid_argument if `bytes` is empty, else naming ibv_reg_mr (a common
-    /// cause is the limit on locked memory, `ulimit -l`).
+    /// std::system_error: invalid_argument if `bytes` is empty, else naming ibv_reg_mr, and the
+    /// limit on locked memory (`ulimit -l`) if that is the likely cause.
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes,
                  int access = IBV_ACCESS_LOCAL_WRITE)
         : MemoryRegion(domain, bytes, access, nullptr) {}
@@ -176,9 +176,13 @@ private:
             detail::throw_error(std::errc::invalid_argument,
                                 "cannot register an empty span as a memory region");
         }
-        ibv_mr* native = detail::create("ibv_reg_mr", [&] {
-            return ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
-        });
+        errno = 0;
+        ibv_mr* native =
+            ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
+        if (native == nullptr) {
+            const int error = detail::verb_errno();
+            throw_verb_error(("ibv_reg_mr" + detail::locked_memory_hint(error)).c_str(), error);
+        }
         mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
     }
 

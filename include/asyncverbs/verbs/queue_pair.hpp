@@ -87,10 +87,13 @@ public:
     /// RC: INIT to RTR, ready to receive from `remote`. Throws std::system_error: invalid_argument
     /// before init(), for a UD queue pair, for a `remote` that cannot be reached (no GID on RoCE,
     /// number or PSN of more than 24 bits), and for options out of range; else naming
-    /// ibv_modify_qp.
+    /// ibv_modify_qp and, on RoCE, both GIDs.
     void ready_to_receive(const QueuePairAddress& remote, const RtrOptions& options = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
-        detail::rtr_step(context_, endpoint(), remote, options).apply(get());
+        detail::QueuePairStep step = detail::rtr_step(context_, endpoint(), remote, options);
+        if (const int error = step.try_apply(get())) {
+            detail::throw_rtr_error(context_, endpoint(), remote.gid, error);
+        }
     }
 
     /// The address vector of the path to `remote`, for address handles. Throws invalid_argument

@@ -261,6 +261,24 @@ struct QueuePairStep {
     return step;
 }
 
+// Throws the error of a queue pair that could not be taken to RTR. On RoCE it has both GIDs, and
+// says what is wrong with them: the kernel's error alone would be "Invalid argument".
+[[noreturn]] inline void throw_rtr_error(const Context& context, const Endpoint& local,
+                                         const ibv_gid& remote, int error) {
+    std::string text = "ibv_modify_qp (to RTR)";
+    if (local.roce) {
+        text += " from GID " + gid_text(local.gid) + " to GID " + gid_text(remote);
+        ibv_gid_entry now{};
+        if (context.try_query_gid(local.port, local.gid_index, now) != 0 ||
+            gid_text(now.gid) != gid_text(local.gid)) {
+            text += ", of which the first is gone: its interface has lost the address";
+        } else if (is_ipv4_mapped_gid(local.gid) != is_ipv4_mapped_gid(remote)) {
+            text += ", which do not reach each other: one is IPv4, one is IPv6";
+        }
+    }
+    throw_verb_error(text.c_str(), error);
+}
+
 [[nodiscard]] inline QueuePairStep rts_step(ibv_qp_type type, std::uint32_t psn,
                                             const RtsOptions& options) {
     check_range("timeout", options.timeout, 0, 31, "a queue pair");
