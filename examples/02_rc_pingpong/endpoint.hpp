@@ -26,15 +26,14 @@ inline asyncverbs::Context open_device(const Options& options) {
     const ibv_port_attr port = context.query_port(options.ib_port);
     const std::string port_name =
         "port " + std::to_string(options.ib_port) + " of " + context.name();
-    const auto check = [](const char* option, std::uint64_t value, std::uint64_t limit,
+    const auto check = [](std::string option, std::uint32_t value, std::uint32_t limit,
                           const std::string& whose) {
         if (value <= limit) return;
-        throw std::runtime_error(std::string(option) + " " + std::to_string(value) +
-                                 " is too much: " + whose + " takes at most " +
-                                 std::to_string(limit));
+        throw std::runtime_error(option + " " + std::to_string(value) + " is too much: " + whose +
+                                 " takes at most " + std::to_string(limit));
     };
     const int depth = std::min(device.max_qp_wr, device.max_cqe - 1); // one entry for the send
-    check("--rx-depth", options.rx_depth, static_cast<unsigned>(depth), context.name());
+    check("--rx-depth", options.rx_depth, static_cast<std::uint32_t>(depth), context.name());
     check("--size", options.size, port.max_msg_sz, port_name);
     if (asyncverbs::Context::is_active(port)) { // only then active_mtu is valid
         check("--mtu", options.mtu, 128u << port.active_mtu, port_name);
@@ -52,10 +51,8 @@ public:
              const Options& options)
         : options_(options),
           // The server sends each message back from where it was received.
-          stride_(options.is_client() ? (options.size + page_size_ - 1) / page_size_ * page_size_
-                                      : 0),
-          domain_(context),
-          region_(asyncverbs::MemoryRegion::allocate(domain_, stride_ + options.size)),
+          incoming_at_(options.is_client() ? options.size : 0), domain_(context),
+          region_(asyncverbs::MemoryRegion::allocate(domain_, incoming_at_ + options.size)),
           queue_pair_(domain_, cq, cq, {.max_send_wr = 1, .max_recv_wr = options.rx_depth}) {
         if (options.size <= queue_pair_.granted().max_inline_data) send_flags_ |= IBV_SEND_INLINE;
         fill_memory();
@@ -118,11 +115,11 @@ private:
 
     const Options& options_;
     std::size_t page_size_ = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    std::size_t stride_; // from the message to send to the one received
+    std::size_t incoming_at_;
     asyncverbs::ProtectionDomain domain_;
     asyncverbs::MemoryRegion region_;
     asyncverbs::Slice outgoing_ = region_.slice(0, options_.size);
-    asyncverbs::Slice incoming_ = region_.slice(stride_, options_.size);
+    asyncverbs::Slice incoming_ = region_.slice(incoming_at_, options_.size);
     unsigned send_flags_ = IBV_SEND_SIGNALED;
     std::uint32_t receives_ = 0;       // posted and not completed
     asyncverbs::QueuePair queue_pair_; // last: destroyed before the memory that it may write

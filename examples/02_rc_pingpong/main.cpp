@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // rc_pingpong: libibverbs' ibv_rc_pingpong with awaited completions. Read on in this order:
-// pingpong.hpp (the two coroutines), endpoint.hpp (the queue pair), handshake.cpp (TCP, by Asio).
+// pingpong.hpp (the two coroutines), endpoint.hpp (the queue pair), handshake.hpp (TCP, by Asio).
 #include "endpoint.hpp"
 #include "handshake.hpp"
 #include "options.hpp"
@@ -8,12 +8,9 @@
 
 #include <asyncverbs/asyncverbs.hpp>
 
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
-#include <system_error>
 #include <utility>
 
 namespace {
@@ -23,24 +20,26 @@ using namespace pingpong;
 void print_address(const char* whose, const QueuePairAddress& address) {
     std::printf("  %s LID 0x%04x, QPN 0x%06x, PSN 0x%06x, GID %s\n", whose, address.lid,
                 address.qp_num, address.psn, asyncverbs::gid_text(address.gid).c_str());
-    std::fflush(stdout);
 }
 
-Connection shake_hands(asio::io_context& io, const Options& options, Endpoint& endpoint) {
+void shake_hands(tcp::iostream& peer, const Options& options, Endpoint& endpoint) {
     const std::chrono::seconds timeout(options.timeout);
     const QueuePairAddress local = endpoint.local_address();
-    const auto connect = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
     if (options.is_client()) {
         print_address("local address: ", local);
-        Connection server = Connection::open(io, *options.host, options.port, timeout);
-        print_address("remote address:", shake_hands_as_client(server, local, connect));
-        return server;
+        set_deadline(peer, timeout);
+        connect(peer, *options.host, options.port);
+    } else {
+        asio::io_context io;
+        tcp::acceptor acceptor = listen(io, options.port);
+        print_address("local address: ", local); // after listen(): clients may come
+        acceptor.accept(peer.socket());
     }
-    tcp::acceptor acceptor = listen(io, options.port);
-    print_address("local address: ", local); // after listen(): this line says that clients may come
-    Connection client(io, acceptor.accept(), timeout);
-    print_address("remote address:", shake_hands_as_server(client, local, connect));
-    return client;
+    set_deadline(peer, timeout);
+    const auto on_remote = [&](const QueuePairAddress& remote) { endpoint.connect(remote); };
+    const QueuePairAddress remote =
+        pingpong::shake_hands(peer, options.is_client(), local, on_remote);
+    print_address("remote address:", remote);
 }
 
 void print_results(const Options& options, const PingPong& game,
@@ -71,12 +70,17 @@ void run(const Options& options) {
     const asyncverbs::Context context = open_device(options);
     auto cq = asyncverbs::AsyncCq::create(context, cq_depth(options), loop);
     Endpoint endpoint(context, cq.completion_queue(), options);
-    asio::io_context io;
-    Connection peer = shake_hands(io, options, endpoint);
+    tcp::iostream peer;
+    shake_hands(peer, options, endpoint);
 
     PingPong game(loop, cq, endpoint, options);
     loop.run(game.run());
-    if (!options.is_client()) peer.wait_until_closed();
+    if (!options.is_client()) {
+        // Until the client closes its end, it may need this queue pair, for example to repeat an
+        // acknowledgment that was lost.
+        set_deadline(peer, std::chrono::seconds(options.timeout));
+        peer.peek();
+    }
 
     print_results(options, game, cq.statistics());
     if (options.check) endpoint.check_received();
@@ -84,22 +88,4 @@ void run(const Options& options) {
 
 } // namespace
 
-int main(int argc, char** argv) try {
-    Options options;
-    CLI::App app;
-    add_options(app, options);
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& success) {
-        return app.exit(success); // --help
-    }
-    run(options);
-    if (std::fflush(stdout) == 0) return 0;
-    throw std::system_error(errno, std::generic_category(), "standard output");
-} catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "error: %s; see --help\n", error.what());
-    return 1;
-} catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
-}
+int main(int argc, char** argv) { return program::main(argc, argv, add_options, run); }

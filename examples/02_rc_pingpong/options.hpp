@@ -3,10 +3,10 @@
 // device are checked later, by open_device().
 #pragma once
 
-#include <CLI/CLI.hpp>
+#include "../program.hpp"
+
 #include <infiniband/verbs.h>
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -45,18 +45,14 @@ inline void add_options(CLI::App& app, Options& options) {
         "server.\n"
         "Options, handshake and output are those of libibverbs' ibv_rc_pingpong, which may be at\n"
         "the other end. Both ends need the same --size, --mtu and --iters.");
-    app.option_defaults()->always_capture_default()->take_last();
-    const auto not_empty = [](const std::string& text) {
-        return text.empty() ? std::string("must not be empty") : std::string();
-    };
     constexpr std::uint32_t most = UINT32_MAX;
     app.add_option("HOST", options.host, "Be the client of the server on HOST")
-        ->check(not_empty, "");
+        ->check(program::not_empty, "");
     app.add_option("-p,--port", options.port, "TCP port of the handshake")
         ->check(CLI::Range(1u, 65'535u));
     app.add_option("-d,--ib-dev", options.device,
                    "RDMA device (default: the first one with an active port)")
-        ->check(not_empty, "");
+        ->check(program::not_empty, "");
     app.add_option("-i,--ib-port", options.ib_port, "Port of the device")
         ->check(CLI::Range(1, 255));
     app.add_option("-s,--size", options.size, "Bytes of a message")->check(CLI::Range(1u, most));

@@ -6,9 +6,9 @@
 #include "histogram.hpp"
 #include "options.hpp"
 
-#include <asyncverbs/asyncverbs.hpp>
+#include "../terminal.hpp"
 
-#include <unistd.h>
+#include <asyncverbs/asyncverbs.hpp>
 
 #include <chrono>
 #include <cstdint>
@@ -101,27 +101,14 @@ private:
     // connection if the peer is silent. A peer that dies while no message is on its way to it
     // causes no error, since nothing is retried.
     asyncverbs::Task<> watch() {
-        struct Line {
-            ~Line() {
-                if (shown) std::fputs("\r\033[K", stderr);
-            }
-            bool shown = false;
-        } line;
-        const bool on_terminal = ::isatty(STDERR_FILENO) == 1;
-        const std::chrono::milliseconds interval(on_terminal ? 250 : 1000);
+        terminal::StatusLine line;
+        const std::chrono::milliseconds interval(line.on_terminal() ? 250 : 1000);
         const Clock::time_point start = Clock::now();
         Clock::time_point last_change = start;
         std::uint64_t seen = 0;
         for (;;) {
             co_await loop_.sleep_for(interval);
-            if (on_terminal && received_ > 0) {
-                const std::chrono::duration<double> elapsed = Clock::now() - start;
-                const double each = elapsed.count() / received_;
-                std::fprintf(stderr, "\r%u of %u iters, %.2f usec/iter, %.0f s left\033[K",
-                             received_, options_.iterations, each * 1e6,
-                             each * (options_.iterations - received_));
-                line.shown = true;
-            }
+            if (received_ > 0) line.show(progress(Clock::now() - start));
             if (const std::uint64_t now_seen = std::uint64_t{sent_} + received_; now_seen != seen) {
                 seen = now_seen;
                 last_change = Clock::now();
@@ -132,6 +119,14 @@ private:
                 co_return;
             }
         }
+    }
+
+    std::string progress(std::chrono::duration<double> elapsed) const {
+        const double each = elapsed.count() / received_;
+        char text[100];
+        std::snprintf(text, sizeof text, "%u of %u iters, %.2f usec/iter, %.0f s left", received_,
+                      options_.iterations, each * 1e6, each * (options_.iterations - received_));
+        return text;
     }
 
     asyncverbs::EpollExecutor& loop_;

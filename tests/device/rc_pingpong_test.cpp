@@ -160,7 +160,7 @@ TEST_CASE("rc_pingpong --histogram draws all round trips and the statistics") {
         check_success(end);
         CHECK_THAT(end.output, contains("Round-trip times:") && contains("p99.9 ") &&
                                    contains("#") && contains("AsyncCq statistics:"));
-        const std::regex row(" - +[0-9.]+ +[a-z]+ +([0-9]+) +[0-9.]+ %");
+        const std::regex row(" up to +[0-9.]+ +[a-z]+ +([0-9]+) +[0-9.]+ %");
         int total = 0;
         for (std::sregex_iterator it(end.output.begin(), end.output.end(), row), last; it != last;
              ++it) {

@@ -28,16 +28,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) return 0;
     asio::io_context io;
     const tcp::socket peer(io, tcp::v4(), fds[1]);
-    Connection connection(io, tcp::socket(io, tcp::v4(), fds[0]), std::chrono::seconds(5));
+    tcp::iostream connection(tcp::socket(io, tcp::v4(), fds[0]));
+    set_deadline(connection, std::chrono::seconds(5));
     ::send(fds[1], sent.data(), sent.size(), MSG_NOSIGNAL);
     ::shutdown(fds[1], SHUT_WR);
 
     bool connected = false;
     const auto on_remote = [&](const QueuePairAddress&) { connected = true; };
     try {
-        const QueuePairAddress remote = as_server
-                                            ? shake_hands_as_server(connection, {}, on_remote)
-                                            : shake_hands_as_client(connection, {}, on_remote);
+        const QueuePairAddress remote = shake_hands(connection, !as_server, {}, on_remote);
         require(connected, "connected before the end");
         require(from_wire(std::string(sent.substr(0, wire_size))) == remote,
                 "the address that the peer sent");
