@@ -53,7 +53,7 @@ public:
             throw std::runtime_error("this program serves the connections of one device only");
         }
         if (router_) return;
-        constexpr int entries = queue_pair_options.max_send_wr + 1 + queue_pair_options.max_recv_wr;
+        constexpr int entries = queue_pair_options.max_send_wr + queue_pair_options.max_recv_wr;
         const int depth = static_cast<int>(max_clients) * entries;
         domain_.emplace(context);
         router_.emplace(Router::create(context, depth, loop_));

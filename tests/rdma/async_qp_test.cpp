@@ -183,6 +183,29 @@ TEST_CASE("AsyncQp: operations wait for room in a full queue, in order", "[rdma]
     }
 }
 
+TEST_CASE("AsyncQp: operations that waited for room are posted in order", "[rdma]") {
+    const bool chained = GENERATE(true, false);
+    Fixture f;
+    f.write(0, "abcdefghij");
+    std::vector<SendRequest> requests;
+    for (std::size_t i = 0; i < 10; ++i) {
+        requests.push_back(SendRequest::write(f.slice(i, 1), f.remote(200, 1)));
+    }
+    std::vector<Operation> operations(10);
+    f.sim.hold_delivery();
+    if (chained) {
+        f.a->post(requests, operations);
+    } else {
+        for (std::size_t i = 0; i < 10; ++i) operations[i] = f.a->post(requests[i]);
+    }
+    for (std::size_t i = 0; i < 10; ++i) {
+        CHECK(f.sim.deliver_from(f.a->queue_pair().native_handle()) == 1);
+        f.run();
+        CHECK(f.read(200, 1) == std::string(1, static_cast<char>('a' + i)));
+        CHECK(operations[i].done());
+    }
+}
+
 TEST_CASE("AsyncQp: an operation that waits for room holds copies of its slices", "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
@@ -236,6 +259,20 @@ TEST_CASE("AsyncQp: the next signaled send releases the slots of unsignaled send
     REQUIRE(last.completion);
     CHECK(last.completion->opcode() == IBV_WC_SEND);
     CHECK(last.completion->qp_num() == f.a->queue_pair().qp_num());
+}
+
+TEST_CASE("AsyncQp: an unsignaled success is that of its own request", "[rdma]") {
+    Fixture f;
+    Operation write = f.a->write(f.slice(0, 4), f.remote(200, 4), {.signaled = false});
+    Operation send = f.a->send(Slices());
+    Operation receive = f.b->recv(Slices());
+    f.run();
+    Awaiting written(std::move(write));
+    REQUIRE(written.completion);
+    CHECK(written.completion->opcode() == IBV_WC_RDMA_WRITE);
+    CHECK(written.completion->qp_num() == f.a->queue_pair().qp_num());
+    CHECK(send.done());
+    CHECK(receive.done());
 }
 
 // --- chains ---
@@ -506,6 +543,23 @@ TEST_CASE("AsyncQp: the cause may come after the flushes", "[rdma]") {
     CHECK(outcome.code() == make_wc_error(IBV_WC_REM_ACCESS_ERR));
 }
 
+TEST_CASE("AsyncQp: the first failure is the cause of the flushes", "[rdma]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    Operation sends[] = {f.a->send(f.slice(0, 1)), f.a->send(f.slice(0, 1)),
+                         f.a->send(f.slice(0, 1))};
+    const std::uint64_t first = detail::WrId::make(0, detail::WrId::first_tag);
+    const std::uint32_t qp_num = f.a->queue_pair().qp_num();
+    f.sim.complete(f.native, first, IBV_WC_REM_ACCESS_ERR, qp_num);
+    f.sim.complete(f.native, first + 1, IBV_WC_REM_OP_ERR, qp_num);
+    f.sim.complete(f.native, first + 2, IBV_WC_WR_FLUSH_ERR, qp_num);
+    f.run();
+    Awaiting second(std::move(sends[1]));
+    CHECK(second.code() == make_wc_error(IBV_WC_REM_OP_ERR));
+    Awaiting flushed(std::move(sends[2]));
+    CHECK(flushed.code() == make_wc_error(IBV_WC_REM_ACCESS_ERR));
+}
+
 TEST_CASE("AsyncQp: errors without exceptions", "[rdma]") {
     Fixture f;
     f.sim.hold_delivery();
@@ -579,6 +633,19 @@ TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
     CHECK(last.completion);
     Draining again(*f.a);
     CHECK(again.completion);
+}
+
+TEST_CASE("AsyncQp: drain of a full queue", "[rdma][I12]") {
+    Fixture f;
+    std::vector<Operation> operations;
+    for (const bool signaled : {true, false, true, false}) {
+        operations.push_back(
+            f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = signaled})); // succeeds
+    }
+    Draining drained(*f.a);
+    f.run();
+    CHECK(drained.completion);
+    for (const Operation& operation : operations) CHECK(operation.done());
 }
 
 TEST_CASE("AsyncQp: drain before it is connected", "[rdma]") {

@@ -51,7 +51,7 @@ class StreamState;
 class AsyncQp {
 public:
     /// In RESET, see queue_pair(). Throws as QueuePair does; `options.sq_sig_all` has no effect.
-    /// Reserves max_send_wr + 1 and max_recv_wr entries of the completion queue (I10).
+    /// Reserves max_send_wr + max_recv_wr entries of the completion queue (I10).
     AsyncQp(Router& router, const ProtectionDomain& domain, const QueuePairOptions& options = {})
         : state_(
               std::make_unique<detail::QueuePairState>(router.state_, nullptr, domain, options)) {}

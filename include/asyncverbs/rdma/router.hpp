@@ -42,7 +42,7 @@ public:
     }
 
     /// The same with a new CQ of at least `depth` entries, see AsyncCq::create(). Each queue pair
-    /// takes max_send_wr + 1 and max_recv_wr entries.
+    /// takes max_send_wr + max_recv_wr entries.
     template <class Loop>
     static Router create(const Context& context, int depth, Loop& loop,
                          const AsyncCqOptions& options = {}) {

@@ -73,7 +73,6 @@ private:
     QueuePair make(const ProtectionDomain& domain, QueuePairOptions options) const {
         if (!router->cq()) router->failure().raise();
         const CompletionQueue& cq = router->cq()->completion_queue();
-        ++options.max_send_wr; // for the marker
         options.sq_sig_all = false;
         if (!shared_receives) return {domain, cq, cq, options};
         if (shared_receives->router != router) {

@@ -35,8 +35,8 @@ struct IdleWaiter : CompletionWaiter {
 
 struct WorkQueueOptions {
     ibv_qp* qp = nullptr;
-    ibv_srq* srq = nullptr;   // instead of `qp`: a shared receive queue
-    bool sends = false;       // the native queue has room for one more than `capacity`: the marker
+    ibv_srq* srq = nullptr; // instead of `qp`: a shared receive queue
+    bool sends = false;
     bool keeps_peers = false; // UD sends keep their address handles
     std::uint32_t capacity = 0;
     std::uint32_t max_slices = 0;
@@ -97,7 +97,7 @@ public:
     /// error the opcode is not valid (I11).
     bool posted(const ibv_wc& wc) const noexcept {
         const std::uint32_t index = WrId::slot(wc.wr_id);
-        return index < slot_count_ && slots_[index].in_flight &&
+        return index < capacity_ && slots_[index].in_flight &&
                (srq_ != nullptr || wc.qp_num == qp_num_) &&
                (wc.status != IBV_WC_SUCCESS || ((wc.opcode & IBV_WC_RECV) == 0) == sends_);
     }
@@ -116,7 +116,8 @@ public:
     void wait_until_idle(IdleWaiter& waiter) noexcept { idle_waiters_.push_back(waiter); }
 
     /// For a queue pair in ERR, where everything completes, except that unsignaled requests may
-    /// have succeeded before: posts a signaled request behind them. Throws naming ibv_post_send.
+    /// have succeeded before: posts a signaled request behind them, for which there is room, see
+    /// must_signal(). Throws naming ibv_post_send.
     void post_marker();
 
 private:
@@ -131,7 +132,7 @@ private:
     static_assert(sizeof(Slot) <= 48);
 
     std::uint32_t after(std::uint32_t index) const noexcept {
-        return index + 1 == slot_count_ ? 0 : index + 1;
+        return index + 1 == capacity_ ? 0 : index + 1;
     }
     bool has_room() const noexcept { return in_flight_ < capacity_; }
     void check(Slices slices) const;
@@ -180,7 +181,6 @@ private:
     FlushCause* const cause_;
     std::uint64_t wr_id_ = 0; // of slot 0
 
-    const std::uint32_t slot_count_;
     const std::uint32_t more_per_slot_;
     std::unique_ptr<Slot[]> slots_;
     std::unique_ptr<std::shared_ptr<void>[]> more_kept_; // for the slots' other slices, and peers
@@ -190,9 +190,8 @@ private:
     std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
-    bool draining_ = false;
 
-    IntrusiveList<Operation> waiting_; // for room, in order
+    IntrusiveList<Operation> waiting_; // for room, in order; none while there is room
     IntrusiveList<IdleWaiter> idle_waiters_;
     std::unique_ptr<ibv_send_wr[]> chain_; // while one is posted
     std::unique_ptr<ibv_sge[]> chain_sges_;
@@ -204,7 +203,6 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
       qp_num_(options.qp != nullptr ? options.qp->qp_num : 0), sends_(options.sends),
       keeps_peers_(options.keeps_peers), capacity_(options.capacity),
       max_slices_(options.max_slices), cause_(options.cause),
-      slot_count_(capacity_ + (sends_ ? 1 : 0)),
       more_per_slot_((max_slices_ > 0 ? max_slices_ - 1 : 0) + (keeps_peers_ ? 1 : 0)) {
     if (capacity_ >= WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
@@ -212,11 +210,10 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
                         " work requests is too long: " + std::to_string(WrId::slot_mask - 1) +
                         " is the most");
     }
-    slots_ = std::make_unique<Slot[]>(slot_count_);
-    more_kept_ =
-        std::make_unique<std::shared_ptr<void>[]>(std::size_t{slot_count_} * more_per_slot_);
+    slots_ = std::make_unique<Slot[]>(capacity_);
+    more_kept_ = std::make_unique<std::shared_ptr<void>[]>(std::size_t{capacity_} * more_per_slot_);
     sges_ = std::make_unique<ibv_sge[]>(max_slices_ > 0 ? max_slices_ : 1);
-    for (std::uint32_t i = 0; i < slot_count_; ++i) slots_[i].next_free = i + 1;
+    for (std::uint32_t i = 0; i < capacity_; ++i) slots_[i].next_free = i + 1;
     wr_id_ = router_.add(*this);
 }
 
@@ -244,7 +241,7 @@ inline void WorkQueue::check(Slices slices) const {
 
 // False: there is no room, or it has to fail; see enqueue().
 inline bool WorkQueue::start(Operation& operation) noexcept {
-    if (router_.failure() || !waiting_.empty() || !has_room()) [[unlikely]]
+    if (router_.failure() || !has_room()) [[unlikely]]
         return false;
     operation.router_ = &router_;
     return true;
@@ -306,14 +303,13 @@ WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept 
     }
     slots_[index].operation = nullptr;
     release_slot(index);
-    unsignaled_ = capacity_; // unknown: the next one is signaled
 }
 
-// An unsignaled request never takes the last free slot, and never fills half of the queue with its
-// like: their slots are reused only after a signaled completion.
+// The slots of unsignaled requests are free after the next signaled completion. So an unsignaled
+// request never takes the last free slot, and at most half of the queue is unsignaled in sequence.
 inline bool WorkQueue::must_signal(SendOptions options) noexcept {
-    const bool signal = options.signaled || draining_ || in_flight_ >= capacity_ ||
-                        unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
+    const bool signal =
+        options.signaled || !has_room() || unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
     unsignaled_ = signal ? 0 : unsignaled_ + 1;
     return signal;
 }
@@ -366,8 +362,7 @@ inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
 
 // For an operation that has no slot, or has none any more.
 inline void WorkQueue::reject(Operation& operation, const char* verb, int error) noexcept {
-    operation.failure_ =
-        Failure(std::error_code(error == 0 ? EIO : error, std::system_category()), verb);
+    operation.failure_ = Failure(std::error_code(error, std::system_category()), verb);
     finish(operation);
 }
 
@@ -418,7 +413,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
         for (Operation& operation : operations) operation.failure_ = router_.failure();
         return;
     }
-    const std::size_t room = waiting_.empty() && has_room() ? capacity_ - in_flight_ : 0;
+    const std::size_t room = capacity_ - in_flight_;
     const std::size_t count = requests.size() < room ? requests.size() : room;
     const std::span<Operation> deferred = operations.subspan(count);
     // All that needs memory comes first: if there is none, nothing was posted.
@@ -476,8 +471,7 @@ inline void WorkQueue::post_deferred() noexcept {
 }
 
 inline void WorkQueue::post_marker() {
-    draining_ = true;
-    const std::uint32_t newest = next_ == 0 ? slot_count_ - 1 : next_ - 1;
+    const std::uint32_t newest = next_ == 0 ? capacity_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
     const SendView marker = SendView::send({});
     const std::uint32_t index = acquire_slot(nullptr, marker);
@@ -562,7 +556,7 @@ inline void WorkQueue::fail_all(const Failure& failure) noexcept {
         operation.failure_ = failure;
         finish(operation);
     };
-    for (Slot& slot : std::span(slots_.get(), slot_count_)) {
+    for (Slot& slot : std::span(slots_.get(), capacity_)) {
         if (slot.operation != nullptr) fail(*std::exchange(slot.operation, nullptr));
     }
     while (!waiting_.empty()) {
