@@ -1,8 +1,8 @@
 # asyncverbs_add_soft_roce_test(): a CTest test with RDMA devices on any machine, including CI.
 #
 #   asyncverbs_add_soft_roce_test(NAME <name> COMMAND <command> [<argument>...]
-#       [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>] [OUTPUT <directory>]
-#       [WORKING_DIRECTORY <directory>] [DETERMINISTIC] [LABELS <label>...])
+#       [PROVIDER <name>] [DEVICES <number>] [GUESTS <number>] [TIMEOUT <seconds>]
+#       [OUTPUT <directory>] [WORKING_DIRECTORY <directory>] [DETERMINISTIC] [LABELS <label>...])
 #
 # Adds a test that runs the command with soft-roce/run: on the host's own RDMA devices if they are
 # active, otherwise with soft-RoCE devices in an emulated guest that sees the host's files. The
@@ -13,6 +13,7 @@
 # NAME, COMMAND, WORKING_DIRECTORY
 #                 As for add_test(): the command may be a target, and generator expressions are
 #                 expanded. An argument cannot be empty or a keyword of this function.
+# PROVIDER        The kind of device: rxe (soft-RoCE, the default) or siw (soft-iWARP).
 # DEVICES         The number of devices for the command, 1 to 8 (1). RDMA_DEVICES contains their
 #                 names.
 # GUESTS          The number of guests, 1 to 8 (1), that run the command at the same time on one
@@ -32,7 +33,8 @@ cmake_policy(VERSION 3.23) # do not depend on the including project's version
 function(asyncverbs_add_soft_roce_test)
     set(function "asyncverbs_add_soft_roce_test")
     cmake_parse_arguments(PARSE_ARGV 0 arg
-        "DETERMINISTIC" "NAME;DEVICES;GUESTS;TIMEOUT;OUTPUT;WORKING_DIRECTORY" "COMMAND;LABELS")
+        "DETERMINISTIC" "NAME;PROVIDER;DEVICES;GUESTS;TIMEOUT;OUTPUT;WORKING_DIRECTORY"
+        "COMMAND;LABELS")
     if(DEFINED arg_UNPARSED_ARGUMENTS)
         message(FATAL_ERROR "${function}: unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
     endif()
@@ -44,6 +46,11 @@ function(asyncverbs_add_soft_roce_test)
             message(FATAL_ERROR "${function}: ${required} is missing")
         endif()
     endforeach()
+    if(NOT DEFINED arg_PROVIDER)
+        set(arg_PROVIDER rxe)
+    elseif(NOT arg_PROVIDER MATCHES "^(rxe|siw)$")
+        message(FATAL_ERROR "${function}: PROVIDER takes rxe or siw, not \"${arg_PROVIDER}\"")
+    endif()
     foreach(number DEVICES GUESTS)
         if(NOT DEFINED arg_${number})
             set(arg_${number} 1)
@@ -60,7 +67,7 @@ function(asyncverbs_add_soft_roce_test)
         message(FATAL_ERROR "${function}: DETERMINISTIC takes one guest: each has its own clock")
     endif()
 
-    set(options --devices ${arg_DEVICES} --guests ${arg_GUESTS} --timeout ${arg_TIMEOUT})
+    set(options --provider ${arg_PROVIDER} --devices ${arg_DEVICES} --guests ${arg_GUESTS} --timeout ${arg_TIMEOUT})
     if(DEFINED arg_OUTPUT)
         list(APPEND options --output "${arg_OUTPUT}")
     endif()

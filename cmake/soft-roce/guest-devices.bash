@@ -4,10 +4,15 @@
 # The guest's RDMA devices: makes them and the network devices that they send through, and describes
 # them in the command's environment[].
 
+# On RoCE, GID 0 is made from the link-local address and GID 1 from the IPv4 address. An iWARP port
+# has one GID, which is its MAC address.
 gid_index=1
+if [[ $provider = siw ]]; then
+    gid_index=0
+fi
 
-# Each guest has the devices rxe0, rxe1 and so on. Device D of guest G has the address 10.7.D.(G+1).
-# Devices with the same number share a subnet, as on one rail of a real network.
+# Each guest has the devices rxe0, rxe1 and so on, or siw0, siw1 and so on. Device D of guest G has
+# the address 10.7.D.(G+1). Devices with the same number share a subnet, as on one rail of a real network.
 print_address() {
     echo "10.7.$1.$(( $2 + 1 ))"
 }
@@ -57,16 +62,25 @@ add_address() {
 }
 
 # The GID of an address appears shortly after the address is set.
-await_gid() {
-    local number=$1 gid=/sys/class/infiniband/rxe$1/ports/1/gids/$gid_index digits
+has_gid() {
+    local gid=$1/gids/$gid_index digits
     digits=$(printf '0a07:%02x%02x' "$number" "$(( guest + 1 ))")
+    [[ -e $gid && $(<"$gid") = *:ffff:$digits ]]
+}
+
+is_active() {
+    [[ -e $1/state && $(<"$1/state") = *ACTIVE ]]
+}
+
+await_device() {
+    local number=$1 port=/sys/class/infiniband/$provider$1/ports/1
     for _ in {1..1000}; do
-        if [[ -e $gid && $(<"$gid") = *:ffff:$digits ]]; then
+        if is_active "$port" && { [[ $provider = siw ]] || has_gid "$port"; }; then
             return
         fi
         sleep 0.01
     done
-    fail "the soft-RoCE device rxe$number has no GID for its address"
+    fail "the port of the device $provider$number is not active, or has no GID for its address"
 }
 
 make_rdma_devices() {
@@ -81,11 +95,11 @@ make_rdma_devices() {
     make_network_devices
     for (( number = 0; number < devices; ++number )); do
         add_address "$number" "$(print_address "$number" "$guest")"
-        rdma link add "rxe$number" type rxe netdev "roce$number" ||
-            fail "cannot create the soft-RoCE device rxe$number"
+        rdma link add "$provider$number" type "$provider" netdev "roce$number" ||
+            fail "cannot create the device $provider$number"
     done
     for (( number = 0; number < devices; ++number )); do
-        await_gid "$number"
+        await_device "$number"
     done
     echo "$(print_address 0 "$guest") soft-roce" >>/etc/hosts
 }
@@ -93,7 +107,7 @@ make_rdma_devices() {
 add_devices_to_environment() {
     local number names=() ports=() gid_indexes=() addresses=()
     for (( number = 0; number < devices; ++number )); do
-        names+=("rxe$number") ports+=(1) gid_indexes+=("$gid_index")
+        names+=("$provider$number") ports+=(1) gid_indexes+=("$gid_index")
         addresses+=("$(print_address "$number" "$guest")")
     done
     environment+=("RDMA_DEVICE=${names[0]}" "RDMA_PORT=${ports[0]}")

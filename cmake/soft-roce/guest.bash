@@ -31,7 +31,7 @@ write_job() {
     fi
     mkdir -- "$job/job" "$job/job/bin"
     declare -p directory user group groups files terminals window output caller_umask devices \
-        guests guest >"$job/job/settings"
+        guests guest provider >"$job/job/settings"
     printf '%s\0' "${caller_environment[@]}" >"$job/job/environment"
     printf '%s\0' "${command[@]}" >"$job/job/arguments"
     install -m 755 -- "$home/guest-run" "$home/guest-devices.bash" "$job/job"
@@ -44,6 +44,9 @@ write_initrd() {
     cp -- "$kernel_directory/initramfs.cpio" "$job/initrd"
     if (( devices > 1 || guests > 1 )); then
         cat -- "$kernel_directory/link.cpio" >>"$job/initrd"
+    fi
+    if [[ $provider = siw ]]; then
+        cat -- "$kernel_directory/siw.cpio" >>"$job/initrd"
     fi
     (cd -- "$job" && find init job | cpio -o -H newc --quiet) >>"$job/initrd"
 }
@@ -262,12 +265,19 @@ prepare_guest() {
     PATH=$PATH:/usr/sbin:/sbin
     install_packages
     find_kernel
+    if [[ $provider = siw ]]; then
+        find_siw
+    fi
+}
+
+print_device_count() {
+    local -A names=([rxe]=soft-RoCE [siw]=soft-iWARP)
+    count "$devices" "${names[$provider]} device"
 }
 
 run_in_guest() {
     prepare_guest
-    say "starting a guest with Linux $(<"$kernel_directory/release") and $(count "$devices" \
-        "soft-RoCE device")"
+    say "starting a guest with Linux $(<"$kernel_directory/release") and $(print_device_count)"
     start_guest
     follow_guest
 }

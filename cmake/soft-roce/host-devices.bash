@@ -43,11 +43,24 @@ print_gids() {
     done < <(cd -- "$port/gids" && grep -Hsv '^[0:]*$' -- *)
 }
 
+# Whether a device is the given one or, if none is given, what --provider asks for: with siw an iWARP
+# device (an RNIC).
+is_wanted() {
+    local device=$1 name=$2 is_iwarp=no
+    if [[ -n $name ]]; then
+        [[ $device = "$name" ]]
+    else
+        [[ $(<"$host_devices/$device/node_type") != *RNIC ]] || is_iwarp=yes
+        [[ $is_iwarp = yes && $provider = siw || $is_iwarp = no && $provider = rxe ]]
+    fi
+}
+
 print_active_gids() {
-    local port
+    local device name=$1 port
     for port in "$host_devices"/*/ports/*; do
-        if [[ -e $port/state && $(<"$port/state") = *ACTIVE* ]] &&
-            can_open_device "$(basename -- "${port%/ports/*}")"; then
+        device=$(basename -- "${port%/ports/*}")
+        if [[ -e $port/state && $(<"$port/state") = *ACTIVE* ]] && is_wanted "$device" "$name" &&
+            can_open_device "$device"; then
             print_gids "$port"
         fi
     done
@@ -65,10 +78,10 @@ print_netdev_address() {
     done | sed -n 's/.* inet \([0-9.]*\).*/\1/p' | head -n 1
 }
 
-# Prints the best GID of each active device, or of the given device, in the same form, best first.
+# Prints the best GID of each active device that --provider asks for, or of the device with the given
+# name, in the same form, best first.
 print_best_gids() {
-    print_active_gids | awk -v wanted="${1:-}" 'wanted == "" || $2 == wanted' |
-        sort -s -n -k 1,1 | awk '!seen[$2]++'
+    print_active_gids "${1:-}" | sort -s -n -k 1,1 | awk '!seen[$2]++'
 }
 
 # Sets the command's RDMA_* variables from the lines of print_best_gids on standard input.

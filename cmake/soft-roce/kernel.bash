@@ -207,20 +207,24 @@ end_builder() {
     wait "$builder" 2>/dev/null || true
 }
 
+# The builder gets its own process group, so that a signal ends all of its processes.
+run_builder() {
+    set -m
+    "$@" &
+    set +m
+    builder=$!
+    trap_signals end_builder
+    wait "$builder" || exit 1
+}
+
 # Sets kernel_directory. It contains kernel, initramfs.cpio, link.cpio (the additional modules for a
-# link) and release.
+# link), release and, after the first run with --provider siw, siw.cpio.
 find_kernel() {
     local cache
     cache=$(print_cache_directory)
     kernel_directory=$(print_cached_kernel "$cache")
     if [[ -z $kernel_directory ]]; then
-        # The builder gets its own process group, so that a signal ends all of its processes.
-        set -m
-        build_cache "$cache" &
-        set +m
-        builder=$!
-        trap_signals end_builder
-        wait "$builder" || exit 1
+        run_builder build_cache "$cache"
         kernel_directory=$(print_cached_kernel "$cache")
     fi
 }

@@ -138,7 +138,7 @@ run_in_guests() {
     local followers=() marks=()
     prepare_guest
     say "starting $guests guests with Linux $(<"$kernel_directory/release"), each with" \
-        "$(count "$devices" "soft-RoCE device"), on one link"
+        "$(print_device_count), on one link"
     link=soft-roce.$(</proc/sys/kernel/random/uuid)
     join_guests
     for (( guest = 0; guest < guests; ++guest )); do

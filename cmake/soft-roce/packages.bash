@@ -69,9 +69,8 @@ try_install() {
     run_apt_get_as_root install --no-install-recommends "$@"
 }
 
-install_packages() {
-    local missing advice
-    mapfile -t missing < <(print_missing_packages)
+install_missing() {
+    local missing=("$@") advice
     (( ${#missing[@]} > 0 )) || return 0
     advice="run as root: apt-get install --no-install-recommends ${missing[*]}"
     [[ $install = yes ]] || fail "packages are missing, and --no-install is set; $advice"
@@ -82,6 +81,12 @@ install_packages() {
         print_apt_words
         fail "packages are missing, and installing them failed; when the network works, $advice"
     }
+}
+
+install_packages() {
+    local missing
+    mapfile -t missing < <(print_missing_packages)
+    install_missing "${missing[@]}"
     mapfile -t missing < <(print_missing_packages)
     (( ${#missing[@]} == 0 )) ||
         fail "packages are installed, but their programs are missing: ${missing[*]}"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # Tests cmake/soft-roce/run: its errors for wrong options; three devices in a guest, and the same
-# devices as "the host's own"; three guests with two devices each, in which one command fails. The
-# script runs itself again in the guests.
+# devices as "the host's own"; three guests with two devices each, in which one command fails; two
+# guests with two soft-iWARP devices each. The script runs itself again in the guests.
 
 # shellcheck disable=SC2153 # The runner sets RDMA_….
 
@@ -35,6 +35,7 @@ test_refusals() {
     expect_error "--devices takes a whole number from 1 to 8, not '2x'" --devices 2x -- true
     expect_error "--guests takes a whole number from 1 to 8, not '9'" --guests 9 -- true
     expect_error "--guests takes a whole number from 1 to 8, not ''" --guests= -- true
+    expect_error "--provider takes rxe or siw, not 'mlx5'" --provider mlx5 -- true
     expect_error "--deterministic takes one guest" --deterministic --guests 3 -- true
     expect_error "--devices takes a value" --devices
     expect_error "no command given" --devices 2 --guests 3
@@ -54,6 +55,18 @@ ping() {
     until words=$(ibv_rc_pingpong -e -d "$device" -g "$RDMA_GID_INDEX" -p "$port" -n "$iterations" \
         "$address" 2>&1); do
         [[ $words = *"Couldn't connect"* ]] || fail "$device to $address: $words"
+        sleep 0.2
+    done
+}
+
+# rping reports the disconnect as an error.
+serve_rping() {
+    rping -s -a "$1" -C 3 2>/dev/null || true
+}
+
+# From the first address to the second, at which a server may not be listening yet.
+ping_rping() {
+    until rping -c -I "$1" -a "$2" -C 3 2>/dev/null; do
         sleep 0.2
     done
 }
@@ -88,12 +101,10 @@ in_guest_with_devices() {
         echo "from ${pair/ / to }"
     done
     expect_packets roce1
-    rping -s -a 10.7.0.1 -C 3 2>/dev/null &
+    serve_rping 10.7.0.1 &
     server=$!
-    until rping -c -I 10.7.2.1 -a 10.7.0.1 -C 3 2>/dev/null; do
-        sleep 0.2
-    done
-    wait "$server" || true # It reports the disconnect as an error.
+    ping_rping 10.7.2.1 10.7.0.1
+    wait "$server"
     echo "connected"
     as_host_devices
     exit 3
@@ -151,6 +162,25 @@ in_three_guests() {
     esac
 }
 
+# Across the link from guest 1 to guest 0, to a device with another number.
+in_two_siw_guests() {
+    local number=$SOFT_ROCE_GUEST
+    expect "$RDMA_DEVICE $RDMA_PORT $RDMA_GID_INDEX $RDMA_ADDRESS" "siw0 1 0 10.7.0.$(( number + 1 ))"
+    expect "$RDMA_DEVICES; $RDMA_GID_INDEXES" "siw0 siw1; 0 0"
+    if (( number == 0 )); then
+        serve_rping 10.7.1.1
+    else
+        ping_rping 10.7.0.2 10.7.1.1
+    fi
+    # The runner in the guest: an iWARP device is the host's own device only for --provider siw.
+    unset SOFT_ROCE
+    # shellcheck disable=SC2016 # The shell that the runner starts expands it.
+    expect "$("$run" --quiet --provider siw -- sh -c 'echo "$RDMA_DEVICE $RDMA_ADDRESS"')" \
+        "siw0 $RDMA_ADDRESS"
+    XDG_CACHE_HOME=/proc expect_error "the cache directory /proc/soft-roce" -- true
+    echo "connected"
+}
+
 # --- in both ---
 
 expect_lines() {
@@ -177,10 +207,16 @@ test_guests() {
     expect "$status" 7
 }
 
+test_siw() {
+    local output
+    output=$("$run" --provider siw --guests 2 --devices 2 --timeout 400 -- "$test" in_two_siw_guests)
+    expect_lines "$output" "guest 0: connected" "guest 1: connected"
+}
+
 if (( $# > 0 )); then
     "$@"
 else
-    for part in test_refusals test_devices test_guests; do
+    for part in test_refusals test_devices test_guests test_siw; do
         "$part"
         echo "$part: passed"
     done
