@@ -33,7 +33,8 @@ public:
     Channel(EpollExecutor& loop, const Context& context)
         : loop_(loop), domain_(context),
           router_(Router::create(context, sends + 1 + receives, loop)),
-          qp_(router_, domain_, {.max_send_wr = sends, .max_recv_wr = receives}),
+          qp_(router_, domain_,
+              {.max_send_wr = sends, .max_recv_wr = receives, .max_inline_data = 16}),
           messages_(MemoryRegion::allocate(domain_, (1 + receives) * max_message)) {}
 
     const ProtectionDomain& domain() const { return domain_; }
@@ -58,7 +59,6 @@ public:
     /// The next message. Throws Broken; std::runtime_error if the peer sent something else.
     Task<Message> receive() {
         const Completion completion = co_await next();
-        if (completion.imm()) throw std::runtime_error("the peer sent an unexpected block");
         const auto slot = static_cast<std::uint32_t>(received_ % receives);
         Message message = decode(Bytes(incoming(slot).address, completion.bytes()));
         post_again();
@@ -75,27 +75,18 @@ public:
         co_return std::move(*expected);
     }
 
-    struct Block {
-        std::uint32_t slot;
-        std::uint32_t length;
-    };
-
-    /// The next block, which has been written when this returns.
-    Task<Block> receive_block() {
-        const Completion completion = co_await next();
-        if (!completion.imm()) throw std::runtime_error("the peer sent a message, not a block");
-        post_again();
-        co_return Block{*completion.imm(), completion.bytes()};
-    }
-
-    /// Posts a block; at most block_count may be in flight.
+    /// Posts a block; at most block_count may be in flight. The result is that of the message about
+    /// it, which the device sends when it has written the block.
     Operation send_block(const Slice& block, RemoteSlice to, std::uint32_t slot) {
-        return qp_.write_with_imm(block, to, slot);
+        static_cast<void>(qp_.write(block, to, {.signaled = false}));
+        std::vector<std::byte> bytes =
+            encode(Block{slot, static_cast<std::uint32_t>(block.length)});
+        return qp_.send(Slice(bytes.data(), bytes.size(), 0), {.inline_data = true});
     }
 
 private:
     // All blocks, and a few messages.
-    static constexpr std::uint32_t sends = block_count + 2;
+    static constexpr std::uint32_t sends = 2 * block_count + 2;
     static constexpr std::uint32_t receives = block_count + 4;
 
     Slice incoming(std::uint32_t i) const {

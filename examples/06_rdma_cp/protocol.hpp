@@ -4,9 +4,9 @@
 //     sender:    Offer            Block Block Block …         Finish
 //     receiver:        Grant           Credit Credit …               Done
 //
-// A Block is an RDMA write whose immediate data is its slot, the index of one of the receiver's
-// blocks. They are used in turn; a Credit returns the oldest of them. If the receiver cannot
-// continue, it sends a Refusal instead.
+// A Block follows an RDMA write to its slot, one of the receiver's blocks. (iWARP has no immediate
+// data, which would make the write announce itself.) The slots are used in turn; a Credit returns
+// the oldest of them. If the receiver cannot continue, it sends a Refusal instead.
 //
 // A message is its index in the variant, then its members: numbers big-endian, a text last.
 #pragma once
@@ -46,6 +46,11 @@ struct Grant {
     std::uint32_t rkey = 0;
     auto members() { return std::tie(offset, address, rkey); }
 };
+struct Block {
+    std::uint32_t slot = 0;
+    std::uint32_t length = 0;
+    auto members() { return std::tie(slot, length); }
+};
 struct Credit {
     auto members() { return std::tie(); }
 };
@@ -61,7 +66,7 @@ struct Refusal {
     std::string reason;
     auto members() { return std::tie(for_now, reason); }
 };
-using Message = std::variant<Offer, Grant, Credit, Finish, Done, Refusal>;
+using Message = std::variant<Offer, Grant, Block, Credit, Finish, Done, Refusal>;
 
 /// Whether a terminal can show the text.
 inline bool is_plain(const std::string& text) {

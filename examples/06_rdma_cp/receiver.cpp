@@ -24,7 +24,7 @@ Task<> receive_file(Channel& channel, const Options& options, const MemoryRegion
     co_await channel.send(grant);
 
     for (std::uint32_t slot = 0; file.size() < offer.size; slot = (slot + 1) % block_count) {
-        const Channel::Block block = co_await channel.receive_block();
+        const auto block = co_await channel.expect<Block>();
         if (block.slot != slot || block.length == 0 || block.length > block_size ||
             block.length > offer.size - file.size()) {
             throw std::runtime_error("the peer sent a block that does not fit");

@@ -116,6 +116,38 @@ TEST_CASE("connect: each end sets its own min_rnr_timer") {
     CHECK(int{query(f.server_end->qp, IBV_QP_MIN_RNR_TIMER).min_rnr_timer} == 31);
 }
 
+TEST_CASE("connect: on iWARP the kernel takes the queue pairs to RTS") {
+    CmFixture f;
+    f.make_device_iwarp();
+    f.handshake({.private_data = bytes("yes")}, {.private_data = bytes("please")});
+    REQUIRE(f.server);
+    REQUIRE(f.client);
+    CHECK(text(f.incoming->private_data()) == "please");
+    CHECK(text(f.client->private_data()) == "yes");
+    CHECK(f.client_state() == IBV_QPS_RTS);
+    CHECK(f.server_state() == IBV_QPS_RTS);
+    CHECK(f.sim.calls("rdma_establish") == 0);
+    const Running left(f.server->disconnected());
+    const Running leaving(f.client->disconnect());
+    f.run();
+    CHECK(leaving.succeeded());
+    CHECK(left.event == RDMA_CM_EVENT_DISCONNECTED);
+}
+
+TEST_CASE("connect: on iWARP the kernel is asked for all reads that the options allow") {
+    CmFixture f;
+    f.make_device_iwarp();
+    f.handshake({.responder_resources = 3, .initiator_depth = 2});
+    REQUIRE(f.server);
+    const ibv_device_attr device = f.client_end->context.query_device();
+    const rdma_conn_param client = f.cm.parameters(f.client->native_handle());
+    CHECK(int{client.responder_resources} == device.max_qp_rd_atom);
+    CHECK(int{client.initiator_depth} == device.max_qp_init_rd_atom);
+    const rdma_conn_param server = f.cm.parameters(f.server->native_handle());
+    CHECK(int{server.responder_resources} == 3);
+    CHECK(int{server.initiator_depth} == 2);
+}
+
 TEST_CASE("connect: receives can be posted to a prepared queue pair") {
     CmFixture f;
     const OutgoingConnection outgoing = resolved(f);
@@ -236,6 +268,14 @@ TEST_CASE("connect: a rejection carries the reason and the peer's private data")
     CHECK(rejected->reason() == ConnectionRejected::by_program);
     CHECK(text(rejected->private_data()) == "not today");
     CHECK_THAT(rejected->what(), contains("by the peer's program"));
+}
+
+TEST_CASE("connect: a rejection on iWARP has an errno as its reason") {
+    CmFixture f;
+    f.cm.answer("rdma_accept", RDMA_CM_EVENT_REJECTED, -ECONNRESET);
+    f.handshake();
+    REQUIRE(f.dialed.failed(std::errc::connection_refused));
+    CHECK_THAT(f.dialed.error->what(), contains("rejected (Connection reset by peer)"));
 }
 
 TEST_CASE("connect: without a listener it is refused") {

@@ -140,6 +140,11 @@ struct CmFixture {
         REQUIRE(client);
     }
 
+    void make_device_iwarp() {
+        const Context context = Context::open("sim0");
+        context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
+    }
+
     ibv_qp_state client_state() const { return sim.qp_state(client_end->qp.native_handle()); }
     ibv_qp_state server_state() const { return sim.qp_state(server_end->qp.native_handle()); }
 

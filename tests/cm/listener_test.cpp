@@ -20,6 +20,7 @@ using asyncverbs::support::contains;
 using asyncverbs::support::Coroutine;
 using asyncverbs::support::Outcome;
 using asyncverbs::support::QueuePairOwner;
+using asyncverbs::support::Running;
 using asyncverbs::support::text;
 
 namespace {
@@ -246,7 +247,42 @@ TEST_CASE("Listener: address, port and backlog") {
     CHECK(f.listener->port() != 0);
     const Listener other(f.loop, "", "7471", {.backlog = 1});
     CHECK(other.port() == 7471);
-    CHECK_THROWS_WITH(Listener(f.loop, CmFixture::host, "7471"),
-                      contains("rdma_bind_addr to 10.7.0.1:7471"));
     CHECK_THROWS_WITH(Listener(f.loop, "", "1", {.backlog = 0}), contains("backlog 0"));
+}
+
+TEST_CASE("Listener: a port in use is address_in_use, also if the kernel says otherwise") {
+    Fixture f;
+    const std::string host = GENERATE(std::string(CmFixture::host), std::string());
+    const Listener first(f.loop, host, "7471");
+    for (const std::string& other : {std::string(CmFixture::host), std::string()}) {
+        try {
+            const Listener second(f.loop, other, "7471");
+            FAIL("it listens");
+        } catch (const std::system_error& error) {
+            CHECK(error.code() == std::errc::address_in_use);
+            CHECK_THAT(error.what(), contains("rdma_bind_addr to ") && contains(":7471"));
+        }
+    }
+    f.sim.fail("rdma_bind_addr", {.error = EADDRNOTAVAIL, .times = 2});
+    CHECK_THROWS_WITH(Listener(f.loop, CmFixture::host, "7472"),
+                      contains("Cannot assign requested address"));
+}
+
+TEST_CASE("Listener: without a host it serves peers of both families, on iWARP too") {
+    const bool iwarp = GENERATE(false, true);
+    CAPTURE(iwarp);
+    Fixture f;
+    if (iwarp) f.make_device_iwarp();
+    f.listener.emplace(f.loop, "", f.port = "7471");
+    for (const char* const peer : {"10.7.0.1", "fd00::1"}) {
+        const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
+        std::optional<QueuePairOwner> end;
+        const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
+            return end.emplace(outgoing.context()).qp;
+        };
+        const Running dialing(
+            connect(f.loop, peer, f.port, make_qp, {.private_data = bytes(peer)}));
+        f.run();
+        CHECK(f.taken.back() == std::string("0") + peer);
+    }
 }

@@ -594,6 +594,21 @@ TEST_CASE("AsyncQp: a request that the device rejects takes no room", "[rdma]") 
     CHECK(receive.done());
 }
 
+TEST_CASE("AsyncQp: what iWARP lacks is named", "[rdma]") {
+    Fixture f;
+    f.context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
+    const auto check = [](const Awaiting& outcome, const char* text) {
+        REQUIRE(outcome.error);
+        CHECK_THAT(outcome.error->what(), contains(text));
+    };
+    check(Awaiting(f.a->send_with_imm(f.slice(0, 1), 1)), "iWARP has no immediate data");
+    check(Awaiting(f.a->fetch_and_add(f.slice(0, 8), f.remote(8, 8), 1)), "iWARP has no atomics");
+    const SendRequest chain[] = {SendRequest::send_with_imm(f.slice(0, 1), 1)};
+    Operation operations[1];
+    f.a->post(chain, operations);
+    check(Awaiting(std::move(operations[0])), "iWARP has no immediate data");
+}
+
 TEST_CASE("AsyncQp: a failure of the completion queue fails all operations", "[rdma][I5]") {
     Fixture f;
     f.sim.hold_delivery();

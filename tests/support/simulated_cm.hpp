@@ -33,6 +33,8 @@ public:
     void push(const rdma_cm_id* id, rdma_cm_event_type type, int status = 0,
               const std::string& data = {});
 
+    // What the application passed to rdma_connect or rdma_accept.
+    rdma_conn_param parameters(const rdma_cm_id* id) const;
     // The identifier that was created last.
     rdma_cm_id* newest() const;
 };

@@ -488,13 +488,30 @@ TEST_CASE("bad ports, GIDs and PSNs are reported", "[verbs][queue_pair]") {
     qp.init({.gid_index = 255});
 }
 
-TEST_CASE("an iWARP device is reported", "[verbs][queue_pair]") {
+TEST_CASE("what iWARP lacks is reported at the call", "[verbs][queue_pair]") {
     SimulatedVerbs verbs;
     const Parents parents;
     QueuePair qp = parents.queue_pair();
     parents.context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
     CHECK_THAT(failure_text(std::errc::operation_not_supported, [&] { qp.init(); }),
-               contains("sim0 is an iWARP device"));
+               contains("sim0 is an iWARP device: connect its queue pairs by address"));
+    CHECK_THAT(failure_text(std::errc::operation_not_supported,
+                            [&] { parents.queue_pair({.type = IBV_QPT_UD}); }),
+               contains("sim0 is an iWARP device, which has no UD"));
+    const auto post = [&](ibv_wr_opcode opcode) {
+        return failure_text(std::errc::invalid_argument, [&] {
+            ibv_send_wr request{};
+            request.opcode = opcode;
+            qp.post_send(request);
+        });
+    };
+    for (const ibv_wr_opcode opcode : {IBV_WR_SEND_WITH_IMM, IBV_WR_RDMA_WRITE_WITH_IMM}) {
+        CHECK_THAT(post(opcode), contains("iWARP has no immediate data"));
+    }
+    for (const ibv_wr_opcode opcode : {IBV_WR_ATOMIC_CMP_AND_SWP, IBV_WR_ATOMIC_FETCH_AND_ADD}) {
+        CHECK_THAT(post(opcode), contains("iWARP has no atomics"));
+    }
+    CHECK(post(IBV_WR_SEND) == "ibv_post_send: Invalid argument"); // in RESET
 }
 
 TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {

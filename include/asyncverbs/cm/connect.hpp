@@ -51,6 +51,9 @@ template <class Loop>
 ///
 /// `make_queue_pair` is called when the device is known; its result must live until the connection
 /// is made. Loop, lifetime and errors as for resolve() and OutgoingConnection::connect().
+///
+/// On iWARP the end that connects must send the first message. soft-iWARP makes the TCP connection
+/// inside rdma_connect, which blocks the loop until the peer answers.
 template <class Loop, std::invocable<const OutgoingConnection&> MakeQueuePair>
 [[nodiscard]] Task<Connection> connect(Loop& loop, std::string host, std::string service,
                                        MakeQueuePair make_queue_pair, ConnectOptions options = {},
@@ -95,6 +98,8 @@ private:
 
         void start() {
             begin(56);
+            // On iWARP the kernel establishes the connection.
+            if (detail::is_iwarp(*session->id()->verbs)) expected = RDMA_CM_EVENT_ESTABLISHED;
             detail::check_range("retry_count", options.retry_count, 0, 7, "a queue pair");
             detail::prepare(session->id(), qp);
             rdma_conn_param parameters = connection_parameters();
@@ -105,8 +110,10 @@ private:
         }
         Connection finish() {
             const detail::PrivateData reply = session->answer();
-            detail::activate(session->id(), qp, depths, options.min_rnr_timer);
-            detail::call_cm("rdma_establish", rdma_establish, session->id());
+            if (!detail::is_iwarp(*session->id()->verbs)) {
+                detail::activate(session->id(), qp, depths, options.min_rnr_timer);
+                detail::call_cm("rdma_establish", rdma_establish, session->id());
+            }
             return Connection(std::move(owner), reply);
         }
     };

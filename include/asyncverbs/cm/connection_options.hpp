@@ -21,7 +21,7 @@ struct ResolveOptions {
 
 /// Options of connect() and OutgoingConnection::connect().
 struct ConnectOptions {
-    std::span<const std::byte> private_data{}; ///< for the peer; InfiniBand, RoCE: up to 56 bytes
+    std::span<const std::byte> private_data{}; ///< for the peer, up to 56 bytes
     std::uint8_t responder_resources = 255; ///< RDMA reads and atomics of the peer that are served
                                             ///< at a time, at most what device and peer can do
     std::uint8_t initiator_depth = 255;     ///< the same for reads and atomics of this end
@@ -34,7 +34,7 @@ struct ConnectOptions {
 
 /// Options of IncomingConnection::accept().
 struct AcceptOptions {
-    std::span<const std::byte> private_data{}; ///< for the peer; InfiniBand, RoCE: up to 196 bytes
+    std::span<const std::byte> private_data{}; ///< for the peer, up to 196 bytes
     std::uint8_t responder_resources = 255;    ///< as in ConnectOptions; at most what was requested
     std::uint8_t initiator_depth = 255;        ///< likewise
     std::uint8_t rnr_retry_count = 7;          ///< of the peer, as rnr_retry in RtsOptions
@@ -72,7 +72,8 @@ private:
 /// for every reason.
 class ConnectionRejected : public std::system_error {
 public:
-    /// The reason() on InfiniBand and RoCE if the peer's program has rejected.
+    /// The reason() on InfiniBand and RoCE if the peer's program has rejected. On iWARP it depends
+    /// on the device: -ECONNRESET or -ECONNREFUSED.
     static constexpr int by_program = 28;
 
     /// The reason() on InfiniBand and RoCE if no listener exists.
@@ -96,6 +97,7 @@ private:
     static std::string text(int reason) {
         if (reason == by_program) return "by the peer's program";
         if (reason == no_listener) return "nobody listens";
+        if (reason < 0) return std::generic_category().message(-reason);
         return "reason " + std::to_string(reason);
     }
 

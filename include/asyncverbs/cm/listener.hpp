@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -43,7 +44,8 @@ public:
     /// the Connection. `qp` and `options.private_data` must live until the operation has ended,
     /// this object need not. Throws std::system_error: connection_reset if the peer has left,
     /// timed_out, operation_canceled if `stop` is requested, from any thread; invalid_argument for
-    /// options out of range; other errors name the call that failed.
+    /// options out of range; other errors name the call that failed. On iWARP the peer must send
+    /// the first message.
     [[nodiscard]] AcceptOperation accept(const QueuePair& qp, AcceptOptions options = {},
                                          std::stop_token stop = {}) {
         return {std::move(session_), qp, options, std::move(stop)};
@@ -75,7 +77,7 @@ private:
         void start() {
             begin(196);
             session->connect(qp.shared_handle());
-            depths = detail::activate(session->id(), qp, depths, options.min_rnr_timer);
+            detail::activate(session->id(), qp, depths, options.min_rnr_timer);
             rdma_conn_param parameters = connection_parameters();
             detail::call_cm(call, rdma_accept, session->id(), &parameters);
         }
@@ -129,22 +131,52 @@ private:
              const ListenerOptions& options)
         : session_(loop, listen(host, service, options.backlog)) {}
 
-    // On the first address that allows it; if none does, throws the error of the first.
+    // Listens on the first address that allows it; if none does, throws the error of the first. An
+    // empty host is listened to on IPv6 and on IPv4, by one identifier each: an iWARP device does
+    // not give the requests of IPv4 peers to a listener on IPv6.
     static detail::CmId listen(const std::string& host, const std::string& service, int backlog) {
         detail::check_range("backlog", backlog, 1, 65'535, "a listener");
+        std::optional<detail::CmId> listener;
         std::exception_ptr first;
         for (SocketAddress& address : detail::find_addresses(host, service)) {
+            if (listener) {
+                address.set_port(SocketAddress(*rdma_get_local_addr(listener->get())).port());
+                start(listener->add(), address, backlog);
+                break;
+            }
             try {
                 detail::CmId id;
-                detail::call_cm("rdma_bind_addr to " + address.text(), rdma_bind_addr, id.get(),
-                                address.native_handle());
-                detail::call_cm("rdma_listen", rdma_listen, id.get(), backlog);
-                return id;
+                start(id.get(), address, backlog);
+                listener = std::move(id);
             } catch (const std::system_error&) {
                 if (!first) first = std::current_exception();
             }
+            if (listener && !host.empty()) break;
         }
-        std::rethrow_exception(first);
+        if (!listener) std::rethrow_exception(first);
+        return std::move(*listener);
+    }
+
+    static void start(rdma_cm_id* id, SocketAddress& address, int backlog) {
+        int one = 1; // an IPv6 address leaves IPv4 to another identifier
+        detail::call_cm("rdma_set_option", rdma_set_option, id, RDMA_OPTION_ID,
+                        RDMA_OPTION_ID_AFONLY, &one, sizeof one);
+        bind(id, address);
+        detail::call_cm("rdma_listen", rdma_listen, id, backlog);
+    }
+
+    // The kernel reports address_not_available for a port that is in use, too, if one of the two
+    // listeners is bound to all addresses.
+    static void bind(rdma_cm_id* id, SocketAddress& address) {
+        const std::string call = "rdma_bind_addr to " + address.text();
+        try {
+            detail::call_cm(call, rdma_bind_addr, id, address.native_handle());
+        } catch (const std::system_error& error) {
+            if (error.code() != std::errc::address_not_available) throw;
+            address.set_port(0);
+            if (rdma_bind_addr(id, address.native_handle()) != 0) throw;
+            detail::throw_error(std::errc::address_in_use, call);
+        }
     }
 
     struct AcceptOperation : detail::CmOperation {

@@ -37,6 +37,11 @@ public:
         return ntohs(reinterpret_cast<const sockaddr_in&>(storage_).sin_port);
     }
 
+    /// Must be an address.
+    void set_port(std::uint16_t port) noexcept {
+        reinterpret_cast<sockaddr_in&>(storage_).sin_port = htons(port);
+    }
+
     /// "10.7.0.1:7471", or "[fe80::1%eth0]:7471".
     [[nodiscard]] std::string text() const {
         std::array<char, NI_MAXHOST> host{};

@@ -44,7 +44,8 @@ public:
     /// A queue pair in RESET. `send_cq` and `recv_cq` may be the same queue. Throws
     /// std::system_error: invalid_argument for options beyond the limits of the device (naming
     /// them) and for queues of another Context than that of the domain; no_buffer_space, with the
-    /// numbers, if a completion queue has too few free entries; else naming ibv_create_qp.
+    /// numbers, if a completion queue has too few free entries; operation_not_supported for UD on
+    /// iWARP; else naming ibv_create_qp.
     QueuePair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const QueuePairOptions& options = {})
         : QueuePair(domain, send_cq, recv_cq, nullptr, options) {}
@@ -154,8 +155,9 @@ public:
     }
 
     /// Posts `requests`, a chain linked by `next`. Throws std::system_error naming ibv_post_send:
-    /// ENOMEM if the send queue is full. Requests before the failing one are posted. Their memory
-    /// and keys must stay valid until they complete. See ibv_post_send(3).
+    /// ENOMEM if the send queue is full; also the cause, if the device is an iWARP device, which
+    /// has neither immediate data nor atomics. Requests before the failing one are posted. Their
+    /// memory and keys must stay valid until they complete. See ibv_post_send(3).
     void post_send(ibv_send_wr& requests) {
         detail::post(ibv_post_send, "ibv_post_send", get(), requests);
     }

@@ -83,13 +83,48 @@ void bind_to_device(CmId& id) {
     }
 }
 
-CmId* find_listener(Simulation& simulation, std::uint16_t port) {
+bool is_any(const CmId& id) {
+    const rdma_addr& address = id.route.addr;
+    return id.route.addr.src_addr.sa_family == AF_INET6
+               ? IN6_IS_ADDR_UNSPECIFIED(&address.src_sin6.sin6_addr)
+               : address.src_sin.sin_addr.s_addr == INADDR_ANY;
+}
+
+// The listener for requests to `to`. An iWARP device does not give an IPv4 peer's request to a
+// listener on IPv6.
+CmId* find_listener(Simulation& simulation, const sockaddr_in& to) {
     for (CmId& id : simulation.registry<CmId>().all()) {
-        if (id.alive && id.listening && id.route.addr.src_sin.sin_port == port) {
+        const sockaddr_in& listens = id.route.addr.src_sin;
+        if (id.alive && id.listening && listens.sin_port == to.sin_port &&
+            (listens.sin_family == to.sin_family ||
+             (listens.sin_family == AF_INET6 && !id.one_family && !is_iwarp(*network->device)))) {
             return &id;
         }
     }
     return nullptr;
+}
+
+// What the kernel answers if `id` wants to use its port.
+int check_port(Simulation& simulation, const CmId& id) {
+    const sockaddr_in& wanted = id.route.addr.src_sin;
+    for (CmId& other : simulation.registry<CmId>().all()) {
+        const sockaddr_in& used = other.route.addr.src_sin;
+        const bool apart =
+            id.one_family && other.one_family && used.sin_family != wanted.sin_family;
+        if (&other != &id && other.alive && other.listening && used.sin_port == wanted.sin_port &&
+            !apart) {
+            return is_any(id) || is_any(other) ? EADDRNOTAVAIL : EADDRINUSE;
+        }
+    }
+    return 0;
+}
+
+// On iWARP the kernel takes a queue pair to RTS when its connection is established.
+void move_to_rts(Simulation& simulation, const CmId& id) {
+    if (QueuePair* const qp = simulation.find_qp(id.parameters.qp_num)) {
+        qp->attr.qp_state = IBV_QPS_RTS;
+        qp->attr.dest_qp_num = id.peer->parameters.qp_num;
+    }
 }
 
 void drop(Simulation& simulation, CmId& id);
@@ -137,6 +172,14 @@ int run_on_id(Verb verb, rdma_cm_id* native, Body body) {
     });
 }
 
+CmId& live_id(const rdma_cm_id* native) {
+    CmId* const id = active()->registry<CmId>().find(native);
+    if (id == nullptr || !id->alive) {
+        throw std::invalid_argument("simulated connection manager: no such identifier");
+    }
+    return *id;
+}
+
 } // namespace
 
 // --- control ---
@@ -175,11 +218,12 @@ void SimulatedCm::answer(std::string_view call, rdma_cm_event_type type, int sta
 void SimulatedCm::push(const rdma_cm_id* id, rdma_cm_event_type type, int status,
                        const std::string& data) {
     const std::lock_guard lock(active()->mutex);
-    CmId* const about = active()->registry<CmId>().find(id);
-    if (about == nullptr || !about->alive) {
-        throw std::invalid_argument("simulated connection manager: no such identifier");
-    }
-    queue({about, nullptr, type, status, data});
+    queue({&live_id(id), nullptr, type, status, data});
+}
+
+rdma_conn_param SimulatedCm::parameters(const rdma_cm_id* id) const {
+    const std::lock_guard lock(active()->mutex);
+    return live_id(id).parameters;
 }
 
 rdma_cm_id* SimulatedCm::newest() const {
@@ -326,15 +370,24 @@ extern "C" int rdma_migrate_id(rdma_cm_id* id, rdma_event_channel* channel) {
 
 extern "C" int rdma_bind_addr(rdma_cm_id* id, sockaddr* address) {
     return run_on_id(Verb::bind_addr, id, [&](Simulation& simulation, CmId& bound) {
-        sockaddr_in wanted{};
-        wanted.sin_family = AF_INET;
-        wanted.sin_port = ipv4(*address).sin_port;
-        if (wanted.sin_port == 0) {
-            wanted.sin_port = htons(network->next_port++);
-        } else if (find_listener(simulation, wanted.sin_port) != nullptr) {
-            return EADDRINUSE;
+        const bool ipv6 = address->sa_family == AF_INET6;
+        std::memcpy(&bound.route.addr.src_storage, address,
+                    ipv6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in));
+        std::uint16_t& port = bound.route.addr.src_sin.sin_port; // the same offset in both families
+        if (port == 0) {
+            port = htons(network->next_port++);
+            return 0;
         }
-        bound.route.addr.src_sin = wanted;
+        return check_port(simulation, bound);
+    });
+}
+
+extern "C" int rdma_set_option(rdma_cm_id* id, int level, int option, void* value, std::size_t) {
+    return run_on_id(Verb::set_option, id, [&](Simulation&, CmId& changed) {
+        if (level != RDMA_OPTION_ID || option != RDMA_OPTION_ID_AFONLY) {
+            return ENOSYS;
+        }
+        changed.one_family = *static_cast<int*>(value) != 0;
         return 0;
     });
 }
@@ -372,7 +425,7 @@ extern "C" int rdma_connect(rdma_cm_id* id, rdma_conn_param* parameters) {
             return EINVAL;
         }
         active.parameters = *parameters;
-        CmId* const listener = find_listener(simulation, active.route.addr.dst_sin.sin_port);
+        CmId* const listener = find_listener(simulation, active.route.addr.dst_sin);
         if (listener == nullptr) {
             follow(Verb::connect, {&active, nullptr, RDMA_CM_EVENT_REJECTED, no_listener,
                                    std::string(reject_room, '\0')});
@@ -396,13 +449,22 @@ extern "C" int rdma_connect(rdma_cm_id* id, rdma_conn_param* parameters) {
 }
 
 extern "C" int rdma_accept(rdma_cm_id* id, rdma_conn_param* parameters) {
-    return run_on_id(Verb::accept, id, [&](Simulation&, CmId& passive) {
+    return run_on_id(Verb::accept, id, [&](Simulation& simulation, CmId& passive) {
         if (passive.peer == nullptr || !passive.peer->alive || passive.peer->peer != nullptr ||
             parameters->private_data_len > reply_room) {
             return EINVAL;
         }
         passive.parameters = *parameters;
         passive.peer->peer = &passive;
+        if (is_iwarp(*network->device)) {
+            move_to_rts(simulation, passive);
+            move_to_rts(simulation, *passive.peer);
+            follow(Verb::accept, {passive.peer, nullptr, RDMA_CM_EVENT_ESTABLISHED, 0,
+                                  padded(parameters->private_data, parameters->private_data_len,
+                                         parameters->private_data_len)});
+            queue({&passive, nullptr, RDMA_CM_EVENT_ESTABLISHED});
+            return 0;
+        }
         follow(Verb::accept,
                {passive.peer, nullptr, RDMA_CM_EVENT_CONNECT_RESPONSE, 0,
                 padded(parameters->private_data, parameters->private_data_len, reply_room)});
@@ -426,7 +488,7 @@ extern "C" int rdma_reject(rdma_cm_id* id, const void* data, std::uint8_t size) 
 
 extern "C" int rdma_establish(rdma_cm_id* id) {
     return run_on_id(Verb::establish, id, [](Simulation&, CmId& active) {
-        if (active.peer == nullptr) {
+        if (active.peer == nullptr || is_iwarp(*network->device)) {
             return EINVAL;
         }
         follow(Verb::establish, {active.peer, nullptr, RDMA_CM_EVENT_ESTABLISHED});
@@ -448,6 +510,11 @@ extern "C" int rdma_init_qp_attr(rdma_cm_id* id, ibv_qp_attr* attr, int* mask) {
         const ibv_qp_state state = attr->qp_state;
         if (of.verbs == nullptr || (state != IBV_QPS_INIT && of.peer == nullptr)) {
             return EINVAL;
+        }
+        if (is_iwarp(*network->device)) {
+            *mask = state == IBV_QPS_RTS ? 0 : IBV_QP_STATE | IBV_QP_ACCESS_FLAGS;
+            attr->qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+            return 0;
         }
         attr->port_num = of.port_num;
         if (state == IBV_QPS_INIT) {

@@ -246,6 +246,10 @@ struct QueuePair : ibv_qp, Tracked {
     EventAccount async_events;
 };
 
+inline bool is_iwarp(const ibv_context& context) {
+    return context.device->transport_type == IBV_TRANSPORT_IWARP;
+}
+
 // --- the connection manager ---
 
 struct CmId;
@@ -276,7 +280,8 @@ struct CmId : rdma_cm_id, Tracked {
     EventAccount events;
     CmId* peer = nullptr;
     bool listening = false;
-    bool left = false; // rdma_disconnect was called
+    bool one_family = false; // RDMA_OPTION_ID_AFONLY
+    bool left = false;       // rdma_disconnect was called
     rdma_conn_param parameters{};
 };
 

@@ -62,6 +62,10 @@ bool allowed(const QueuePair& qp, ibv_qp_state from, ibv_qp_state to, int mask) 
     if (to == IBV_QPS_RESET || to == IBV_QPS_ERR) {
         return (asked & ~IBV_QP_CUR_STATE) == 0 && (to == IBV_QPS_RESET || from != IBV_QPS_RESET);
     }
+    if (is_iwarp(*qp.context)) { // only the kernel takes it to RTS
+        return mask == 0 || ((to == IBV_QPS_INIT || to == IBV_QPS_RTR) && from <= IBV_QPS_RTR &&
+                             (asked & ~IBV_QP_ACCESS_FLAGS) == 0);
+    }
     for (const Transition& transition : transitions) {
         if (transition.from == from && transition.to == to) {
             const Attributes& attributes = qp.qp_type == IBV_QPT_UD ? transition.ud : transition.rc;
@@ -137,6 +141,9 @@ std::vector<ibv_sge> copy_sges(const ibv_sge* list, int count) {
 }
 
 bool valid_opcode(const QueuePair& qp, ibv_wr_opcode opcode) {
+    if (is_iwarp(*qp.context)) {
+        return opcode == IBV_WR_SEND || opcode == IBV_WR_RDMA_WRITE || opcode == IBV_WR_RDMA_READ;
+    }
     switch (opcode) {
     case IBV_WR_SEND:
     case IBV_WR_SEND_WITH_IMM:

@@ -67,6 +67,7 @@ constexpr std::array<VerbInfo, verb_count> verb_table{{
     {Verb::ack_cm_event, "rdma_ack_cm_event", Convention::never, true},
     {Verb::migrate_id, "rdma_migrate_id", Convention::minus_one},
     {Verb::init_qp_attr, "rdma_init_qp_attr", Convention::minus_one},
+    {Verb::set_option, "rdma_set_option", Convention::minus_one},
 }};
 
 constexpr bool table_is_in_order() {

@@ -89,8 +89,9 @@ enum class Verb : std::size_t {
     ack_cm_event,
     migrate_id,
     init_qp_attr,
+    set_option,
 };
-inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::init_qp_attr) + 1;
+inline constexpr std::size_t verb_count = static_cast<std::size_t>(Verb::set_option) + 1;
 
 // How a verb reports an error according to its documentation; `never`: it cannot fail.
 enum class Convention { positive, negative, minus_one, null, never };

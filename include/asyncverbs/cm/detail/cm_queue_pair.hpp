@@ -4,6 +4,7 @@
 
 #include <rdma/rdma_cma.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -65,24 +66,27 @@ inline void prepare(rdma_cm_id* id, const QueuePair& qp) {
     cm_step(id, IBV_QPS_INIT, "INIT").apply(native);
 }
 
-// From RESET or INIT to RTS; both ends must be known. Returns `wanted`, limited to what the peer
-// supports.
-inline ReadDepths activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths wanted,
-                           std::uint8_t min_rnr_timer) {
+// From RESET or INIT to RTS; both ends must be known. Limits `depths` to what the peer supports. On
+// iWARP the masks of the attributes contain little more than the state: the kernel agrees with the
+// peer on the depths, and takes the queue pair to RTS when the connection is established.
+inline void activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths& depths,
+                     std::uint8_t min_rnr_timer) {
+    const auto agree = [](std::uint8_t& wanted, std::uint8_t& supported, bool is_set) {
+        if (is_set) wanted = supported = std::min(wanted, supported);
+    };
     prepare(id, qp); // again: only now the access rights of the peer are known
     QueuePairStep receive = cm_step(id, IBV_QPS_RTR, "RTR");
-    std::uint8_t& served = receive.attr.max_dest_rd_atomic;
-    if (served > wanted.responder_resources) served = wanted.responder_resources;
+    agree(depths.responder_resources, receive.attr.max_dest_rd_atomic,
+          receive.mask & IBV_QP_MAX_DEST_RD_ATOMIC);
     receive.attr.min_rnr_timer = min_rnr_timer; // the kernel sets 0, which is 655 ms
     receive.apply(qp.native_handle());
     QueuePairStep send = cm_step(id, IBV_QPS_RTS, "RTS");
-    std::uint8_t& own = send.attr.max_rd_atomic;
-    if (own > wanted.initiator_depth) own = wanted.initiator_depth;
+    agree(depths.initiator_depth, send.attr.max_rd_atomic, send.mask & IBV_QP_MAX_QP_RD_ATOMIC);
     send.apply(qp.native_handle());
-    return {served, own};
 }
 
-// The kernel's limit depends on transport and step, and its only answer is EINVAL.
+// The kernel's limit depends on the step, and its only answer is EINVAL. On iWARP it is larger, but
+// a program should not depend on the transport.
 inline void check_private_data(std::span<const std::byte> data, std::size_t limit) {
     check_range("bytes of private data:", static_cast<long long>(data.size()), 0,
                 static_cast<long long>(limit), "this step");

@@ -129,11 +129,7 @@ struct CmEvent {
 // identifier, or is a connection request to it.
 class CmId {
 public:
-    CmId() : channel_(open_channel()) {
-        rdma_cm_id* id = nullptr;
-        call_cm("rdma_create_id", rdma_create_id, channel_.get(), &id, nullptr, RDMA_PS_TCP);
-        id_.reset(id);
-    }
+    CmId() : channel_(open_channel()), id_(create()) {}
 
     /// Moves a request from the listener's channel to a new one.
     explicit CmId(UniqueCmId request) : channel_(open_channel()), id_(std::move(request)) {
@@ -143,6 +139,12 @@ public:
 
     rdma_cm_id* get() const noexcept { return id_.get(); }
     int fd() const noexcept { return channel_->fd; }
+
+    /// Adds an identifier on the same channel, for a listener on two addresses.
+    rdma_cm_id* add() {
+        second_ = create();
+        return second_.get();
+    }
 
     /// The next event, or nullopt if there is none.
     std::optional<CmEvent> next_event() {
@@ -173,8 +175,15 @@ private:
         return channel;
     }
 
-    UniqueCmChannel channel_;
-    UniqueCmId id_; // destroyed first
+    UniqueCmId create() {
+        rdma_cm_id* id = nullptr;
+        call_cm("rdma_create_id", rdma_create_id, channel_.get(), &id, nullptr, RDMA_PS_TCP);
+        return UniqueCmId(id);
+    }
+
+    UniqueCmChannel channel_; // destroyed last
+    UniqueCmId id_;
+    UniqueCmId second_;
 };
 
 // The state of one identifier. One coroutine reads its events, even if there is no waiter,

@@ -381,7 +381,7 @@ inline void WorkQueue::reject(Operation& operation, const char* verb, int error)
     ibv_send_wr* bad = nullptr;
     errno = 0;
     if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
-        reject_posted(operation, index, "ibv_post_send", result);
+        reject_posted(operation, index, failed_post("ibv_post_send", qp_, &wr), result);
 }
 
 [[gnu::always_inline]] inline void WorkQueue::post_receive(Operation& operation,
@@ -442,7 +442,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
         for (std::size_t i = count; i-- > posted;) return_slot(WrId::slot(chain_[i].wr_id));
         for (Operation& operation : operations.subspan(posted)) {
             operation.deferred_.reset();
-            reject(operation, "ibv_post_send", error);
+            reject(operation, failed_post("ibv_post_send", qp_, bad), error);
         }
         return;
     }

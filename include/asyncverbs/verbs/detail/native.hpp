@@ -88,6 +88,31 @@ void call(const char* verb, Function function) {
     }
 }
 
+[[nodiscard]] inline bool is_iwarp(const ibv_context& context) noexcept {
+    return context.device->transport_type == IBV_TRANSPORT_IWARP;
+}
+
+// What the error of a failed ibv_post_send names: the verb and, if the device lacks what `request`
+// asks for, the reason. `request` may be null.
+[[nodiscard]] inline const char* failed_post(const char* verb, const ibv_qp* qp,
+                                             const ibv_send_wr* request) noexcept {
+    if (request == nullptr || !is_iwarp(*qp->context)) return verb;
+    switch (request->opcode) {
+    case IBV_WR_SEND_WITH_IMM:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+        return "ibv_post_send (iWARP has no immediate data: send a message instead)";
+    case IBV_WR_ATOMIC_CMP_AND_SWP:
+    case IBV_WR_ATOMIC_FETCH_AND_ADD:
+        return "ibv_post_send (iWARP has no atomics: let the peer's program change the memory)";
+    default:
+        return verb;
+    }
+}
+[[nodiscard]] inline const char* failed_post(const char* verb, const void* /*queue*/,
+                                             const ibv_recv_wr* /*request*/) noexcept {
+    return verb;
+}
+
 template <class Queue, class Request>
 using PostVerb = int (*)(Queue*, Request*, Request**);
 
@@ -95,7 +120,10 @@ using PostVerb = int (*)(Queue*, Request*, Request**);
 template <class Queue, class Request>
 void post(PostVerb<Queue, Request> verb, const char* name, Queue* queue, Request& requests) {
     Request* bad = nullptr;
-    call(name, [&] { return verb(queue, &requests, &bad); });
+    errno = 0;
+    if (const int result = verb(queue, &requests, &bad)) {
+        throw_verb_error(failed_post(name, queue, bad), verb_errno(result));
+    }
 }
 
 // The form that does not throw: returns the first request that was not posted, nullptr on success.

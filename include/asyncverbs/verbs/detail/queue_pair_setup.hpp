@@ -33,10 +33,11 @@ struct Endpoint {
 // The endpoint that `options` select. Throws operation_not_supported on iWARP, network_down for a
 // port that is not active, and as Context::query_gid() and select_gid() do.
 [[nodiscard]] inline Endpoint find_endpoint(const Context& context, const InitOptions& options) {
-    if (context.native_handle()->device->transport_type == IBV_TRANSPORT_IWARP) {
+    if (is_iwarp(*context.native_handle())) {
         throw_error(std::errc::operation_not_supported,
-                    context.name() + " is an iWARP device: its queue pairs are connected by "
-                                     "librdmacm only");
+                    context.name() +
+                        " is an iWARP device: connect its queue pairs by address, with "
+                        "asyncverbs/cm.hpp or librdmacm");
     }
     Endpoint endpoint;
     endpoint.port = options.port == 0 ? context.active_port() : options.port;
@@ -88,7 +89,8 @@ struct Endpoint {
 
 inline constexpr std::uint32_t max_24_bits = 0xffffff; // queue pair numbers and PSNs
 
-// Throws invalid_argument for options that the device does not support.
+// Throws invalid_argument for options that the device does not support, operation_not_supported for
+// UD on iWARP.
 inline void check_options(const Context& context, const QueuePairOptions& options) {
     if (options.type != IBV_QPT_RC && options.type != IBV_QPT_UD) {
         throw_error(std::errc::invalid_argument,
@@ -96,6 +98,10 @@ inline void check_options(const Context& context, const QueuePairOptions& option
                         " is not covered: IBV_QPT_RC (2) and IBV_QPT_UD (4) are");
     }
     const std::string device = context.name();
+    if (options.type == IBV_QPT_UD && is_iwarp(*context.native_handle())) {
+        throw_error(std::errc::operation_not_supported,
+                    device + " is an iWARP device, which has no UD: use IBV_QPT_RC");
+    }
     const ibv_device_attr limits = context.query_device();
     check_range("max_send_wr", options.max_send_wr, 0, limits.max_qp_wr, device);
     check_range("max_recv_wr", options.max_recv_wr, 0, limits.max_qp_wr, device);
