@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <variant>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -41,6 +42,9 @@ TEST_CASE("rdma_cp: decoding an encoded message gives the same message") {
     CHECK(passed_on(Refusal{true, "busy"}).for_now);
     CHECK(passed_on(Refusal{false, "full"}).reason == "full");
     CHECK(passed_on(Refusal{false, std::string(1000, 'x')}).reason == std::string(max_text, 'x'));
+    const Block block = passed_on(Block{1, 0x00fedcba});
+    CHECK(block.slot == 1);
+    CHECK(block.length == 0x00fedcba);
     passed_on(Credit{});
     passed_on(Done{});
 }
@@ -59,7 +63,7 @@ TEST_CASE("rdma_cp: bytes that are not a message are rejected") {
         CHECK_THROWS_WITH(decode(bytes), contains(why));
     };
     check_rejected({}, "too short");
-    check_rejected({std::byte{6}}, "unknown type");
+    check_rejected({std::byte{std::variant_size_v<Message>}}, "unknown type");
     check_rejected({std::byte{255}}, "unknown type");
     for (const Message& message :
          {Message(Offer{"", 1, 2}), Message(Grant{1, 2, 3}), Message(Finish{})}) {
