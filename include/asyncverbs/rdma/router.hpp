@@ -38,7 +38,7 @@ public:
     /// Takes the completions of `cq` from now on. Throws std::system_error
     /// (device_or_resource_busy) if a coroutine waits for it.
     explicit Router(AsyncCq cq) : state_(std::make_shared<detail::RouterState>(std::move(cq))) {
-        state_->start();
+        state_->start(state_);
     }
 
     /// The same with a new CQ of at least `depth` entries, see AsyncCq::create(). Each queue pair
@@ -58,7 +58,7 @@ public:
         return *this;
     }
     ~Router() {
-        if (state_) state_->close();
+        if (state_) state_->close(state_);
     }
 
     /// The queue that the queue pairs complete into.

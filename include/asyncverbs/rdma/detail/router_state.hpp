@@ -112,21 +112,20 @@ struct WrId {
 //
 // A resumed coroutine may destroy any of these objects, so all operations of a batch are completed
 // before the first waiter is resumed. work_queue.hpp has the functions that use work queues.
-class RouterState final : public CompletionHandler,
-                          public std::enable_shared_from_this<RouterState> {
+class RouterState final : public CompletionHandler {
 public:
     explicit RouterState(AsyncCq cq) : cq_state_(AsyncCqAccess::state(cq)) {
         cq_.emplace(std::move(cq));
     }
 
     /// Takes the completions from now on.
-    void start() { cq_state_->set_handler(shared_from_this()); }
+    void start(const std::shared_ptr<RouterState>& self) { cq_state_->set_handler(self); }
 
     /// The last call. Waiters are never resumed afterwards.
-    void close() noexcept {
+    void close(std::shared_ptr<RouterState> self) noexcept {
         closed_ = true;
         if (!failure_) failure_ = Failure::canceled("the Router was destroyed");
-        if (resuming_) alive_ = shared_from_this();
+        if (resuming_) alive_ = std::move(self);
         cq_.reset();
     }
 

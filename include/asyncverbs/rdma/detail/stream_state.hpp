@@ -229,22 +229,163 @@ private:
 
     // --- from the peer ---
 
-    void receive() noexcept;
-    void accept(Receive& receive, std::size_t bytes);
-    void accept_data(Receive& receive, std::span<const std::byte> payload);
-    void accept_hello(const StreamHello& hello);
-    void accept_credits(std::uint32_t credits);
-    void post(Receive& receive) noexcept;
-    std::size_t take(SpanCursor<std::byte> to) noexcept;
+    void receive() noexcept {
+        try {
+            // Also after a failure: messages that arrived before it are still to be read.
+            while (!posted_.empty()) {
+                Receive& first = posted_.front();
+                if (!first.operation.done()) {
+                    first.operation.waiter_ = &receiver_;
+                    return;
+                }
+                const Completion completion = first.operation.result(nullptr);
+                first.unlink();
+                accept(first, completion.bytes());
+            }
+        } catch (...) {
+            fail(std::current_exception());
+        }
+    }
+
+    void accept(Receive& receive, std::size_t bytes) {
+        const StreamMessage message = read_message(receive.buffer.bytes().first(bytes));
+        if ((message.kind == StreamKind::hello) == greeted_) {
+            throw_protocol_error(greeted_ ? "a second hello" : "something else before its hello");
+        }
+        const bool ends = message.kind == StreamKind::data || message.kind == StreamKind::end;
+        if (peer_ended_ && ends) throw_protocol_error("something else after its end");
+        switch (message.kind) {
+        case StreamKind::data:
+            accept_data(receive, message.payload);
+            break;
+        case StreamKind::hello:
+            accept_hello(read_hello(message.payload));
+            break;
+        case StreamKind::credits:
+            break;
+        case StreamKind::end:
+            peer_ended_ = true;
+            wake(reader_);
+            break;
+        case StreamKind::goodbye:
+            peer_ended_ = peer_gone_ = true;
+            break;
+        }
+        // Before the credits of the message are used; see extra_receives.
+        if (message.kind != StreamKind::data && !failure_) post(receive);
+        accept_credits(message.credits);
+        if (peer_gone_) throw_error(std::errc::broken_pipe, "the peer has closed the stream");
+    }
+
+    void accept_data(Receive& receive, std::span<const std::byte> payload) {
+        if (unreturned_ == buffers_) throw_protocol_error("more data than it had credits for");
+        if (payload.size() > buffer_size_) throw_protocol_error("more data than fits a buffer");
+        ++unreturned_;
+        receive.unread = payload;
+        arrived_.push_back(receive);
+        wake(reader_);
+    }
+
+    void accept_hello(const StreamHello& hello) {
+        greeted_ = true;
+        peer_buffers_ = credits_ = hello.buffers;
+        message_size_ = buffer_size_ < hello.buffer_size ? buffer_size_ : hello.buffer_size;
+        wake(writer_);
+    }
+
+    void accept_credits(std::uint32_t credits) {
+        if (credits > peer_buffers_ - credits_) throw_protocol_error("more credits than it owed");
+        credits_ += credits;
+        if (credits > 0) wake(writer_);
+    }
+
+    void post(Receive& receive) noexcept {
+        try {
+            receive.operation = qp_->recv(receive.buffer);
+            posted_.push_back(receive);
+            if (receive.operation.done()) (void)receive.operation.result(nullptr);
+        } catch (...) {
+            fail(std::current_exception());
+        }
+    }
+
+    std::size_t take(SpanCursor<std::byte> to) noexcept {
+        std::size_t taken = 0;
+        while (!to.empty() && !arrived_.empty()) {
+            Receive& first = arrived_.front();
+            const auto chunk = to.take(first.unread.size());
+            std::memcpy(chunk.data(), first.unread.data(), chunk.size());
+            first.unread = first.unread.subspan(chunk.size());
+            taken += chunk.size();
+            if (!first.unread.empty()) continue;
+            first.unlink();
+            if (failure_) continue;
+            post(first);
+            ++owed_;
+            return_credits();
+        }
+        return taken;
+    }
 
     // --- to the peer ---
 
-    void greet() noexcept;
-    void send(StreamKind kind, std::size_t payload = 0) noexcept;
-    void send_data(SpanCursor<const std::byte>& from) noexcept;
-    void post(Send& send, std::size_t bytes) noexcept;
-    bool is_free(Send& send) noexcept;
-    void return_credits() noexcept;
+    // The first message: no other message occupies its buffer.
+    void greet() noexcept {
+        if (has_greeted_ || failure_) return;
+        has_greeted_ = true;
+        write_hello(sends_.front().buffer.bytes().subspan(stream_header_size),
+                    {buffers_, static_cast<std::uint32_t>(buffer_size_)});
+        send(StreamKind::hello, stream_hello_size);
+    }
+
+    // The payload is in the buffer already.
+    void send(StreamKind kind, std::size_t payload = 0) noexcept {
+        Send& next = sends_[next_send_];
+        next_send_ = next_send_ + 1 == sends_.size() ? 0 : next_send_ + 1;
+        write_header(next.buffer.bytes(), kind, returned_credits());
+        post(next, stream_header_size + payload);
+    }
+
+    void send_data(SpanCursor<const std::byte>& from) noexcept {
+        std::byte* const payload = sends_[next_send_].buffer.address + stream_header_size;
+        std::size_t size = 0;
+        while (!from.empty() && size < message_size_) {
+            const auto chunk = from.take(message_size_ - size);
+            std::memcpy(payload + size, chunk.data(), chunk.size());
+            size += chunk.size();
+        }
+        --credits_;
+        send(StreamKind::data, size);
+    }
+
+    void post(Send& send, std::size_t bytes) noexcept {
+        try {
+            send.operation = qp_->send(send.buffer.slice(0, bytes));
+            send.posted = true;
+            if (send.operation.done()) (void)send.operation.result(nullptr);
+        } catch (...) {
+            fail(std::current_exception());
+        }
+    }
+
+    bool is_free(Send& send) noexcept {
+        if (send.posted && send.operation.done()) {
+            send.posted = false;
+            fail_if_failed(send.operation);
+        }
+        return !send.posted;
+    }
+
+    // Sends a message with the credits that are owed, if they are at least half of all and the
+    // previous such message has completed.
+    void return_credits() noexcept {
+        const bool due = owed_ >= (buffers_ + 1) / 2 && !peer_ended_;
+        if (!is_free(credit_return_) || !due || failure_) return;
+        write_header(credit_return_.buffer.bytes(), StreamKind::credits, returned_credits());
+        post(credit_return_, stream_header_size);
+        credit_return_.operation.waiter_ = &credit_returner_;
+    }
+
     std::uint32_t returned_credits() noexcept {
         unreturned_ -= owed_;
         return std::exchange(owed_, 0);
@@ -252,8 +393,23 @@ private:
 
     // --- failures ---
 
-    void fail(std::exception_ptr why) noexcept;
-    void fail_if_failed(const Operation& done) noexcept;
+    void fail(std::exception_ptr why) noexcept {
+        if (failure_) return;
+        failure_ = std::move(why);
+        std::error_code ignored;
+        if (qp_) qp_->queue_pair().to_error(ignored); // flushes pending operations
+        wake(reader_);
+        wake(writer_);
+    }
+
+    void fail_if_failed(const Operation& done) noexcept {
+        try {
+            (void)done.result(nullptr);
+        } catch (...) {
+            fail(std::current_exception());
+        }
+    }
+
     void rethrow_failure() const {
         if (failure_) std::rethrow_exception(failure_);
     }
@@ -263,7 +419,16 @@ private:
         router_->wake();
     }
 
-    MemoryRegion allocate(const ProtectionDomain& domain) const;
+    MemoryRegion allocate(const ProtectionDomain& domain) const {
+        constexpr std::size_t most = std::size_t{1} << 30;
+        check_range("buffers", buffers_, 1, max_stream_buffers, "a stream");
+        check_range("buffer_size",
+                    static_cast<long long>(buffer_size_ <= most ? buffer_size_ : most + 1), 1, most,
+                    "a stream");
+        const std::size_t count = 2 * std::size_t{buffers_} + extra_receives + 1;
+        return MemoryRegion::allocate(domain, count * stride());
+    }
+
     std::size_t buffer_bytes() const noexcept { // a hello has to fit, too
         const bool fits_hello = buffer_size_ > stream_hello_size;
         return stream_header_size + (fits_hello ? buffer_size_ : stream_hello_size);
@@ -330,194 +495,6 @@ inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain, std:
     for (Send& send : sends_) send.buffer = next_buffer();
     credit_return_.buffer = next_buffer();
     receive();
-}
-
-inline MemoryRegion StreamState::allocate(const ProtectionDomain& domain) const {
-    constexpr std::size_t most = std::size_t{1} << 30;
-    check_range("buffers", buffers_, 1, max_stream_buffers, "a stream");
-    check_range("buffer_size",
-                static_cast<long long>(buffer_size_ <= most ? buffer_size_ : most + 1), 1, most,
-                "a stream");
-    const std::size_t count = 2 * std::size_t{buffers_} + extra_receives + 1;
-    return MemoryRegion::allocate(domain, count * stride());
-}
-
-// --- failures ---
-
-inline void StreamState::fail(std::exception_ptr why) noexcept {
-    if (failure_) return;
-    failure_ = std::move(why);
-    std::error_code ignored;
-    if (qp_) qp_->queue_pair().to_error(ignored); // flushes pending operations
-    wake(reader_);
-    wake(writer_);
-}
-
-inline void StreamState::fail_if_failed(const Operation& done) noexcept {
-    try {
-        (void)done.result(nullptr);
-    } catch (...) {
-        fail(std::current_exception());
-    }
-}
-
-// --- from the peer ---
-
-inline void StreamState::receive() noexcept {
-    try {
-        // Also after a failure: messages that arrived before it are still to be read.
-        while (!posted_.empty()) {
-            Receive& first = posted_.front();
-            if (!first.operation.done()) {
-                first.operation.waiter_ = &receiver_;
-                return;
-            }
-            const Completion completion = first.operation.result(nullptr);
-            first.unlink();
-            accept(first, completion.bytes());
-        }
-    } catch (...) {
-        fail(std::current_exception());
-    }
-}
-
-inline void StreamState::accept(Receive& receive, std::size_t bytes) {
-    const StreamMessage message = read_message(receive.buffer.bytes().first(bytes));
-    if ((message.kind == StreamKind::hello) == greeted_) {
-        throw_protocol_error(greeted_ ? "a second hello" : "something else before its hello");
-    }
-    const bool ends = message.kind == StreamKind::data || message.kind == StreamKind::end;
-    if (peer_ended_ && ends) throw_protocol_error("something else after its end");
-    switch (message.kind) {
-    case StreamKind::data:
-        accept_data(receive, message.payload);
-        break;
-    case StreamKind::hello:
-        accept_hello(read_hello(message.payload));
-        break;
-    case StreamKind::credits:
-        break;
-    case StreamKind::end:
-        peer_ended_ = true;
-        wake(reader_);
-        break;
-    case StreamKind::goodbye:
-        peer_ended_ = peer_gone_ = true;
-        break;
-    }
-    // Before the credits of the message are used; see extra_receives.
-    if (message.kind != StreamKind::data && !failure_) post(receive);
-    accept_credits(message.credits);
-    if (peer_gone_) throw_error(std::errc::broken_pipe, "the peer has closed the stream");
-}
-
-inline void StreamState::accept_data(Receive& receive, std::span<const std::byte> payload) {
-    if (unreturned_ == buffers_) throw_protocol_error("more data than it had credits for");
-    if (payload.size() > buffer_size_) throw_protocol_error("more data than fits a buffer");
-    ++unreturned_;
-    receive.unread = payload;
-    arrived_.push_back(receive);
-    wake(reader_);
-}
-
-inline void StreamState::accept_hello(const StreamHello& hello) {
-    greeted_ = true;
-    peer_buffers_ = credits_ = hello.buffers;
-    message_size_ = buffer_size_ < hello.buffer_size ? buffer_size_ : hello.buffer_size;
-    wake(writer_);
-}
-
-inline void StreamState::accept_credits(std::uint32_t credits) {
-    if (credits > peer_buffers_ - credits_) throw_protocol_error("more credits than it owed");
-    credits_ += credits;
-    if (credits > 0) wake(writer_);
-}
-
-inline void StreamState::post(Receive& receive) noexcept {
-    try {
-        receive.operation = qp_->recv(receive.buffer);
-        posted_.push_back(receive);
-        if (receive.operation.done()) (void)receive.operation.result(nullptr);
-    } catch (...) {
-        fail(std::current_exception());
-    }
-}
-
-inline std::size_t StreamState::take(SpanCursor<std::byte> to) noexcept {
-    std::size_t taken = 0;
-    while (!to.empty() && !arrived_.empty()) {
-        Receive& first = arrived_.front();
-        const auto chunk = to.take(first.unread.size());
-        std::memcpy(chunk.data(), first.unread.data(), chunk.size());
-        first.unread = first.unread.subspan(chunk.size());
-        taken += chunk.size();
-        if (!first.unread.empty()) continue;
-        first.unlink();
-        if (failure_) continue;
-        post(first);
-        ++owed_;
-        return_credits();
-    }
-    return taken;
-}
-
-// --- to the peer ---
-
-// The first message: no other message occupies its buffer.
-inline void StreamState::greet() noexcept {
-    if (has_greeted_ || failure_) return;
-    has_greeted_ = true;
-    write_hello(sends_.front().buffer.bytes().subspan(stream_header_size),
-                {buffers_, static_cast<std::uint32_t>(buffer_size_)});
-    send(StreamKind::hello, stream_hello_size);
-}
-
-// The payload is in the buffer already.
-inline void StreamState::send(StreamKind kind, std::size_t payload) noexcept {
-    Send& next = sends_[next_send_];
-    next_send_ = next_send_ + 1 == sends_.size() ? 0 : next_send_ + 1;
-    write_header(next.buffer.bytes(), kind, returned_credits());
-    post(next, stream_header_size + payload);
-}
-
-inline void StreamState::send_data(SpanCursor<const std::byte>& from) noexcept {
-    std::byte* const payload = sends_[next_send_].buffer.address + stream_header_size;
-    std::size_t size = 0;
-    while (!from.empty() && size < message_size_) {
-        const auto chunk = from.take(message_size_ - size);
-        std::memcpy(payload + size, chunk.data(), chunk.size());
-        size += chunk.size();
-    }
-    --credits_;
-    send(StreamKind::data, size);
-}
-
-inline void StreamState::post(Send& send, std::size_t bytes) noexcept {
-    try {
-        send.operation = qp_->send(send.buffer.slice(0, bytes));
-        send.posted = true;
-        if (send.operation.done()) (void)send.operation.result(nullptr);
-    } catch (...) {
-        fail(std::current_exception());
-    }
-}
-
-inline bool StreamState::is_free(Send& send) noexcept {
-    if (send.posted && send.operation.done()) {
-        send.posted = false;
-        fail_if_failed(send.operation);
-    }
-    return !send.posted;
-}
-
-// Sends a message with the credits that are owed, if they are at least half of all and the previous
-// such message has completed.
-inline void StreamState::return_credits() noexcept {
-    const bool due = owed_ >= (buffers_ + 1) / 2 && !peer_ended_;
-    if (!is_free(credit_return_) || !due || failure_) return;
-    write_header(credit_return_.buffer.bytes(), StreamKind::credits, returned_credits());
-    post(credit_return_, stream_header_size);
-    credit_return_.operation.waiter_ = &credit_returner_;
 }
 
 } // namespace asyncverbs::detail

@@ -17,6 +17,7 @@
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
+#include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
@@ -135,35 +136,263 @@ private:
         return index + 1 == capacity_ ? 0 : index + 1;
     }
     bool has_room() const noexcept { return in_flight_ < capacity_; }
-    void check(Slices slices) const;
-    [[noreturn]] void throw_bad_slices(Slices slices) const;
-    bool start(Operation& operation) noexcept;
-    void enqueue(Operation& operation, const SendView& request);
+
+    // --- posting ---
+    //
+    // The path of a request that is posted at once is inlined into the call, where the kind of
+    // request is known; rare paths are not inlined. Measured: without that, an operation costs a
+    // third more.
+
+    void check(Slices slices) const {
+        bool fits = slices.size() <= max_slices_;
+        for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
+        if (!fits) [[unlikely]]
+            throw_bad_slices(slices);
+    }
+
+    [[noreturn]] void throw_bad_slices(Slices slices) const {
+        if (capacity_ == 0) {
+            throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
+        }
+        for (const Slice& slice : slices) (void)slice.sge(); // throws if it is too long
+        throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
+                                                     " slices in one work request of a queue for " +
+                                                     std::to_string(max_slices_));
+    }
+
+    // False: there is no room, or it has to fail; see enqueue().
+    bool start(Operation& operation) noexcept {
+        if (router_.failure() || !has_room()) [[unlikely]]
+            return false;
+        operation.router_ = &router_;
+        return true;
+    }
+
+    [[gnu::noinline]] void enqueue(Operation& operation, const SendView& request) {
+        if (capacity_ == 0) throw_bad_slices({});
+        operation.failure_ = router_.failure();
+        if (operation.failure_) return;
+        operation.deferred_.emplace(request);
+        enqueue_deferred(operation);
+    }
+
     void enqueue_deferred(Operation& operation) noexcept {
         operation.router_ = &router_;
         waiting_.push_back(operation);
     }
-    void reserve_chain(std::size_t requests);
-    void post(Operation& operation, const SendView& request) noexcept;
-    void post_receive(Operation& operation, Slices slices) noexcept;
-    void post_deferred() noexcept;
 
-    std::uint32_t acquire_slot(Operation* operation, const SendView& request) noexcept;
-    void fill_slot(std::uint32_t index, Operation* operation, ibv_wc_opcode opcode,
-                   Slices slices) noexcept;
-    void release_slot(std::uint32_t index) noexcept;
-    void return_slot(std::uint32_t index) noexcept;
-    bool must_signal(SendOptions options) noexcept;
-    static void write(ibv_sge* sges, Slices slices) noexcept;
-    void write(ibv_send_wr& wr, const SendView& request, ibv_sge* sges,
-               std::uint32_t index) noexcept;
-    void reject(Operation& operation, const char* verb, int error) noexcept;
-    void reject_posted(Operation& operation, std::uint32_t index, const char* verb,
-                       int result) noexcept;
+    void reserve_chain(std::size_t requests) {
+        if (requests <= chain_size_) return;
+        auto sges = std::make_unique<ibv_sge[]>(requests * max_slices_);
+        chain_ = std::make_unique<ibv_send_wr[]>(requests);
+        chain_sges_ = std::move(sges);
+        chain_size_ = requests;
+    }
 
-    void complete_slot(std::uint32_t index, const ibv_wc& wc) noexcept;
-    void complete_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept;
-    Completion failed_completion(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept;
+    [[gnu::always_inline]] void post(Operation& operation, const SendView& request) noexcept {
+        const std::uint32_t index = acquire_slot(&operation, request);
+        ibv_send_wr wr;
+        write(wr, request, sges_.get(), index);
+        ibv_send_wr* bad = nullptr;
+        errno = 0;
+        if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
+            reject_posted(operation, index, failed_post("ibv_post_send", qp_, &wr), result);
+    }
+
+    [[gnu::always_inline]] void post_receive(Operation& operation, Slices slices) noexcept {
+        const std::uint32_t index = first_free_;
+        first_free_ = slots_[index].next_free;
+        fill_slot(index, &operation, IBV_WC_RECV, slices);
+        write(sges_.get(), slices);
+        ibv_recv_wr wr;
+        wr.wr_id = wr_id_ | index;
+        wr.next = nullptr;
+        wr.sg_list = sges_.get();
+        wr.num_sge = static_cast<int>(slices.size());
+        ibv_recv_wr* bad = nullptr;
+        errno = 0;
+        const int result =
+            srq_ != nullptr ? ibv_post_srq_recv(srq_, &wr, &bad) : ibv_post_recv(qp_, &wr, &bad);
+        if (result != 0) [[unlikely]] {
+            const char* const verb = srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv";
+            reject_posted(operation, index, verb, result);
+        }
+    }
+
+    void post_deferred() noexcept {
+        while (!waiting_.empty() && has_room()) {
+            Operation& operation = waiting_.take_front();
+            const DeferredRequest deferred = std::move(*operation.deferred_);
+            operation.deferred_.reset();
+            if (deferred.is_receive()) {
+                post_receive(operation, deferred.view().slices);
+            } else {
+                post(operation, deferred.view());
+            }
+        }
+    }
+
+    // --- slots ---
+
+    [[gnu::always_inline]] std::uint32_t acquire_slot(Operation* operation,
+                                                      const SendView& request) noexcept {
+        const std::uint32_t index = next_;
+        next_ = after(index);
+        fill_slot(index, operation, request.work.completes_as, request.slices);
+        if (keeps_peers_ && request.work.peer != nullptr) {
+            more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;
+        }
+        return index;
+    }
+
+    [[gnu::always_inline]] void fill_slot(std::uint32_t index, Operation* operation,
+                                          ibv_wc_opcode opcode, Slices slices) noexcept {
+        Slot& slot = slots_[index];
+        slot.operation = operation;
+        slot.opcode = opcode;
+        slot.in_flight = true;
+        ++in_flight_;
+        if (operation != nullptr) operation->slot_operation_ = &slot.operation;
+        if (slices.empty()) return;
+        // The pointer is null: constructing in place costs less than an assignment.
+        std::construct_at(&slot.region, slices.front().region);
+        for (std::size_t i = 1; i < slices.size(); ++i) {
+            more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;
+        }
+    }
+
+    // The device has finished with the slot, or never got it.
+    [[gnu::always_inline]] void release_slot(std::uint32_t index) noexcept {
+        Slot& slot = slots_[index];
+        slot.in_flight = false;
+        slot.region.reset();
+        for (std::size_t i = 0; i < more_per_slot_; ++i) {
+            more_kept_[std::size_t{index} * more_per_slot_ + i].reset();
+        }
+        --in_flight_;
+    }
+
+    // Takes back the slot that was acquired last: its request was not posted.
+    [[gnu::noinline]] void return_slot(std::uint32_t index) noexcept {
+        if (sends_) {
+            next_ = index;
+        } else {
+            slots_[index].next_free = std::exchange(first_free_, index);
+        }
+        slots_[index].operation = nullptr;
+        release_slot(index);
+    }
+
+    // The slots of unsignaled requests are free after the next signaled completion. So an
+    // unsignaled request never takes the last free slot, and at most half of the queue is
+    // unsignaled in sequence.
+    bool must_signal(SendOptions options) noexcept {
+        const bool signal = options.signaled || !has_room() ||
+                            unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
+        unsignaled_ = signal ? 0 : unsignaled_ + 1;
+        return signal;
+    }
+
+    static void write(ibv_sge* sges, Slices slices) noexcept {
+        for (const Slice& slice : slices) {
+            sges->addr = reinterpret_cast<std::uintptr_t>(slice.address);
+            sges->length = static_cast<std::uint32_t>(slice.length);
+            sges->lkey = slice.lkey;
+            ++sges;
+        }
+    }
+
+    [[gnu::always_inline]] void write(ibv_send_wr& wr, const SendView& request, ibv_sge* sges,
+                                      std::uint32_t index) noexcept {
+        write(sges, request.slices);
+        const SendWork& work = request.work;
+        const SendOptions& options = work.options;
+        slots_[index].signaled = must_signal(options);
+        wr.wr_id = wr_id_ | index;
+        wr.next = nullptr;
+        wr.sg_list = sges;
+        wr.num_sge = static_cast<int>(request.slices.size());
+        wr.opcode = work.opcode;
+        const auto flag = [](bool set, unsigned bit) { return set ? bit : 0u; };
+        wr.send_flags = flag(slots_[index].signaled, IBV_SEND_SIGNALED) |
+                        flag(options.solicited, IBV_SEND_SOLICITED) |
+                        flag(options.fence, IBV_SEND_FENCE) |
+                        flag(options.inline_data, IBV_SEND_INLINE);
+        wr.imm_data = work.imm;
+        switch (work.completes_as) {
+        case IBV_WC_RDMA_WRITE:
+        case IBV_WC_RDMA_READ:
+            wr.wr.rdma.remote_addr = work.remote.address;
+            wr.wr.rdma.rkey = work.remote.rkey;
+            break;
+        case IBV_WC_COMP_SWAP:
+        case IBV_WC_FETCH_ADD:
+            wr.wr.atomic.remote_addr = work.remote.address;
+            wr.wr.atomic.rkey = work.remote.rkey;
+            wr.wr.atomic.compare_add = work.compare_add;
+            wr.wr.atomic.swap = work.swap;
+            break;
+        default:
+            wr.wr.ud.ah = work.peer != nullptr ? work.peer->get() : nullptr;
+            wr.wr.ud.remote_qpn = work.peer_qp_num;
+            wr.wr.ud.remote_qkey = work.peer_qkey;
+        }
+    }
+
+    // --- completing ---
+
+    // For an operation that has no slot, or has none any more.
+    void reject(Operation& operation, const char* verb, int error) noexcept {
+        operation.failure_ = Failure(std::error_code(error, std::system_category()), verb);
+        finish(operation);
+    }
+
+    [[gnu::noinline]] void reject_posted(Operation& operation, std::uint32_t index,
+                                         const char* verb, int result) noexcept {
+        const int error = verb_errno(result);
+        return_slot(index);
+        reject(operation, verb, error);
+    }
+
+    [[gnu::always_inline]] void complete_slot(std::uint32_t index, const ibv_wc& wc) noexcept {
+        Slot& slot = slots_[index];
+        if (Operation* const operation = std::exchange(slot.operation, nullptr)) {
+            if (wc.status == IBV_WC_SUCCESS) [[likely]] {
+                operation->completion_.emplace(wc);
+            } else {
+                operation->completion_.emplace(failed_completion(wc, slot.opcode));
+            }
+            finish(*operation);
+        }
+        release_slot(index);
+    }
+
+    // A send queue completes in order: unsignaled requests that were posted before `index`
+    // succeeded.
+    [[gnu::noinline]] void complete_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept {
+        while (oldest_ != index) {
+            ibv_wc silent{};
+            silent.wr_id = wr_id_ | oldest_;
+            silent.qp_num = qp_num;
+            silent.opcode = slots_[oldest_].opcode;
+            complete_slot(oldest_, silent);
+            oldest_ = after(oldest_);
+        }
+    }
+
+    Completion failed_completion(const ibv_wc& wc, ibv_wc_opcode opcode) const noexcept {
+        ibv_wc valid{}; // I11
+        valid.wr_id = wc.wr_id;
+        valid.status = wc.status;
+        valid.qp_num = wc.qp_num;
+        valid.vendor_err = wc.vendor_err;
+        valid.opcode = opcode;
+        const bool flushed = wc.status == IBV_WC_WR_FLUSH_ERR;
+        if (!flushed || cause_ == nullptr || cause_->status == IBV_WC_SUCCESS)
+            return Completion(valid);
+        return Completion(valid, cause_->status, cause_->vendor_error);
+    }
+
     void finish(Operation& operation) noexcept {
         operation.router_ = nullptr;
         operation.slot_operation_ = nullptr;
@@ -217,194 +446,6 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
     wr_id_ = router_.add(*this);
 }
 
-// --- posting ---
-//
-// The path of a request that is posted at once is inlined into the call, where the kind of request
-// is known; rare paths are not inlined. Measured: without that, an operation costs a third more.
-
-inline void WorkQueue::check(Slices slices) const {
-    bool fits = slices.size() <= max_slices_;
-    for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
-    if (!fits) [[unlikely]]
-        throw_bad_slices(slices);
-}
-
-[[noreturn]] inline void WorkQueue::throw_bad_slices(Slices slices) const {
-    if (capacity_ == 0) {
-        throw_error(std::errc::invalid_argument, "a queue that was made for no work requests");
-    }
-    for (const Slice& slice : slices) (void)slice.sge(); // throws if it is too long
-    throw_error(std::errc::invalid_argument, std::to_string(slices.size()) +
-                                                 " slices in one work request of a queue for " +
-                                                 std::to_string(max_slices_));
-}
-
-// False: there is no room, or it has to fail; see enqueue().
-inline bool WorkQueue::start(Operation& operation) noexcept {
-    if (router_.failure() || !has_room()) [[unlikely]]
-        return false;
-    operation.router_ = &router_;
-    return true;
-}
-
-[[gnu::noinline]] inline void WorkQueue::enqueue(Operation& operation, const SendView& request) {
-    if (capacity_ == 0) throw_bad_slices({});
-    operation.failure_ = router_.failure();
-    if (operation.failure_) return;
-    operation.deferred_.emplace(request);
-    enqueue_deferred(operation);
-}
-
-[[gnu::always_inline]] inline std::uint32_t
-WorkQueue::acquire_slot(Operation* operation, const SendView& request) noexcept {
-    const std::uint32_t index = next_;
-    next_ = after(index);
-    fill_slot(index, operation, request.work.completes_as, request.slices);
-    if (keeps_peers_ && request.work.peer != nullptr) {
-        more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;
-    }
-    return index;
-}
-
-[[gnu::always_inline]] inline void WorkQueue::fill_slot(std::uint32_t index, Operation* operation,
-                                                        ibv_wc_opcode opcode,
-                                                        Slices slices) noexcept {
-    Slot& slot = slots_[index];
-    slot.operation = operation;
-    slot.opcode = opcode;
-    slot.in_flight = true;
-    ++in_flight_;
-    if (operation != nullptr) operation->slot_operation_ = &slot.operation;
-    if (slices.empty()) return;
-    // The pointer is null: constructing in place costs less than an assignment.
-    std::construct_at(&slot.region, slices.front().region);
-    for (std::size_t i = 1; i < slices.size(); ++i) {
-        more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;
-    }
-}
-
-// The device has finished with the slot, or never got it.
-[[gnu::always_inline]] inline void WorkQueue::release_slot(std::uint32_t index) noexcept {
-    Slot& slot = slots_[index];
-    slot.in_flight = false;
-    slot.region.reset();
-    for (std::size_t i = 0; i < more_per_slot_; ++i) {
-        more_kept_[std::size_t{index} * more_per_slot_ + i].reset();
-    }
-    --in_flight_;
-}
-
-// Takes back the slot that was acquired last: its request was not posted.
-[[gnu::noinline]] inline void WorkQueue::return_slot(std::uint32_t index) noexcept {
-    if (sends_) {
-        next_ = index;
-    } else {
-        slots_[index].next_free = std::exchange(first_free_, index);
-    }
-    slots_[index].operation = nullptr;
-    release_slot(index);
-}
-
-// The slots of unsignaled requests are free after the next signaled completion. So an unsignaled
-// request never takes the last free slot, and at most half of the queue is unsignaled in sequence.
-inline bool WorkQueue::must_signal(SendOptions options) noexcept {
-    const bool signal =
-        options.signaled || !has_room() || unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
-    unsignaled_ = signal ? 0 : unsignaled_ + 1;
-    return signal;
-}
-
-inline void WorkQueue::write(ibv_sge* sges, Slices slices) noexcept {
-    for (const Slice& slice : slices) {
-        sges->addr = reinterpret_cast<std::uintptr_t>(slice.address);
-        sges->length = static_cast<std::uint32_t>(slice.length);
-        sges->lkey = slice.lkey;
-        ++sges;
-    }
-}
-
-[[gnu::always_inline]] inline void WorkQueue::write(ibv_send_wr& wr, const SendView& request,
-                                                    ibv_sge* sges, std::uint32_t index) noexcept {
-    write(sges, request.slices);
-    const SendWork& work = request.work;
-    const SendOptions& options = work.options;
-    slots_[index].signaled = must_signal(options);
-    wr.wr_id = wr_id_ | index;
-    wr.next = nullptr;
-    wr.sg_list = sges;
-    wr.num_sge = static_cast<int>(request.slices.size());
-    wr.opcode = work.opcode;
-    const auto flag = [](bool set, unsigned bit) { return set ? bit : 0u; };
-    wr.send_flags = flag(slots_[index].signaled, IBV_SEND_SIGNALED) |
-                    flag(options.solicited, IBV_SEND_SOLICITED) |
-                    flag(options.fence, IBV_SEND_FENCE) |
-                    flag(options.inline_data, IBV_SEND_INLINE);
-    wr.imm_data = work.imm;
-    switch (work.completes_as) {
-    case IBV_WC_RDMA_WRITE:
-    case IBV_WC_RDMA_READ:
-        wr.wr.rdma.remote_addr = work.remote.address;
-        wr.wr.rdma.rkey = work.remote.rkey;
-        break;
-    case IBV_WC_COMP_SWAP:
-    case IBV_WC_FETCH_ADD:
-        wr.wr.atomic.remote_addr = work.remote.address;
-        wr.wr.atomic.rkey = work.remote.rkey;
-        wr.wr.atomic.compare_add = work.compare_add;
-        wr.wr.atomic.swap = work.swap;
-        break;
-    default:
-        wr.wr.ud.ah = work.peer != nullptr ? work.peer->get() : nullptr;
-        wr.wr.ud.remote_qpn = work.peer_qp_num;
-        wr.wr.ud.remote_qkey = work.peer_qkey;
-    }
-}
-
-// For an operation that has no slot, or has none any more.
-inline void WorkQueue::reject(Operation& operation, const char* verb, int error) noexcept {
-    operation.failure_ = Failure(std::error_code(error, std::system_category()), verb);
-    finish(operation);
-}
-
-[[gnu::noinline]] inline void WorkQueue::reject_posted(Operation& operation, std::uint32_t index,
-                                                       const char* verb, int result) noexcept {
-    const int error = verb_errno(result);
-    return_slot(index);
-    reject(operation, verb, error);
-}
-
-[[gnu::always_inline]] inline void WorkQueue::post(Operation& operation,
-                                                   const SendView& request) noexcept {
-    const std::uint32_t index = acquire_slot(&operation, request);
-    ibv_send_wr wr;
-    write(wr, request, sges_.get(), index);
-    ibv_send_wr* bad = nullptr;
-    errno = 0;
-    if (const int result = ibv_post_send(qp_, &wr, &bad)) [[unlikely]]
-        reject_posted(operation, index, failed_post("ibv_post_send", qp_, &wr), result);
-}
-
-[[gnu::always_inline]] inline void WorkQueue::post_receive(Operation& operation,
-                                                           Slices slices) noexcept {
-    const std::uint32_t index = first_free_;
-    first_free_ = slots_[index].next_free;
-    fill_slot(index, &operation, IBV_WC_RECV, slices);
-    write(sges_.get(), slices);
-    ibv_recv_wr wr;
-    wr.wr_id = wr_id_ | index;
-    wr.next = nullptr;
-    wr.sg_list = sges_.get();
-    wr.num_sge = static_cast<int>(slices.size());
-    ibv_recv_wr* bad = nullptr;
-    errno = 0;
-    const int result =
-        srq_ != nullptr ? ibv_post_srq_recv(srq_, &wr, &bad) : ibv_post_recv(qp_, &wr, &bad);
-    if (result != 0) [[unlikely]] {
-        const char* const verb = srq_ != nullptr ? "ibv_post_srq_recv" : "ibv_post_recv";
-        reject_posted(operation, index, verb, result);
-    }
-}
-
 inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
                                     std::span<Operation> operations) {
     for (const SendRequest& request : requests) check(request.view().slices);
@@ -449,27 +490,6 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     for (Operation& operation : deferred) enqueue_deferred(operation);
 }
 
-inline void WorkQueue::reserve_chain(std::size_t requests) {
-    if (requests <= chain_size_) return;
-    auto sges = std::make_unique<ibv_sge[]>(requests * max_slices_);
-    chain_ = std::make_unique<ibv_send_wr[]>(requests);
-    chain_sges_ = std::move(sges);
-    chain_size_ = requests;
-}
-
-inline void WorkQueue::post_deferred() noexcept {
-    while (!waiting_.empty() && has_room()) {
-        Operation& operation = waiting_.take_front();
-        const DeferredRequest deferred = std::move(*operation.deferred_);
-        operation.deferred_.reset();
-        if (deferred.is_receive()) {
-            post_receive(operation, deferred.view().slices);
-        } else {
-            post(operation, deferred.view());
-        }
-    }
-}
-
 inline void WorkQueue::post_marker() {
     const std::uint32_t newest = next_ == 0 ? capacity_ - 1 : next_ - 1;
     if (in_flight_ == 0 || slots_[newest].signaled) return;
@@ -483,48 +503,6 @@ inline void WorkQueue::post_marker() {
         const int error = verb_errno(result);
         return_slot(index);
         throw_verb_error("ibv_post_send", error);
-    }
-}
-
-// --- completing ---
-
-inline Completion WorkQueue::failed_completion(const ibv_wc& wc,
-                                               ibv_wc_opcode opcode) const noexcept {
-    ibv_wc valid{}; // I11
-    valid.wr_id = wc.wr_id;
-    valid.status = wc.status;
-    valid.qp_num = wc.qp_num;
-    valid.vendor_err = wc.vendor_err;
-    valid.opcode = opcode;
-    const bool flushed = wc.status == IBV_WC_WR_FLUSH_ERR;
-    if (!flushed || cause_ == nullptr || cause_->status == IBV_WC_SUCCESS) return Completion(valid);
-    return Completion(valid, cause_->status, cause_->vendor_error);
-}
-
-[[gnu::always_inline]] inline void WorkQueue::complete_slot(std::uint32_t index,
-                                                            const ibv_wc& wc) noexcept {
-    Slot& slot = slots_[index];
-    if (Operation* const operation = std::exchange(slot.operation, nullptr)) {
-        if (wc.status == IBV_WC_SUCCESS) [[likely]] {
-            operation->completion_.emplace(wc);
-        } else {
-            operation->completion_.emplace(failed_completion(wc, slot.opcode));
-        }
-        finish(*operation);
-    }
-    release_slot(index);
-}
-
-// A send queue completes in order: unsignaled requests that were posted before `index` succeeded.
-[[gnu::noinline]] inline void WorkQueue::complete_unsignaled(std::uint32_t index,
-                                                             std::uint32_t qp_num) noexcept {
-    while (oldest_ != index) {
-        ibv_wc silent{};
-        silent.wr_id = wr_id_ | oldest_;
-        silent.qp_num = qp_num;
-        silent.opcode = slots_[oldest_].opcode;
-        complete_slot(oldest_, silent);
-        oldest_ = after(oldest_);
     }
 }
 
