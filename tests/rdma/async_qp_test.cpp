@@ -261,6 +261,20 @@ TEST_CASE("AsyncQp: the next signaled send releases the slots of unsignaled send
     CHECK(last.completion->qp_num() == f.a->queue_pair().qp_num());
 }
 
+TEST_CASE("AsyncQp: half of a queue may be unsignaled, not more", "[rdma]") {
+    Fixture f;
+    const auto write = [&f] {
+        return f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false});
+    };
+    const Operation first = write();
+    f.run();
+    CHECK(!first.done());
+    const Operation second = write(); // of four
+    f.run();
+    CHECK(first.done());
+    CHECK(second.done());
+}
+
 TEST_CASE("AsyncQp: an unsignaled success is that of its own request", "[rdma]") {
     Fixture f;
     Operation write = f.a->write(f.slice(0, 4), f.remote(200, 4), {.signaled = false});
