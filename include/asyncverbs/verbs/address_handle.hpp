@@ -4,6 +4,8 @@
 #include <asyncverbs/requirements.hpp>
 
 #include <memory>
+#include <system_error>
+#include <utility>
 
 #include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/memory.hpp>
@@ -36,6 +38,9 @@ public:
 
     AddressHandle(AddressHandle&&) noexcept = default;
     AddressHandle& operator=(AddressHandle&&) noexcept = default;
+
+    /// Destroys the handle, and reports as Context::close() does.
+    [[nodiscard]] std::error_code close() noexcept { return detail::close(ah_); }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_ah* native_handle() const noexcept { return ah_.get(); }

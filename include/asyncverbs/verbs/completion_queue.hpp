@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include <asyncverbs/verbs/detail/cq_capacity.hpp>
@@ -42,6 +43,10 @@ public:
 
     CompletionChannel(CompletionChannel&&) noexcept = default;
     CompletionChannel& operator=(CompletionChannel&&) noexcept = default;
+
+    /// Destroys the channel, and reports as Context::close() does: device_or_resource_busy while a
+    /// queue is on it.
+    [[nodiscard]] std::error_code close() noexcept { return detail::close(channel_); }
 
     /// Readable while an event is queued; in non-blocking mode. Only ibv_get_cq_event(3) may read
     /// from it. It is closed with the channel: deregister it from the event loop before.
@@ -106,6 +111,11 @@ public:
 
     CompletionQueue(CompletionQueue&&) noexcept = default;
     CompletionQueue& operator=(CompletionQueue&&) noexcept = default;
+
+    /// Destroys the queue, and its channel unless that has another owner, and reports as
+    /// Context::close() does: device_or_resource_busy while a queue pair uses the queue, or another
+    /// queue its channel. All events that were read must have been acked, see above.
+    [[nodiscard]] std::error_code close() noexcept;
 
     /// The number of entries, at least what was requested.
     [[nodiscard]] int depth() const noexcept { return cq_ ? cq_->cqe : 0; }
@@ -254,6 +264,15 @@ inline CompletionQueue::CompletionQueue(const Context& context, int depth,
     cq_ = detail::own<ibv_destroy_cq>(create(depth, comp_vector), channel_.shared_handle(),
                                       context_.shared_handle());
     capacity_ = std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe));
+}
+
+inline std::error_code CompletionQueue::close() noexcept {
+    if (const std::error_code error = detail::close(cq_)) return error;
+    if (channel_.shared_handle().use_count() == 1) {
+        if (const std::error_code error = channel_.close()) return error;
+    }
+    const CompletionQueue released(std::move(*this));
+    return {};
 }
 
 inline ibv_cq* CompletionQueue::create(int depth, int comp_vector) const {

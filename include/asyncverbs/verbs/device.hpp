@@ -16,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <asyncverbs/verbs/detail/native.hpp>
@@ -131,6 +132,14 @@ private:
 };
 
 /// Owns an open device (ibv_context), the root of all other objects; they keep it open.
+///
+/// fork(2): the child may exec or _exit, nothing else. All native objects are the parent's: a child
+/// that destroys an owner destroys the parent's object, and one that runs an event loop takes the
+/// parent's events. exec closes all descriptors of this library. On Linux before 5.12 call
+/// ibv_fork_init(3), or set IBV_FORK_SAFE=1 in the environment, before the first device is opened;
+/// otherwise a fork may leave the device with other pages than the process. Either keeps registered
+/// pages out of the child.
+///
 /// Move-only. A moved-from Context owns nothing: native_handle() is nullptr, any other use
 /// throws invalid_argument. Queries may be called from any thread.
 /// See ibv_open_device(3).
@@ -184,6 +193,13 @@ public:
         detail::throw_error(std::errc::no_such_device,
                             "no RDMA device with an active port; there are: " + seen);
     }
+
+    /// Closes the device, and reports what the destructor cannot. Every owner of a native object
+    /// has this function. It returns {}, and the owner is as if moved from. Or it returns the error
+    /// of the verb, or device_or_resource_busy if another owner or shared_handle() needs the native
+    /// object; then nothing has changed: destroy what is in the way, also what was created with
+    /// native_handle(), and close again. The destructor would leak the object instead.
+    [[nodiscard]] std::error_code close() noexcept { return detail::close(context_); }
 
     /// The device's name, such as "mlx5_0".
     [[nodiscard]] std::string name() const { return ibv_get_device_name(get()->device); }

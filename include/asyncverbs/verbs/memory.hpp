@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include <asyncverbs/verbs/detail/native.hpp>
@@ -37,6 +38,14 @@ public:
 
     ProtectionDomain(ProtectionDomain&&) noexcept = default;
     ProtectionDomain& operator=(ProtectionDomain&&) noexcept = default;
+
+    /// Deallocates the domain, and reports as Context::close() does: device_or_resource_busy while
+    /// a region, a queue pair or another object of the domain exists.
+    [[nodiscard]] std::error_code close() noexcept {
+        if (const std::error_code error = detail::close(pd_)) return error;
+        const ProtectionDomain released(std::move(*this));
+        return {};
+    }
 
     /// The device that the domain belongs to.
     [[nodiscard]] const Context& context() const noexcept { return context_; }
@@ -135,6 +144,10 @@ public:
 
     MemoryRegion(MemoryRegion&&) noexcept = default;
     MemoryRegion& operator=(MemoryRegion&&) noexcept = default;
+
+    /// Deregisters the memory, and reports as Context::close() does: device_or_resource_busy while
+    /// a slice of the region exists, or a memory window is bound to it.
+    [[nodiscard]] std::error_code close() noexcept { return detail::close(mr_); }
 
     /// The key that names the region in local scatter/gather elements.
     [[nodiscard]] std::uint32_t lkey() const { return get()->lkey; }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <system_error>
+#include <utility>
 
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/detail/native.hpp>
@@ -143,6 +144,16 @@ public:
         const int result =
             qp_ ? detail::QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp_.get()) : EINVAL;
         error.assign(result, std::system_category());
+    }
+
+    /// Destroys the queue pair, and reports as Context::close() does: device_or_resource_busy while
+    /// it is attached to a multicast group.
+    [[nodiscard]] std::error_code close() noexcept {
+        if (const std::error_code error = detail::close<detail::ReleaseQueuePair>(qp_)) {
+            return error;
+        }
+        const QueuePair released(std::move(*this));
+        return {};
     }
 
     /// The state that the device reports. Throws std::system_error naming ibv_query_qp.

@@ -63,6 +63,10 @@ public:
     SharedReceiveQueue(SharedReceiveQueue&&) noexcept = default;
     SharedReceiveQueue& operator=(SharedReceiveQueue&&) noexcept = default;
 
+    /// Destroys the queue, and reports as Context::close() does: device_or_resource_busy while a
+    /// queue pair uses it.
+    [[nodiscard]] std::error_code close() noexcept { return detail::close(srq_); }
+
     /// Posts `requests`, a chain linked by `next`, in any state of the queue pairs. Throws
     /// std::system_error naming ibv_post_srq_recv: ENOMEM if the queue is full. Requests before
     /// the failing one are posted. Their memory must stay valid until they complete. See

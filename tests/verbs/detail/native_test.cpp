@@ -21,7 +21,10 @@ struct Logged {
     std::vector<std::string>* log;
 };
 
-void destroy(Logged* object) { object->log->push_back(object->name); }
+int destroy(Logged* object) {
+    object->log->push_back(object->name);
+    return 0;
+}
 
 } // namespace
 

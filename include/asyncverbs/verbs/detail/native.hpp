@@ -18,7 +18,7 @@ namespace asyncverbs::detail {
 // --- ownership ---
 
 // Its deleter destroys the object and then releases the parents, so that owners may be destroyed
-// in any order.
+// in any order. close() destroys the object earlier, and reports.
 template <class Native>
 using Handle = std::shared_ptr<Native>;
 
@@ -26,32 +26,55 @@ using Handle = std::shared_ptr<Native>;
 // each type of deleter makes shared_ptr slower to compile.
 class ReleaseNative {
 public:
-    ReleaseNative(void (*destroy)(void* native), Handle<void> parent,
+    ReleaseNative(int (*destroy)(void* native), Handle<void> parent,
                   Handle<void> other_parent) noexcept
         : destroy_(destroy), parent_(std::move(parent)), other_parent_(std::move(other_parent)) {}
 
     // Releases the parents right after the child: a weak_ptr may keep the deleter itself alive.
     void operator()(void* native) noexcept {
-        destroy_(native);
+        static_cast<void>(try_destroy(native)); // no caller is left to handle an error
         parent_.reset();
         other_parent_.reset();
     }
 
+    // Destroys the object, unless that succeeded before. Returns the result of the verb.
+    int try_destroy(void* native) noexcept {
+        const int result = destroy_ != nullptr ? destroy_(native) : 0;
+        if (result == 0) destroy_ = nullptr;
+        return result;
+    }
+
 private:
-    void (*destroy_)(void*);
+    int (*destroy_)(void*);
     Handle<void> parent_;
     Handle<void> other_parent_;
 };
 
 // Takes ownership of `native`, and destroys it if this function throws. `destroy` must not throw;
-// its result is ignored, because no caller is left to handle it. `parent` is released first.
+// it returns as a verb. `parent` is released first.
 template <auto destroy, class Native>
 [[nodiscard]] Handle<Native> own(Native* native, Handle<void> parent = nullptr,
                                  Handle<void> other_parent = nullptr) {
-    const auto release = [](void* object) { destroy(static_cast<Native*>(object)); };
+    const auto release = [](void* object) { return destroy(static_cast<Native*>(object)); };
     Handle<void> owner(static_cast<void*>(native),
                        ReleaseNative(release, std::move(parent), std::move(other_parent)));
     return Handle<Native>(std::move(owner), native);
+}
+
+// Destroys the object of `handle`, if it has one, and resets it. Changes nothing, and returns the
+// error, if the verb fails, or if there are other handles. `Deleter` is that of the object; one of
+// other code only releases it.
+template <class Deleter = ReleaseNative, class Native>
+[[nodiscard]] std::error_code close(Handle<Native>& handle) noexcept {
+    if (handle.use_count() > 1) return std::make_error_code(std::errc::device_or_resource_busy);
+    if (auto* const deleter = std::get_deleter<Deleter>(handle)) {
+        errno = 0;
+        if (const int result = deleter->try_destroy(handle.get())) {
+            return {verb_errno(result), std::system_category()};
+        }
+    }
+    handle.reset();
+    return {};
 }
 
 // Returns the handle of an owner. Throws invalid_argument if the owner was moved from, which would

@@ -143,8 +143,16 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
 // The deleter of a queue pair, which has more parents than ReleaseNative releases. Keeps the
 // reservations if the queue pair cannot be destroyed.
 struct ReleaseQueuePair {
+    // Destroys the queue pair, unless that succeeded before. Returns the result of the verb.
+    int try_destroy(ibv_qp* qp) noexcept {
+        if (destroyed) return 0;
+        const int result = ibv_destroy_qp(qp);
+        destroyed = result == 0;
+        return result;
+    }
+
     void operator()(ibv_qp* qp) noexcept {
-        if (ibv_destroy_qp(qp) != 0) {
+        if (try_destroy(qp) != 0) {
             slots->keep();
             if (shared_slots != nullptr) {
                 shared_slots->keep();
@@ -164,6 +172,7 @@ struct ReleaseQueuePair {
     Handle<void> domain;
     Handle<void> send_cq;
     Handle<void> recv_cq;
+    bool destroyed = false;
 };
 
 // Creates a queue pair after it reserved entries for its completions (I10), with its own receive
