@@ -4,15 +4,29 @@
 
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
+#include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
+#include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <random>
+#include <span>
+#include <stop_token>
+#include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "cq/fixture.hpp"
@@ -25,8 +39,15 @@
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;
 using namespace asyncverbs::support;
+using namespace std::chrono_literals;
 
 namespace {
+
+Task<std::uint64_t> next_wr_id(AsyncCq& cq, std::stop_token stop) {
+    std::array<ibv_wc, 1> wcs{};
+    const std::span<ibv_wc> done = co_await cq.poll(wcs, stop);
+    co_return done[0].wr_id;
+}
 
 Task<> consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t count) {
     std::array<ibv_wc, 3> wcs{};
@@ -45,7 +66,106 @@ struct Fixture {
     ibv_cq* native = cq.native_handle();
 };
 
+// Runs the executor on another thread, and calls `use` on this one. To be called in a child
+// process.
+template <class Use>
+void use_on_another_thread(EpollExecutor& executor, Use use) {
+    std::atomic<bool> runs{false};
+    executor.post([&] { runs = true; });
+    const std::jthread loop([&] { executor.run(); });
+    while (!runs) std::this_thread::yield();
+    use();
+    executor.stop();
+}
+
+// The signal that ends a child process that calls `body`, 0 if none does.
+template <class Body>
+int signal_of_child(Body body) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+        std::signal(SIGABRT, SIG_DFL);
+        const int null = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+        ::dup2(null, STDERR_FILENO); // the message of the assertion
+        body();
+        ::_exit(0);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
 } // namespace
+
+TEST_CASE("AsyncCq on EpollExecutor: every descriptor is closed on exec") {
+    const auto inherited = [] {
+        std::vector<std::string> files;
+        for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+            const int fd = std::stoi(entry.path().filename());
+            std::error_code gone; // the descriptor of the directory itself
+            const auto file = std::filesystem::read_symlink(entry.path(), gone);
+            if (!gone && (::fcntl(fd, F_GETFD) & FD_CLOEXEC) == 0) files.push_back(file);
+        }
+        return files;
+    };
+    const std::vector<std::string> before = inherited();
+    SimulatedVerbs sim;
+    EpollExecutor executor;
+    const AsyncCq cq = AsyncCq::create(Context::open(), 16, executor);
+    CHECK(inherited() == before);
+}
+
+#ifndef NDEBUG
+TEST_CASE("AsyncCq on EpollExecutor: a poll on another thread than the loop's is noticed") {
+    const bool shares = GENERATE(false, true);
+    const bool awaits = GENERATE(false, true);
+    CAPTURE(shares, awaits);
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    EpollExecutor executor;
+    std::optional<SharedChannel<EpollNotifier>> channel;
+    if (shares) channel.emplace(context, executor);
+    AsyncCq cq =
+        shares ? AsyncCq::create(context, 16, *channel) : AsyncCq::create(context, 16, executor);
+    sim.complete(cq.native_handle(), 1); // otherwise the notifier would notice the wait
+    const auto poll = [&] {
+        std::array<ibv_wc, 1> wcs{};
+        std::vector<std::uint64_t> got;
+        if (awaits) {
+            poll_once<1>(cq, got);
+        } else {
+            cq.try_poll(wcs);
+        }
+    };
+    CHECK(signal_of_child([&] { use_on_another_thread(executor, poll); }) == SIGABRT);
+    CHECK(signal_of_child([&] {
+              std::jthread(poll).join(); // nothing runs the loop
+              use_on_another_thread(executor, [&] { executor.post(poll); });
+          }) == 0);
+}
+#endif
+
+TEST_CASE("AsyncCq on EpollExecutor: an arm that the device has lost is repeated (mana)",
+          "[I1][I2]") {
+    SimulatedVerbs sim(mana);
+    const Context context = Context::open();
+    EpollExecutor executor;
+    AsyncCq cq = AsyncCq::create(context, 16, executor);
+    std::stop_source stop;
+    const auto give_up = [&]() -> Coroutine {
+        const std::error_code slept = co_await executor.sleep_for(30s);
+        if (!slept) stop.request_stop();
+    };
+    const Coroutine bound = give_up();
+    executor.post([&] { sim.push_events(cq.native_handle()); }); // a spurious wake
+    sim.on_call([&](const Call& call) {
+        const bool lost = sim.counters(cq.native_handle()).arms_lost == 1;
+        if (lost && call.verb == "ibv_poll_cq" && call.moment == Call::Moment::after) {
+            sim.on_call(nullptr);
+            sim.complete(cq.native_handle(), 7); // which reports nothing
+        }
+    });
+    CHECK(executor.run(next_wr_id(cq, stop.get_token())) == 7);
+}
 
 TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no allocation") {
     Fixture f(1024);

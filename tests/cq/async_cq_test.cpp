@@ -16,12 +16,14 @@
 #include <optional>
 #include <stdexcept>
 #include <stop_token>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/escaping.hpp"
 #include "support/simulated_verbs.hpp"
 
@@ -714,6 +716,59 @@ struct TimestampFixture {
 };
 
 } // namespace
+
+TEST_CASE("AsyncCq: the wait after an arm that may be lost is bounded (mana)", "[I1][I2]") {
+    CqFixture<TimedManualNotifier> f(mana);
+    const auto& bounds = *f.notifier.bounds;
+    WrIds got;
+    const Coroutine waiter = poll_until(*f.cq, got, 3);
+    CHECK(bounds.empty());
+    f.sim.push_events(f.native);
+    f.wake(); // finds nothing, and the next arm is lost
+    CHECK(bounds.size() == 1);
+    CHECK(f.sim.counters(f.native).arms_lost == 1);
+    f.wake(std::make_error_code(std::errc::timed_out));
+    CHECK(bounds.size() == 2); // it is lost again
+    f.complete({1});
+    f.wake(std::make_error_code(std::errc::timed_out));
+    CHECK(got == WrIds{1});
+    CHECK(f.sim.armed(f.native));
+    f.complete_and_wake({2});
+    CHECK(got == WrIds{1, 2});
+    CHECK(bounds.size() == 2); // these two waits have no bound
+}
+
+TEST_CASE("AsyncCq: when no memory is left, an error reaches all waiters nevertheless",
+          "[no_memory][I5]") {
+    CqFixture f;
+    std::array<std::error_code, 3> errors;
+    const Coroutine first = poll_error(*f.cq, errors[0]);
+    const Coroutine second = poll_error(*f.cq, errors[1]);
+    const std::string_view verb = GENERATE("ibv_poll_cq", "ibv_get_cq_event", "ibv_req_notify_cq");
+    f.sim.fail(verb);
+    f.sim.push_events(f.native);
+    f.notifier.notify();
+    support::run_out_of_memory(0);
+    f.notifier.run();
+    support::stop_failing();
+    const Coroutine later = poll_error(*f.cq, errors[2]);
+    for (const std::error_code& error : errors) CHECK(error == std::errc::not_enough_memory);
+}
+
+TEST_CASE("AsyncCq: when no memory is left, a stop ends the wait", "[no_memory][I7]") {
+    CqFixture f;
+    std::stop_source stop;
+    std::error_code stopped;
+    std::error_code failed;
+    const Coroutine first = poll_error(*f.cq, stopped, stop.get_token());
+    const Coroutine second = poll_error(*f.cq, failed);
+    stop.request_stop();
+    support::run_out_of_memory(0);
+    f.notifier.run();
+    support::stop_failing();
+    CHECK(stopped == std::errc::operation_canceled);
+    CHECK(failed == std::errc::not_enough_memory);
+}
 
 TEST_CASE("AsyncCq: timestamps are delivered with their completions, also with kept ones") {
     TimestampFixture f;

@@ -17,6 +17,7 @@
 #include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
@@ -178,6 +179,19 @@ TEST_CASE("DeviceEvents: the first error of an AsyncCq stays its error", "[I10]"
     f.notifier.run();
     REQUIRE(f.outcome.error);
     CHECK_THAT(f.outcome.error->what(), contains("ibv_poll_cq"));
+}
+
+TEST_CASE("DeviceEvents: when no memory is left to name the event, the waiters fail nevertheless",
+          "[no_memory][I5][I10]") {
+    Fixture f;
+    const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
+    f.sim.break_cq(f.cq->native_handle());
+    CHECK(f.next() == IBV_EVENT_CQ_ERR);
+    support::fail_allocation(1); // the first one resets the wake
+    CHECK_NOTHROW(f.notifier.run());
+    CHECK(support::stop_failing());
+    REQUIRE(f.outcome.error);
+    CHECK(f.outcome.error->code() == std::errc::not_enough_memory);
 }
 
 TEST_CASE("DeviceEvents: a failed device fails all AsyncCqs of its Context", "[I10]") {

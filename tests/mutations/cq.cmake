@@ -257,8 +257,8 @@ mutation(waits-despite-a-read-event cq/shared_channel.hpp
     "return stop.")
 
 mutation(event-is-not-credited cq/detail/wait_loop.hpp
-    "owner.credit(resources.notifier.take_events());"
-    "resources.notifier.take_events();")
+    "owner.credit(resources.notifier->take_events());"
+    "resources.notifier->take_events();")
 
 # --- a completion handler ---
 
@@ -301,3 +301,27 @@ set(configurations /solicited)
 mutation(solicited-is-forgotten cq/cq_poller.hpp
     "solicited_only_ ? 1 : 0"
     "0")
+
+# --- a device that loses arms ---
+
+set(configurations /lossy)
+
+mutation(lost-arm-is-waited-for cq/detail/cq_state.hpp
+    "if (timed_ && poller_.arm_may_be_lost()) return lost_arm_wait;"
+    "")
+
+set(configurations "")
+
+# --- what the explorer does not run ---
+
+set(tests cq/close_test.cpp)
+
+mutation(close-leaves-the-notifier cq/detail/wait_loop.hpp
+    "release_notifier_(resources_);"
+    "")
+
+mutation(failed-close-still-waits cq/detail/cq_state.hpp
+    "        throw_error(std::errc::bad_file_descriptor, \"this AsyncCq was closed\");"
+    "")
+
+set(tests "")

@@ -89,6 +89,10 @@ const std::vector<Scenario>& scenarios() {
         {0, {cancel}, adaptive},
         {0, {}, solicited},
         {0, {cancel}, solicited},
+        {0, {spurious_event}, lossy},
+        {0, {spurious_event, cancel}, lossy},
+        {0, {duplicate_event}, lossy},
+        {0, {false_readiness}, lossy},
     };
     return all;
 }
@@ -138,7 +142,8 @@ bool left_out(const Scenario& scenario, int waiters, Trigger trigger) {
     if (shares(scenario) && waiters != 2) return true; // one for each CQ
     if (scenario.setting != Setting::plain && waiters == most_waiters) return true;
     // The executor's time cannot be made to pass.
-    const bool timed = std::ranges::count(scenario.steps, Step::drop_event) > 0;
+    const bool timed = scenario.setting == Setting::lossy ||
+                       std::ranges::count(scenario.steps, Step::drop_event) > 0;
     switch (trigger) {
     case Trigger::level:
     case Trigger::edge:

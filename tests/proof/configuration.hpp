@@ -30,9 +30,10 @@ enum class Setting : std::uint8_t {
     busy,      // an empty CQ is polled for a while before it is armed
     adaptive,  // the same, with BusyPoll::adaptive
     solicited, // armed for solicited completions only
+    lossy,     // the device loses an arm if nothing was polled since the previous one
 };
-inline constexpr std::array<std::string_view, 7> setting_names = {
-    "", "shared", "held", "handler", "busy", "adaptive", "solicited"};
+inline constexpr std::array<std::string_view, 8> setting_names = {
+    "", "shared", "held", "handler", "busy", "adaptive", "solicited", "lossy"};
 
 struct Configuration {
     simulated::ArmModel arm_model = simulated::ArmModel::flag;

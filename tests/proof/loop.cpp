@@ -161,19 +161,35 @@ std::error_code SimpleLoop::choose_result(const Wait& wait) {
     return result;
 }
 
+// An EpollNotifier whose bound never passes, because the kernel's timers do not follow the clock of
+// the explorer. Zero, one iteration of the loop, stays.
+class Unhurried {
+public:
+    explicit Unhurried(EpollNotifier notifier) : notifier_(std::move(notifier)) {}
+
+    auto readable(std::stop_token stop) { return notifier_.readable(std::move(stop)); }
+    auto readable(std::stop_token stop, std::chrono::nanoseconds max_wait) {
+        return max_wait.count() > 0 ? notifier_.readable(std::move(stop))
+                                    : notifier_.readable(std::move(stop), max_wait);
+    }
+
+private:
+    EpollNotifier notifier_;
+};
+
 // EpollExecutor, which waits for the channel as AsyncCq::create() sets it up.
 class ShippedLoop : public Loop {
 public:
     ShippedLoop(bool may_stop, Watcher& watcher) : may_stop_(may_stop), watcher_(watcher) {}
 
     AsyncCq adopt(CompletionQueue cq, const AsyncCqOptions& options) override {
-        Watched notifier(watcher_, cq.native_handle(), executor_.notifier(cq.channel()));
+        Watched notifier(watcher_, cq.native_handle(), Unhurried(executor_.notifier(cq.channel())));
         return AsyncCq(std::move(cq), std::move(notifier), options);
     }
     std::unique_ptr<Channel> share(CompletionChannel channel) override {
-        EpollNotifier notifier = executor_.notifier(channel);
-        return std::make_unique<WatchedChannel<EpollNotifier>>(watcher_, std::move(channel),
-                                                               std::move(notifier));
+        Unhurried notifier(executor_.notifier(channel));
+        return std::make_unique<WatchedChannel<Unhurried>>(watcher_, std::move(channel),
+                                                           std::move(notifier));
     }
     bool pending() override { return readable(executor_.native_handle()); }
     void run_once() override;

@@ -133,11 +133,10 @@ void World::point(Place place, std::string_view where) {
 
 // Nothing happens without a step. False: none is left.
 bool World::step_at_rest() {
-    // The longest wait finds the completion of a dropped event, and repeats an arm that the device
-    // ignores because of that event.
+    // The longest wait finds the completion of a dropped event or a lost arm, and repeats an arm
+    // that the device ignores because of that event.
     for (const Queue& queue : queues_) {
-        const bool dropped =
-            queue.native != nullptr && sim_.counters(queue.native).events_dropped > 0;
+        const bool dropped = queue.native != nullptr && may_miss_events(queue.native);
         if (dropped && loop_->bounded_wait() && queue.properties.any_left_behind()) {
             run_.tell(1, "at rest: the longest wait has passed");
             advance_clock(longest_wait);
@@ -149,6 +148,11 @@ bool World::step_at_rest() {
     if (can.count == 0) return false;
     take(can.list[can.count == 1 ? 0 : run_.choose(can.count)], "at rest");
     return true;
+}
+
+bool World::may_miss_events(const ibv_cq* cq) const {
+    const simulated::CqCounters counters = sim_.counters(cq);
+    return counters.events_dropped > 0 || counters.arms_lost > 0;
 }
 
 World::Options World::options(bool device, bool program) {

@@ -96,6 +96,7 @@ private:
     bool can_start(const Waiter& waiter) const;
     bool may_cancel(const Waiter& waiter) const;
     bool any_alive() const;
+    bool may_miss_events(const ibv_cq* cq) const;
     void stopped();
 
     // --- waiters ---

@@ -54,6 +54,7 @@ void add(CqCounters& sum, const CqCounters& counters) {
     sum.polls += counters.polls;
     sum.empty_polls += counters.empty_polls;
     sum.arms += counters.arms;
+    sum.arms_lost += counters.arms_lost;
     sum.completions_pushed += counters.completions_pushed;
     sum.completions_polled += counters.completions_polled;
     sum.completions_lost += counters.completions_lost;
@@ -188,6 +189,7 @@ void SimulatedVerbs::break_cq(ibv_cq* cq) {
 void SimulatedVerbs::push_events(ibv_cq* cq, int count) {
     const std::lock_guard lock(simulation_->mutex);
     CompletionQueue& queue = living<CompletionQueue>(*simulation_, cq);
+    if (queue.provider().loses_arm_without_poll) queue.arm = CompletionQueue::Arm::none;
     for (; count > 0; --count) {
         simulation_->queue_event(queue);
     }

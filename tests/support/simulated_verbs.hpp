@@ -34,6 +34,9 @@ struct ProviderModel {
     bool purges_on_destroy_qp = false;
     // A slot of a work queue becomes free when its completion, or a later one, is polled.
     bool slots_freed_by_poll = false;
+    // An arm is lost if no completion was polled since the previous one. Each event, also one
+    // without a completion, uses up the arm.
+    bool loses_arm_without_poll = false;
     // The depth of a completion queue is rounded up to a power of two less one.
     bool rounds_up_cqe = false;
 };
@@ -42,6 +45,8 @@ inline constexpr ProviderModel rxe{};
 inline constexpr ProviderModel siw{.solicited_arm_downgrades = true};
 inline constexpr ProviderModel mlx5{
     .arm_model = ArmModel::index, .purges_on_destroy_qp = true, .slots_freed_by_poll = true};
+
+inline constexpr ProviderModel mana{.loses_arm_without_poll = true}; // rdma-core #1796
 
 struct GidEntry {
     ibv_gid gid{}; // all zero: the entry is empty
@@ -104,6 +109,7 @@ struct CqCounters {
     std::uint64_t polls = 0;
     std::uint64_t empty_polls = 0;
     std::uint64_t arms = 0;
+    std::uint64_t arms_lost = 0;
     std::uint64_t completions_pushed = 0;
     std::uint64_t completions_polled = 0;
     std::uint64_t completions_lost = 0; // to an overrun, or purged with their queue pair

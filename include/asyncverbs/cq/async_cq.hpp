@@ -99,6 +99,20 @@ public:
         state_->close();
     }
 
+    /// Does what the destructor does, and reports what that cannot: {}, after which this object is
+    /// as if moved from, or the error of CompletionQueue::close(), device_or_resource_busy while a
+    /// queue pair uses the CQ. The object then still owns the CQ and behaves as after a fatal error
+    /// (bad_file_descriptor): destroy the queue pairs, also those that were created on
+    /// native_handle(), and close again. The destructor would leak the CQ and its device instead.
+    [[nodiscard]] std::error_code close() noexcept {
+        if (!state_) return {};
+        detail::CqRegistry::instance().remove(*state_);
+        state_->close();
+        if (const std::error_code error = state_->destroy_cq()) return error;
+        state_.reset();
+        return {};
+    }
+
     /// Awaits at least one completion, and returns the front part of `wcs` that was filled. `wcs`
     /// and the array that it refers to must stay valid until then. Throws std::system_error:
     /// invalid_argument if `wcs` is empty, operation_canceled if `stop` is requested (from any
@@ -330,8 +344,7 @@ AsyncCq::AsyncCq(CompletionQueue cq, N notifier, const AsyncCqOptions& options, 
                             "AsyncCqOptions: max_wait needs a TimedCqNotifier");
     }
     if constexpr (CqNotifier<N> && CqTracer<T>) { // otherwise report only the error above
-        state_ = std::make_shared<detail::CqState>(std::move(cq), options, TimedCqNotifier<N>,
-                                                   detail::reads_events<N>);
+        state_ = std::make_shared<detail::CqState>(std::move(cq), options, notifier);
         detail::WaitLoop::start(state_, std::move(notifier), std::move(tracer));
         detail::CqRegistry::instance().add(*state_);
     }

@@ -4,8 +4,10 @@
 #include <asyncverbs/requirements.hpp>
 
 #include <chrono>
+#include <memory>
 #include <stop_token>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include <asyncverbs/coro/awaitable.hpp>
@@ -83,7 +85,9 @@ concept CqNotifier = requires(N& n, std::stop_token st) {
 
 /// A notifier that can also bound the wait: `co_await n.readable(st, max_wait)` gives
 /// errc::timed_out when `max_wait` has passed. Zero resumes after one iteration of the loop, with
-/// {} if the fd is readable: a coroutine that never has to wait lets others run this way.
+/// {} if the fd is readable: a coroutine that never has to wait lets others run this way. Required
+/// for max_wait, and for devices that may lose an arm after a spurious wake (mana, rdma-core
+/// #1796): with it an AsyncCq looks again after 100 ms.
 template <class N>
 concept TimedCqNotifier =
     CqNotifier<N> && requires(N& n, std::stop_token st, std::chrono::nanoseconds max_wait) {
@@ -115,6 +119,28 @@ consteval void check_cq_notifier() {
                       "std::error_code");
     }
 }
+
+// Whether this thread may use what waits with a notifier. For assertions; only notifiers that have
+// a loop() with may_use() can tell, such as EpollNotifier.
+class ThreadCheck {
+public:
+    template <class N>
+    explicit ThreadCheck(const N& notifier) {
+        if constexpr (requires { notifier.thread_check(); }) {
+            *this = notifier.thread_check();
+        } else if constexpr (requires { notifier.loop()->may_use(); }) {
+            using Loop = std::remove_reference_t<decltype(*notifier.loop())>;
+            loop_ = notifier.loop();
+            may_use_ = [](const void* loop) { return static_cast<const Loop*>(loop)->may_use(); };
+        }
+    }
+
+    bool passes() const { return may_use_ == nullptr || may_use_(loop_.get()); }
+
+private:
+    std::shared_ptr<const void> loop_;
+    bool (*may_use_)(const void* loop) = nullptr;
+};
 
 // A SharedChannel, whose notifiers are for the completion queues on it.
 template <class Loop>

@@ -125,6 +125,10 @@ public:
     /// True after poll_or_arm() has returned 0, until the next poll or event (invariant I1).
     bool may_wait() const noexcept { return may_wait_; }
 
+    /// True if no completion was polled between the last two arms, as after a spurious wake. Some
+    /// devices (mana) lose such an arm: bound the wait for fd(), and call forget_arm() after it.
+    bool arm_may_be_lost() const noexcept { return arm_may_be_lost_; }
+
     /// Step 4: reads an event of this CQ without blocking. False: there was none, the wake was
     /// spurious. See ibv_get_cq_event(3).
     bool consume();
@@ -138,6 +142,13 @@ public:
     void forget_arm() noexcept {
         armed_ = may_wait_ = false;
         spin_.sleep_timed_out();
+    }
+
+    /// Acks the consumed events, and destroys the CQ as CompletionQueue::close() does. After
+    /// success this object may only be destroyed.
+    [[nodiscard]] std::error_code close() noexcept {
+        flush_acks();
+        return cq_.close();
     }
 
     /// The completion channel's file descriptor, to wait for; owned by the channel.
@@ -167,6 +178,8 @@ private:
     unsigned unacked_ = 0;
     bool armed_ = false;
     bool may_wait_ = false;
+    bool arm_may_be_lost_ = false;
+    std::uint64_t completions_at_arm_ = UINT64_MAX; // at the last arm
     CqStatistics statistics_;
 };
 
@@ -240,6 +253,8 @@ inline void CqPoller::arm() {
         throw_verb_error("ibv_req_notify_cq", detail::verb_errno(result));
     }
     armed_ = true;
+    const std::uint64_t before = std::exchange(completions_at_arm_, statistics_.completions);
+    arm_may_be_lost_ = before == completions_at_arm_;
 }
 
 namespace detail {

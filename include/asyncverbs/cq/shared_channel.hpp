@@ -100,7 +100,9 @@ class SharedChannelState : public WaitLoopOwner {
     using Time = Deadline::Clock::time_point;
 
 public:
-    explicit SharedChannelState(Handle<ibv_comp_channel> channel);
+    SharedChannelState(Handle<ibv_comp_channel> channel, const ThreadCheck& thread);
+
+    const ThreadCheck& thread_check() const noexcept { return thread_; }
 
     // --- for the CQs ---
 
@@ -133,6 +135,7 @@ private:
     void resume_ready();
 
     Handle<ibv_comp_channel> channel_;
+    const ThreadCheck thread_;
     std::map<const ibv_cq*, ChannelSubscription*> subscriptions_;
     IntrusiveList<ChannelSubscription> waiting_;
     IntrusiveList<ChannelSubscription> ready_; // about to be resumed
@@ -158,6 +161,7 @@ public:
     }
 
     ibv_cq* cq() const noexcept { return cq_.get(); }
+    const ThreadCheck& thread_check() const noexcept { return channel_->thread_check(); }
     unsigned take_events() noexcept { return std::exchange(events_, 0u); }
 
     // Awaits an event of the CQ, a stop, the deadline or the failure of the channel.
@@ -244,6 +248,8 @@ public:
         return subscription_->cq() == cq.native_handle();
     }
 
+    const ThreadCheck& thread_check() const noexcept { return subscription_->thread_check(); }
+
     /// The number of events of the CQ that were read since the last call. The caller acks them.
     unsigned take_events() noexcept { return subscription_->take_events(); }
 
@@ -251,8 +257,9 @@ private:
     std::unique_ptr<ChannelSubscription> subscription_; // the channel refers to it by address
 };
 
-inline SharedChannelState::SharedChannelState(Handle<ibv_comp_channel> channel)
-    : channel_(std::move(channel)) {}
+inline SharedChannelState::SharedChannelState(Handle<ibv_comp_channel> channel,
+                                              const ThreadCheck& thread)
+    : channel_(std::move(channel)), thread_(thread) {}
 
 inline void SharedChannelState::add(ChannelSubscription& subscription) {
     if (!subscriptions_.try_emplace(subscription.cq(), &subscription).second) {
@@ -376,7 +383,7 @@ template <class N>
 auto SharedChannel<N>::make_state(const CompletionChannel& channel, N notifier)
     -> std::shared_ptr<State> {
     detail::check_cq_notifier<N>();
-    auto state = std::make_shared<State>(channel.shared_handle());
+    auto state = std::make_shared<State>(channel.shared_handle(), detail::ThreadCheck(notifier));
     if constexpr (CqNotifier<N>) { // otherwise report only the error above
         detail::WaitLoop::start(state, std::move(notifier));
     }

@@ -178,6 +178,11 @@ public:
     /// The file descriptor.
     int native_handle() const noexcept { return registration_->fd(); }
 
+    /// For assertions: the loop, which knows its thread.
+    const std::shared_ptr<detail::RunQueue>& loop() const noexcept {
+        return registration_->shared_loop();
+    }
+
 private:
     using Trigger = detail::EpollTrigger;
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <utility>
 
 namespace asyncverbs::simulated {
 
@@ -189,6 +190,12 @@ int req_notify_cq(ibv_cq* cq, int solicited_only) {
         ++armed->counters.arms;
         if (armed->broken) {
             return {}; // accepted, but never fires
+        }
+        const std::uint64_t polled = armed->counters.completions_polled;
+        const bool any_polled = std::exchange(armed->polled_at_arm, polled) != polled;
+        if (!any_polled && armed->provider().loses_arm_without_poll) {
+            ++armed->counters.arms_lost;
+            return {};
         }
         const Arm wanted = solicited_only != 0 ? Arm::solicited : Arm::any;
         if (armed->provider().arm_model == ArmModel::index) {

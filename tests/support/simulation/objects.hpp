@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -171,6 +172,7 @@ struct alignas(64) CompletionQueue : ibv_cq, CqExtension, Tracked {
     // per number.
     std::uint32_t arm_sequence = 1;
     std::uint32_t fired_sequence = 0;
+    std::uint64_t polled_at_arm = std::numeric_limits<std::uint64_t>::max();
     bool broken = false;
     int events_to_drop = 0;
     int events_to_duplicate = 0;

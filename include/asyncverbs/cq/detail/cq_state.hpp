@@ -21,6 +21,7 @@
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/coro/detail/stop_callback.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
+#include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/cq/cq_poller.hpp>
 #include <asyncverbs/cq/detail/wait_loop.hpp>
 
@@ -90,10 +91,9 @@ private:
 //
 class CqState : public ListNode, public WaitLoopOwner {
 public:
-    /// `notifier_reads_events`: the wait loop's notifier reads the channel, and reports by
-    /// credit().
-    CqState(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield,
-            bool notifier_reads_events);
+    /// `notifier` is that of the wait loop.
+    template <class N>
+    CqState(CompletionQueue cq, const AsyncCqOptions& options, const N& notifier);
 
     // --- for the operations of AsyncCq ---
 
@@ -108,6 +108,9 @@ public:
 
     /// Cancels the wait of all waiters, never to be resumed, and ends the wait loop.
     void close() noexcept;
+
+    /// After close(): destroys the CQ, and returns {}; or fails this state, and returns the error.
+    std::error_code destroy_cq() noexcept;
 
     const CqPoller& poller() const noexcept { return poller_; }
     const CqStatistics& statistics() const noexcept { return poller_.statistics(); }
@@ -144,6 +147,9 @@ public:
 
 private:
     static constexpr int nothing_reported = -1;
+    // The wait for an arm that the device may have lost. Until a completion arrives, an idle CQ
+    // wakes that often.
+    static constexpr std::chrono::milliseconds lost_arm_wait{100};
 
     bool has_waiters() const noexcept { return !waiters_.empty() || !wr_id_waiters_.empty(); }
     bool must_yield() const noexcept { return polls_since_wait_ >= polls_per_iteration_; }
@@ -164,10 +170,16 @@ private:
     void resume_stopped();
     void resume_failed();
     void resume_removed();
-    void fail_if_reported();
+    void fail_if_reported() noexcept;
+
+    void assert_thread() const {
+        assert(thread_.passes() && "asyncverbs: an AsyncCq used on another thread than its loop's");
+    }
 
     CqPoller poller_;
+    const ThreadCheck thread_;
     const std::chrono::nanoseconds max_wait_;
+    const bool timed_; // the notifier can bound a wait
     // A poll that finds completions does not return to the event loop. After this number of them
     // the next one waits for an iteration of the loop, or a busy CQ would starve its neighbours
     // (I9).
@@ -237,15 +249,16 @@ protected:
     ~CompletionHandler() = default;
 };
 
-inline CqState::CqState(CompletionQueue cq, const AsyncCqOptions& options, bool can_yield,
-                        bool notifier_reads_events)
-    : poller_(std::move(cq), options), max_wait_(options.max_wait),
-      polls_per_iteration_(can_yield ? 1024 : UINT64_MAX),
-      notifier_reads_events_(notifier_reads_events) {}
+template <class N>
+CqState::CqState(CompletionQueue cq, const AsyncCqOptions& options, const N& notifier)
+    : poller_(std::move(cq), options), thread_(notifier), max_wait_(options.max_wait),
+      timed_(TimedCqNotifier<N>), polls_per_iteration_(timed_ ? 1024 : UINT64_MAX),
+      notifier_reads_events_(reads_events<N>) {}
 
 // --- steps 1 and 2, for a request that does not wait yet ---
 
 inline bool CqState::try_complete(CqRequest& request) {
+    assert_thread();
     const bool is_first = waiters_.empty() && !(request.wr_id && is_awaited(*request.wr_id));
     if (is_first && !unmatched_.empty() && complete_from_unmatched(request)) return true;
     if (!failure_) {
@@ -314,6 +327,7 @@ inline std::size_t CqState::poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* ti
 }
 
 inline std::size_t CqState::try_poll(std::span<ibv_wc> wcs) {
+    assert_thread();
     if (has_waiters()) return 0;
     if (const std::size_t taken = take_unmatched(wcs, nullptr)) return taken;
     return poller_.poll(wcs);
@@ -330,8 +344,9 @@ inline std::optional<std::chrono::nanoseconds> CqState::begin_wait() noexcept {
     yielding_ = must_yield();
     assert(poller_.may_wait() || yielding_); // I1
     if (yielding_) return std::chrono::nanoseconds(0);
-    if (max_wait_.count() == 0) return std::nullopt;
-    return max_wait_;
+    if (max_wait_.count() > 0) return max_wait_;
+    if (timed_ && poller_.arm_may_be_lost()) return lost_arm_wait;
+    return std::nullopt;
 }
 
 // --- step 4: consume ---
@@ -350,7 +365,7 @@ inline void CqState::consume(std::error_code result) {
     if (!result) {
         if (!notifier_reads_events_) poller_.consume();
     } else if (result == std::errc::timed_out) {
-        // The event of this arm may have been dropped: arm again and look (max_wait).
+        // The event of this arm may have been dropped, or the arm lost: arm again and look.
         if (!yielding_) poller_.forget_arm();
     } else if (result != std::errc::operation_canceled) {
         throw std::system_error(result, "CqNotifier::readable");
@@ -448,12 +463,16 @@ inline void CqState::resume_stopped() {
     if (handler_) handler_->on_wake();
 }
 
-inline void CqState::fail_if_reported() {
+inline void CqState::fail_if_reported() noexcept {
     const int event = reported_event_.load(std::memory_order_acquire);
     if (event == nothing_reported || failure_) return;
-    failure_.emplace(std::make_error_code(std::errc::io_error),
-                     std::string("the device reported: ") +
-                         ibv_event_type_str(static_cast<ibv_event_type>(event)));
+    try {
+        throw_error(std::errc::io_error,
+                    std::string("the device reported: ") +
+                        ibv_event_type_str(static_cast<ibv_event_type>(event)));
+    } catch (...) {
+        fail();
+    }
 }
 
 inline void CqState::resume_failed() {
@@ -485,6 +504,17 @@ inline void CqState::close() noexcept {
         while (!list->empty()) list->take_front().stop_callback.reset(); // it refers to this state
     }
     WaitLoopOwner::close();
+}
+
+inline std::error_code CqState::destroy_cq() noexcept {
+    const std::error_code error = poller_.close();
+    if (!error) return {};
+    try {
+        throw_error(std::errc::bad_file_descriptor, "this AsyncCq was closed");
+    } catch (...) {
+        fail();
+    }
+    return error;
 }
 
 } // namespace asyncverbs::detail

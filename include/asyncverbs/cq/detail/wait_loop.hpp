@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <stop_token>
 #include <system_error>
@@ -126,10 +127,15 @@ protected:
         return std::noop_coroutine();
     }
 
-    /// A wait loop that is resuming the coroutine that calls this ends when that returns.
+    /// Destroys the notifier. A wait loop that is resuming the coroutine that calls this ends when
+    /// that returns.
     void close() noexcept {
-        closed_ = true;
-        if (wait_loop_ && !resuming_) std::exchange(wait_loop_, nullptr).destroy();
+        if (std::exchange(closed_, true) || !wait_loop_) return;
+        if (resuming_) {
+            release_notifier_(resources_);
+        } else {
+            std::exchange(wait_loop_, nullptr).destroy();
+        }
     }
 
     bool closed() const noexcept { return closed_; }
@@ -137,7 +143,7 @@ protected:
     bool waiting() const noexcept { return !idle_ && !resuming_; }
 
     /// Called in a catch block. The first error is the cause, and it is final: it reaches all
-    /// current and later waiters (I5).
+    /// current and later waiters, also when no memory is left to describe it (I5).
     void fail() noexcept;
 
     std::optional<std::system_error> failure_;
@@ -146,7 +152,12 @@ protected:
 private:
     friend WaitLoop;
 
+    // Made in advance: copying it allocates nothing.
+    const std::system_error out_of_memory_{std::make_error_code(std::errc::not_enough_memory),
+                                           "AsyncCq"};
     std::coroutine_handle<> wait_loop_; // null once it has ended
+    void* resources_ = nullptr;         // of the wait loop
+    void (*release_notifier_)(void* resources) noexcept = nullptr;
     bool idle_ = true;
     bool resuming_ = false; // in after_wait()
     bool closed_ = false;
@@ -157,13 +168,19 @@ inline void WaitLoopOwner::fail() noexcept {
     if (failure_) return;
     const auto code = std::make_error_code(std::errc::state_not_recoverable);
     try {
-        throw;
-    } catch (const std::system_error& error) {
-        failure_.emplace(error);
-    } catch (const std::exception& error) {
-        failure_.emplace(code, error.what());
-    } catch (...) {
-        failure_.emplace(code, "an exception of unknown type");
+        try {
+            throw;
+        } catch (const std::system_error& error) {
+            failure_.emplace(error);
+        } catch (const std::bad_alloc&) {
+            failure_.emplace(out_of_memory_);
+        } catch (const std::exception& error) {
+            failure_.emplace(code, error.what());
+        } catch (...) {
+            failure_.emplace(code, "an exception of unknown type");
+        }
+    } catch (const std::bad_alloc&) {
+        failure_.emplace(out_of_memory_);
     }
 }
 
@@ -176,7 +193,7 @@ struct WaitLoop::Resources {
 
     std::shared_ptr<Owner> owner;
     [[no_unique_address]] T tracer;
-    N notifier;
+    std::optional<N> notifier; // until the owner is closed
 
     void trace_before_wait() noexcept {
         if constexpr (!std::same_as<T, NoTracer>) tracer.before_wait(owner->statistics());
@@ -208,6 +225,10 @@ struct WaitLoop::ResumeAtOnce {
 template <class Owner, class N, class T>
 WaitLoop WaitLoop::run(Resources<Owner, N, T> resources) {
     Owner& owner = *resources.owner;
+    owner.resources_ = &resources;
+    owner.release_notifier_ = [](void* self) noexcept {
+        static_cast<Resources<Owner, N, T>*>(self)->notifier.reset();
+    };
     while (!owner.finished()) {
         co_await WaitForWaiters<Owner>{owner};
         const std::optional<std::chrono::nanoseconds> bound = owner.begin_wait();
@@ -218,12 +239,12 @@ WaitLoop WaitLoop::run(Resources<Owner, N, T> resources) {
             if constexpr (TimedCqNotifier<N>) {
                 if (bound) {
                     result =
-                        co_await resources.notifier.readable(owner.wake_source_.token(), *bound);
+                        co_await resources.notifier->readable(owner.wake_source_.token(), *bound);
                 } else {
-                    result = co_await resources.notifier.readable(owner.wake_source_.token());
+                    result = co_await resources.notifier->readable(owner.wake_source_.token());
                 }
             } else {
-                result = co_await resources.notifier.readable(owner.wake_source_.token());
+                result = co_await resources.notifier->readable(owner.wake_source_.token());
             }
             resources.trace_after_wait(result);
         } catch (...) {
@@ -234,7 +255,7 @@ WaitLoop WaitLoop::run(Resources<Owner, N, T> resources) {
 
         owner.resuming_ = true;
         try {
-            if constexpr (reads_events<N>) owner.credit(resources.notifier.take_events());
+            if constexpr (reads_events<N>) owner.credit(resources.notifier->take_events());
             owner.after_wait(result);
         } catch (...) {
             // The exception of a resumed coroutine belongs to the caller of the event loop.

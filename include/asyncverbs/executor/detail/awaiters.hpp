@@ -70,6 +70,7 @@ public:
     Registration& operator=(const Registration&) = delete;
 
     int fd() const noexcept { return fd_; }
+    const std::shared_ptr<RunQueue>& shared_loop() const noexcept { return loop_; }
 
     /// Starts a wait. Returns false, with the reason in waiter.error, if that is not possible.
     bool attach(ReadableOperation& waiter) noexcept;

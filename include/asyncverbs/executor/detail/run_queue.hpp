@@ -185,9 +185,13 @@ public:
         }
     }
 
+    /// Whether no other thread runs the loop.
+    bool may_use() const noexcept {
+        const std::thread::id thread = thread_.load(std::memory_order_relaxed);
+        return thread == std::thread::id() || thread == std::this_thread::get_id();
+    }
     void assert_thread() const noexcept {
-        [[maybe_unused]] const std::thread::id thread = thread_.load(std::memory_order_relaxed);
-        assert((thread == std::thread::id() || thread == std::this_thread::get_id()) &&
+        assert(may_use() &&
                "asyncverbs: used on another thread than the one that runs the EpollExecutor");
     }
 
