@@ -189,25 +189,3 @@ TEST_CASE("Task: assignment destroys the old task", "[task]") {
     task = std::move(same);
     CHECK(task);
 }
-
-TEST_CASE("Task: awaiting ready tasks in a loop uses no stack", "[task]") {
-    // Without tail calls, as under the sanitizers, each await costs some stack until the next
-    // suspension.
-#if defined(__has_feature)
-#define HAS_FEATURE(name) __has_feature(name)
-#else
-#define HAS_FEATURE(name) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
-    HAS_FEATURE(address_sanitizer) || HAS_FEATURE(thread_sanitizer)
-    constexpr int count = 5'000;
-#else
-    constexpr int count = 1'000'000;
-#endif
-    const auto sum = []() -> Task<long> {
-        long total = 0;
-        for (int i = 0; i < count; ++i) total += co_await number(1);
-        co_return total;
-    };
-    CHECK(result_of(sum()) == count);
-}

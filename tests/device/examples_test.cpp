@@ -8,7 +8,7 @@
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
-TEST_CASE("the examples run") {
+TEST_CASE("the examples run", "[threads]") {
     Process hello({HELLO});
     CHECK(hello.wait() == 0);
     CHECK_THAT(hello.output(), contains("Hello, Bob!"));

@@ -9,7 +9,8 @@ using asyncverbs::device::soak;
 using asyncverbs::device::SoakOptions;
 using asyncverbs::device::SoakResult;
 
-TEST_CASE("device: a soak with bursts, idle gaps and cancellations loses no completion") {
+TEST_CASE("device: a soak with bursts, idle gaps and cancellations loses no completion",
+          "[threads]") {
     SoakOptions options;
     options.seed = std::random_device()();
     const SoakResult result = soak(options);

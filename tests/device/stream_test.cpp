@@ -147,7 +147,7 @@ TEST_CASE("device: a stream carries megabytes both ways and always has a receive
     CHECK(from_b == at_a);
 }
 
-TEST_CASE("device: the ends of a stream on two threads", "[stream]") {
+TEST_CASE("device: the ends of a stream on two threads", "[stream][threads]") {
     constexpr std::size_t total = 2'000'000;
     EpollExecutor loop_a;
     EpollExecutor loop_b;

@@ -4,8 +4,8 @@
 with Asio's coroutines and sockets.
 
 Times are CPU time, user and system, so other load on the machine has little effect. Each time is the
-shortest of several rounds; each round compiles every program once. The ratios still vary by 5 %.
-Without Asio, the test is skipped (77).
+shortest of two to six rounds; each round compiles every program once. The ratios still vary by 5 %, so
+another round follows if one of them is above its limit. Without Asio, the test is skipped (77).
 
 Usage: tests/consume/compile_time/compile_time.py COMPILER [OPTION...]
 """
@@ -20,7 +20,7 @@ INCLUDE = HOME.parent.parent.parent / "include"
 TWIN = "asio_twin"
 # The aim is 0.6. The limits leave room for the variation, and for the work queues of rdma.hpp.
 PROGRAMS = {"await_completions": 0.65, "await_operations": 0.9}
-ROUNDS = 5
+LEAST_ROUNDS, MOST_ROUNDS = 2, 6
 SKIPPED = 77
 
 
@@ -45,16 +45,17 @@ def main():
         print("compile_time: skipped, there is no asio.hpp to compare with (libasio-dev)")
         return SKIPPED
     times = {program: [] for program in (*PROGRAMS, TWIN)}
-    for _ in range(ROUNDS):
+    for rounds in range(1, MOST_ROUNDS + 1):
         for program, seconds in times.items():
             seconds.append(compile_time(command, program))
-    twin = min(times[TWIN])
-    print(f"{TWIN}: {twin:.2f} s")
-    failed = False
+        best = {program: min(seconds) for program, seconds in times.items()}
+        failed = any(best[program] > most * best[TWIN] for program, most in PROGRAMS.items())
+        if rounds >= LEAST_ROUNDS and not failed:
+            break
+    print(f"{TWIN}: {best[TWIN]:.2f} s")
     for program, most in PROGRAMS.items():
-        ours = min(times[program])
-        print(f"{program}: {ours:.2f} s, {ours / twin:.2f} of it; at most {most:.2f} is allowed")
-        failed = failed or ours > most * twin
+        print(f"{program}: {best[program]:.2f} s, {best[program] / best[TWIN]:.2f} of it; "
+              f"at most {most:.2f} is allowed")
     return int(failed)
 
 
