@@ -1,0 +1,310 @@
+# Mutations of rdma/.
+
+set(tests rdma/async_qp_test.cpp)
+
+mutation(unsignaled-success-loses-its-opcode rdma/detail/work_queue.hpp
+    [[        silent.opcode = slots_[oldest_].opcode;]]
+    "")
+
+mutation(unsignaled-success-loses-its-queue-pair rdma/detail/work_queue.hpp
+    [[        silent.qp_num = qp_num;]]
+    "")
+
+mutation(unsignaled-success-is-not-delivered rdma/detail/work_queue.hpp
+    [[            complete_unsignaled(index, wc.qp_num);]]
+    [[            oldest_ = index;]])
+
+mutation(last-free-slot-is-unsignaled rdma/detail/work_queue.hpp
+    [[options.signaled || !has_room() ||]]
+    [[options.signaled ||]])
+
+mutation(whole-queue-may-be-unsignaled rdma/detail/work_queue.hpp
+    [[capacity_ / 2 : 1]]
+    [[capacity_ * 2 : 1]])
+
+mutation(last-failure-is-the-cause rdma/detail/work_queue.hpp
+    [[        if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;]]
+    [[        if (cause_ == nullptr) return;]])
+
+mutation(cause-behind-the-flush-is-missed rdma/detail/work_queue.hpp
+    [[            note_causes(wcs);]]
+    [[            note_causes({&wc, 1});]])
+
+mutation(error-completion-is-read-whole rdma/detail/work_queue.hpp
+    [[    valid.opcode = opcode;]]
+    [[    valid.opcode = wc.opcode;]])
+
+mutation(deferred-operations-in-reverse rdma/detail/work_queue.hpp
+    [[            Operation& operation = waiting_.take_front();
+            const DeferredRequest]]
+    [[        Operation* newest = nullptr;
+        waiting_.for_each([&](Operation& each) { newest = &each; });
+        Operation& operation = *newest;
+        operation.unlink();
+        const DeferredRequest]])
+
+mutation(deferred-slices-are-not-copied rdma/send_request.hpp
+    [[        request_.several_ = std::span<const Slice>(copies_.get(), count);]]
+    "")
+
+mutation(deferred-operations-stay-behind rdma/detail/work_queue.hpp
+    [=[    if (!waiting_.empty()) [[unlikely]]
+        post_deferred();]=]
+    "")
+
+mutation(full-queue-takes-more rdma/detail/work_queue.hpp
+    [[{ return in_flight_ < capacity_; }]]
+    [[{ return in_flight_ <= capacity_; }]])
+
+mutation(region-is-not-kept rdma/detail/work_queue.hpp
+    [[    std::construct_at(&slot.region, slices.front().region);]]
+    "")
+
+mutation(only-the-first-region-is-kept rdma/detail/work_queue.hpp
+    [[        more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;]]
+    "")
+
+mutation(peer-of-a-datagram-is-not-kept rdma/detail/work_queue.hpp
+    [[        more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;]]
+    "")
+
+mutation(regions-are-never-released rdma/detail/work_queue.hpp
+    [[    slot.region.reset();]]
+    "")
+
+mutation(rejected-request-keeps-its-slot rdma/detail/work_queue.hpp
+    [[        return_slot(index);
+        reject(operation]]
+    [[        reject(operation]])
+
+mutation(rejected-chain-keeps-its-slots rdma/detail/work_queue.hpp
+    [[i-- > posted;) return_slot(WrId::slot(chain_[i].wr_id));]]
+    [[i-- > posted;) static_cast<void>(i);]])
+
+mutation(posted-part-of-a-chain-is-rejected rdma/detail/work_queue.hpp
+    [[operations.subspan(posted)]]
+    [[operations]])
+
+mutation(rest-of-a-rejected-chain-is-forgotten rdma/detail/work_queue.hpp
+    [[operations.subspan(posted)]]
+    [[operations.subspan(posted, 1)]])
+
+mutation(long-chain-forgets-what-has-no-room rdma/detail/work_queue.hpp
+    [[    for (Operation& operation : deferred) enqueue_deferred(operation);]]
+    "")
+
+mutation(chain-is-not-linked rdma/detail/work_queue.hpp
+    [[        if (i > 0) chain_[i - 1].next = &wr;]]
+    "")
+
+mutation(moved-operation-misses-its-completion rdma/operation.hpp
+    [[    if (slot_operation_ != nullptr) *slot_operation_ = this;]]
+    "")
+
+mutation(moved-operation-loses-its-place rdma/operation.hpp
+    [[    if (other.linked()) take_place_of(other);]]
+    "")
+
+mutation(stop-does-not-wake-the-router rdma/detail/router_state.hpp
+    [[        requested_.store(true, std::memory_order_release);
+        cq_->wake();]]
+    [[        requested_.store(true, std::memory_order_release);]])
+
+mutation(completion-is-lost-to-a-stop rdma/operation.hpp
+    [[        return operation_.result(error_); // a completion counts also after a stop (I7)]]
+    [[        if (stop_.stop_requested()) operation_.completion_.reset();
+        return operation_.result(error_);]])
+
+mutation(drain-does-not-wait-for-receives rdma/detail/queue_pair_state.hpp
+    [[        next = &state_.receives;]]
+    "")
+
+mutation(drain-misses-unsignaled-requests rdma/detail/queue_pair_state.hpp
+    [[            state_.sends.post_marker();]]
+    "")
+
+mutation(drain-does-not-flush rdma/detail/queue_pair_state.hpp
+    [[            queue_pair.to_error();
+            state_]]
+    [[            state_]])
+
+mutation(destroyed-queue-does-not-wake-its-waiters rdma/detail/work_queue.hpp
+    [[        router_.wake();
+    }]]
+    [[    }]])
+
+mutation(destroyed-queue-forgets-what-waits-for-room rdma/detail/work_queue.hpp
+    [[        operation.deferred_.reset();
+        fail(operation);]]
+    [[        operation.deferred_.reset();]])
+
+mutation(regions-are-released-before-the-queue-pair rdma/detail/queue_pair_state.hpp
+    [[    ~QueuePairState() { const QueuePair destroyed(std::move(queue_pair)); }]]
+    [[    ~QueuePairState() = default;]])
+
+set(tests rdma/router_test.cpp)
+
+mutation(wr-id-may-be-small rdma/detail/router_state.hpp
+    [[first_tag = 0x800000]]
+    [[first_tag = 0]])
+
+mutation(wr-id-ignores-the-tag rdma/detail/work_queue.hpp
+    [[route.queue == nullptr || route.tag != WrId::tag(wc.wr_id)]]
+    [[route.queue == nullptr]])
+
+mutation(route-keeps-its-tag rdma/detail/router_state.hpp
+    [[WrId::first_tag : route.tag + 1]]
+    [[WrId::first_tag : route.tag]])
+
+mutation(completion-of-another-queue-pair rdma/detail/work_queue.hpp
+    [[(srq_ != nullptr || wc.qp_num == qp_num_) &&]]
+    "")
+
+mutation(completion-of-the-other-direction rdma/detail/work_queue.hpp
+    [[((wc.opcode & IBV_WC_RECV) == 0) == sends_]]
+    [[true]])
+
+mutation(completion-of-a-free-slot rdma/detail/work_queue.hpp
+    [[slots_[index].in_flight &&]]
+    "")
+
+mutation(junk-is-a-cause rdma/detail/work_queue.hpp
+    [[if (const WorkQueue* const queue = find(wc)) queue->note_cause(wc);]]
+    [[if (WrId::route(wc.wr_id) < routes_.size() && routes_[WrId::route(wc.wr_id)].queue != nullptr) routes_[WrId::route(wc.wr_id)].queue->note_cause(wc);]])
+
+mutation(waiters-resume-within-the-batch rdma/detail/work_queue.hpp
+    [[            queue->complete(wc);]]
+    [[            queue->complete(wc);
+            resume_ready();]])
+
+mutation(closed-router-resumes-waiters rdma/detail/router_state.hpp
+    [[while (!ready_.empty() && !closed_)]]
+    [[while (!ready_.empty())]])
+
+mutation(failure-reaches-no-operation rdma/detail/router_state.hpp
+    [[            fail_queues();]]
+    "")
+
+mutation(stop-waits-for-an-empty-queue rdma/detail/router_state.hpp
+    [[        collect_stopped();
+        resume_ready();]]
+    [[        resume_ready();]])
+
+set(tests rdma/async_srq_test.cpp)
+
+mutation(shared-receives-outlive-no-queue-pair rdma/detail/queue_pair_state.hpp
+    [[shared_receives(std::move(shared)),]]
+    [[shared_receives(shared ? std::shared_ptr<SharedReceiveState>(std::shared_ptr<void>(), shared.get()) : nullptr),]])
+
+mutation(receive-slots-leak rdma/detail/work_queue.hpp
+    [[    } else {
+        slots_[index].next_free = std::exchange(first_free_, index);
+    }
+    complete_slot]]
+    [[    }
+    complete_slot]])
+
+mutation(shared-receives-need-one-queue-pair rdma/detail/work_queue.hpp
+    [[(srq_ != nullptr || wc.qp_num == qp_num_) &&]]
+    [[wc.qp_num == qp_num_ &&]])
+
+set(tests rdma/no_memory_test.cpp)
+
+mutation(chain-posts-before-it-allocates rdma/detail/work_queue.hpp
+    [[        for (Operation& operation : deferred) operation.deferred_.reset();
+        throw;]]
+    [[        for (std::size_t i = 0; i < count; ++i) {
+            acquire_slot(&operations[i], requests[i].view());
+        }
+        throw;]])
+
+mutation(rejection-needs-memory rdma/detail/work_queue.hpp
+    [[Failure(std::error_code(error, std::system_category()), verb)]]
+    [[Failure(std::system_error(error, std::system_category(), verb))]])
+
+set(tests rdma/stream_test.cpp)
+
+mutation(message-without-a-credit rdma/detail/stream_state.hpp
+    [[    --credits_;]]
+    "")
+
+mutation(credits-are-not-returned rdma/detail/stream_state.hpp
+    [[        ++owed_;]]
+    "")
+
+mutation(credits-are-returned-when-all-are-owed rdma/detail/stream_state.hpp
+    [[owed_ >= (buffers_ + 1) / 2]]
+    [[owed_ > buffers_]])
+
+mutation(peer-returns-credits-that-it-did-not-owe rdma/detail/stream_state.hpp
+    [[    if (credits > peer_buffers_ - credits_) throw_protocol_error("more credits than it owed");]]
+    "")
+
+mutation(peer-sends-without-credits rdma/detail/stream_state.hpp
+    [[    if (unreturned_ == buffers_) throw_protocol_error("more data than it had credits for");]]
+    "")
+
+mutation(receives-for-other-messages-run-out rdma/detail/stream_state.hpp
+    [[    if (message.kind != StreamKind::data && !failure_) post(receive);]]
+    "")
+
+mutation(one-receive-too-few-for-other-messages rdma/detail/stream_state.hpp
+    [[extra_receives = 4;]]
+    [[extra_receives = 3;]])
+
+mutation(message-larger-than-the-peers-buffer rdma/detail/stream_state.hpp
+    [[    message_size_ = buffer_size_ < hello.buffer_size ? buffer_size_ : hello.buffer_size;]]
+    [[    message_size_ = buffer_size_;]])
+
+mutation(second-hello-is-accepted rdma/detail/stream_state.hpp
+    [[if ((message.kind == StreamKind::hello) == greeted_) {]]
+    [[if (message.kind != StreamKind::hello && !greeted_) {]])
+
+mutation(read-drops-the-rest-of-a-message rdma/detail/stream_state.hpp
+    [[        if (!first.unread.empty()) continue;]]
+    "")
+
+mutation(data-before-a-failure-is-lost rdma/detail/stream_awaiters.hpp
+    [[        if (taken_ > 0 || state_->peer_ended_ || to_.empty()) return taken_;]]
+    [[        state_->rethrow_failure();
+        if (taken_ > 0 || state_->peer_ended_ || to_.empty()) return taken_;]])
+
+mutation(close-does-not-wait-for-the-sends rdma/detail/stream_awaiters.hpp
+    [[            if (!is_free(send)) return;]]
+    [[            static_cast<void>(is_free(send));]])
+
+mutation(two-readers-at-once rdma/detail/stream_awaiters.hpp
+    [[        *busy_ = running_ = true;]]
+    [[        running_ = true;]])
+
+mutation(cancelled-call-stays-busy rdma/detail/stream_awaiters.hpp
+    [[        if (std::exchange(running_, false)) *busy_ = false;]]
+    "")
+
+set(tests rdma/buffer_pool_test.cpp)
+
+mutation(buffer-is-back-before-its-completion rdma/detail/work_queue.hpp
+    [[    std::construct_at(&slot.region, slices.front().region);]]
+    "")
+
+mutation(buffer-goes-to-a-stopped-waiter rdma/detail/buffer_pool_state.hpp
+    [[            if (!first.claim_wake()) continue;]]
+    "")
+
+mutation(buffer-of-a-destroyed-waiter-is-lost rdma/buffer_pool.hpp
+    [[        if (buffer != nullptr) operation_.pool_->put(*buffer);]]
+    "")
+
+mutation(last-slice-does-not-return-its-buffer rdma/detail/buffer_pool_state.hpp
+    [[{ pool_->put(*buffer_); }]]
+    [[{}]])
+
+mutation(buffers-share-a-cache-line rdma/detail/buffer_pool_state.hpp
+    [[        return lines * line;]]
+    [[        return size;]])
+
+mutation(stopped-waiter-is-woken-twice rdma/buffer_pool.hpp
+    [[        if (claim_wake()) wake();]]
+    [[        wake();]])
+
+set(tests "")
