@@ -7,6 +7,7 @@
 #include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/buffer_pool.hpp>
+#include <asyncverbs/rdma/stream.hpp>
 
 #include <array>
 #include <cerrno>
@@ -95,6 +96,21 @@ void expect_done(std::initializer_list<const Coroutine*> coroutines) {
         if (!each->done()) throw std::logic_error("a coroutine was left behind");
     }
     for (const Coroutine* each : coroutines) each->get();
+}
+
+Coroutine write(Stream& stream) {
+    const std::array<std::byte, 64> data{};
+    co_await stream.write_all(data);
+    co_await stream.shutdown_write();
+}
+
+Coroutine read(Stream& stream) {
+    std::array<std::byte, 64> data;
+    std::size_t count = 1;
+    while (count > 0) {
+        count = co_await stream.read_some(data);
+    }
+    co_await stream.close();
 }
 
 Coroutine take_twice(BufferPool<EpollExecutor>& pool, std::stop_token stop) {
@@ -249,6 +265,17 @@ const auto sweeps = std::to_array<Sweep>({
          expect_done({&watched, &thrown});
      },
      small, true},
+    {"a completion queue that fails",
+     [](Fixture& f) {
+         Operation receive = f.b->recv(f.slice(100, 8));
+         Outcome outcome;
+         const Coroutine watched = watch(receive, outcome);
+         f.with_memory([&] { f.sim.fail("ibv_poll_cq"); });
+         f.run();
+         if (!outcome.error) throw std::logic_error("why");
+         expect_done({&watched});
+     },
+     small, true},
     {"drain",
      [](Fixture& f) {
          std::array<Operation, 2> operations{
@@ -257,6 +284,35 @@ const auto sweeps = std::to_array<Sweep>({
          f.run();
          if (drain.done()) drain.get();
          expect_done({&drain});
+     },
+     small, true},
+    {"a stop",
+     [](Fixture& f) {
+         std::optional<std::stop_source> stop;
+         f.with_memory([&] { stop.emplace(); });
+         Operation receive = f.b->recv(f.slice(100, 8));
+         Outcome outcome;
+         const Coroutine watched = watch(receive, outcome, stop->get_token());
+         stop->request_stop();
+         f.run();
+         if (!outcome.error) throw std::logic_error("why");
+         expect_done({&watched});
+     },
+     small, true}, // the wait after a stop needs memory
+    {"a queue pair that is destroyed",
+     [](Fixture& f) {
+         std::optional<AsyncQp> qp(std::in_place, *f.router, f.domain, small);
+         qp->queue_pair().init();
+         Operation receive = qp->recv(f.slice(100, 8));
+         Outcome outcome;
+         const Coroutine watched = watch(receive, outcome);
+         qp.reset();
+         f.run();
+         if (outcome.error != std::errc::operation_canceled) {
+             // The router may have failed instead, as it was woken for this.
+             if (!outcome.error) throw std::logic_error("why");
+         }
+         expect_done({&watched});
      },
      small, true},
     {"receives that queue pairs share",
@@ -279,6 +335,40 @@ const auto sweeps = std::to_array<Sweep>({
          f.run();
          expect_done({&all});
      }},
+    {"a stream",
+     [](Fixture& f) {
+         constexpr StreamOptions options{.buffer_size = 16, .buffers = 2};
+         AsyncQp qps[] = {AsyncQp(*f.router, f.domain, Stream::queue_pair_options(options)),
+                          AsyncQp(*f.router, f.domain, Stream::queue_pair_options(options))};
+         qps[0].queue_pair().init();
+         qps[1].queue_pair().init();
+         std::optional<Stream> from(std::in_place, std::move(qps[0]), f.domain, options);
+         std::optional<Stream> to(std::in_place, std::move(qps[1]), f.domain, options);
+         from->queue_pair().connect(to->queue_pair().local_address());
+         to->queue_pair().connect(from->queue_pair().local_address());
+         const Coroutine writing = write(*from);
+         const Coroutine reading = read(*to);
+         f.run();
+         f.run();
+         if (writing.done()) writing.get();
+         if (reading.done()) reading.get();
+         expect_done({&writing, &reading});
+     },
+     small, true},
+    {"a stream that breaks",
+     [](Fixture& f) {
+         constexpr StreamOptions options{.buffer_size = 16, .buffers = 2};
+         AsyncQp qp(*f.router, f.domain, Stream::queue_pair_options(options));
+         qp.queue_pair().init();
+         Stream stream(std::move(qp), f.domain, options);
+         const Coroutine reading = read(stream);
+         const Coroutine writing = write(stream);
+         stream = Stream(AsyncQp(*f.router, f.domain, Stream::queue_pair_options(options)),
+                         f.domain, options);
+         f.run();
+         expect_done({&reading, &writing});
+     },
+     small, true},
     {"buffers of a pool",
      [](Fixture& f) {
          std::optional<EpollExecutor> executor;
