@@ -48,19 +48,6 @@ TEST_CASE("device: a CQ is never armed if busy polling finds every completion") 
     CHECK(pair.recv_cq->statistics().completions == 100);
 }
 
-TEST_CASE("device: adaptive busy polling takes over when sleeps are short") {
-    EpollExecutor executor;
-    Pair pair(executor, {.busy_poll = {.limit = 10s, .adaptive = true}});
-    for (std::uint64_t id = 0; id < 100; ++id) {
-        pair.post_recv(id);
-        pair.post_send(id);
-        CHECK(run_bounded(executor, next(*pair.recv_cq)).wr_id == id);
-        CHECK(run_bounded(executor, next(*pair.send_cq)).wr_id == id);
-    }
-    // The first sleep shows that sleeps are far shorter than the limit.
-    CHECK(pair.recv_cq->statistics().arms <= 1);
-}
-
 TEST_CASE("device: an unsolicited message does not wake the receiver, a solicited one does",
           "[field-9]") {
     EpollExecutor executor;

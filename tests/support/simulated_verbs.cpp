@@ -36,7 +36,7 @@ Object& living(Simulation& simulation, const typename Object::Native* native) {
 
 Device& device_named(Simulation& simulation, std::string_view name) {
     for (Device& device : simulation.registry<Device>().all()) {
-        if (device.plugged && device.options.name == name) {
+        if (device.options.name == name) {
             return device;
         }
     }
@@ -97,11 +97,6 @@ SimulatedVerbs::~SimulatedVerbs() {
     }
 }
 
-std::vector<std::string> SimulatedVerbs::problems() const {
-    const std::lock_guard lock(simulation_->mutex);
-    return simulation_->problems;
-}
-
 std::vector<std::string> SimulatedVerbs::take_problems() {
     const std::lock_guard lock(simulation_->mutex);
     return std::exchange(simulation_->problems, {});
@@ -112,27 +107,11 @@ void SimulatedVerbs::audit() {
     simulation_->audit();
 }
 
-void SimulatedVerbs::allow_dereg_in_use() {
-    const std::lock_guard lock(simulation_->mutex);
-    simulation_->dereg_in_use_allowed = true;
-}
-
 // --- devices ---
 
 void SimulatedVerbs::add_device(const DeviceOptions& options) {
     const std::lock_guard lock(simulation_->mutex);
     simulation_->registry<Device>().add(options);
-}
-
-void SimulatedVerbs::remove_device(std::string_view name) {
-    const std::lock_guard lock(simulation_->mutex);
-    Device& device = device_named(*simulation_, name);
-    device.plugged = false;
-    for (Context& context : simulation_->registry<Context>().all()) {
-        if (context.alive && &context.opened_device == &device) {
-            simulation_->disassociate(context);
-        }
-    }
 }
 
 void SimulatedVerbs::set_port_state(std::string_view name, std::uint8_t port,

@@ -136,8 +136,6 @@ public:
     // --- devices ---
 
     void add_device(const DeviceOptions& options);
-    // Unplugs the device: new device lists do not contain it, open contexts are disassociated.
-    void remove_device(std::string_view name);
     // Open contexts get IBV_EVENT_PORT_ACTIVE or IBV_EVENT_PORT_ERR. Messages pass nevertheless.
     void set_port_state(std::string_view name, std::uint8_t port, ibv_port_state state);
     void set_gids(std::string_view name, std::uint8_t port, const std::vector<GidEntry>& gids);
@@ -217,14 +215,11 @@ public:
 
     // --- the audit ---
 
-    std::vector<std::string> problems() const;
     // Returns and clears the problems: for tests of failures, and for the explorer, which reports
     // them itself.
     std::vector<std::string> take_problems();
     // Records every object that is still alive, as the destructor does.
     void audit();
-    // Allows to deregister a region that a posted request still uses, which is a problem otherwise.
-    void allow_dereg_in_use();
 
 private:
     std::unique_ptr<Simulation> simulation_;

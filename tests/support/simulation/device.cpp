@@ -200,10 +200,8 @@ extern "C" ibv_device** ibv_get_device_list(int* num_devices) {
     const Outcome outcome = run(Verb::get_device_list, nullptr, [&](Simulation& simulation, Lock&) {
         std::vector<Device*> devices;
         for (Device& device : simulation.registry<Device>().all()) {
-            if (device.plugged) {
-                devices.push_back(&device);
-                ++device.users;
-            }
+            devices.push_back(&device);
+            ++device.users;
         }
         list = new ibv_device*[devices.size() + 1]();
         std::ranges::copy(devices, list);
@@ -248,9 +246,6 @@ extern "C" ibv_context* ibv_open_device(ibv_device* device) {
                 simulation.record(Verb::open_device, "the list that " + opened->options.name +
                                                          " was found in has been freed");
                 return EINVAL;
-            }
-            if (!opened->plugged) {
-                return ENODEV;
             }
             ++opened->users;
             created = &simulation.registry<Context>().add(*opened);

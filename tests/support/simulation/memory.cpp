@@ -106,9 +106,7 @@ extern "C" ibv_mr* ibv_reg_mr_iova2(ibv_pd* pd, void* address, std::size_t lengt
 
 extern "C" int ibv_dereg_mr(ibv_mr* mr) {
     return run_destroy<MemoryRegion>(Verb::dereg_mr, mr, [&](Simulation& simulation, auto& region) {
-        if (!simulation.dereg_in_use_allowed) {
-            report_uses(simulation, region);
-        }
+        report_uses(simulation, region);
         simulation.regions_by_key.erase(region.lkey);
         simulation.regions_by_key.erase(region.rkey);
         region.lkey = 0;

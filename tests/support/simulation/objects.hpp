@@ -41,7 +41,6 @@ struct Device : ibv_device, Tracked {
     explicit Device(const DeviceOptions& device_options);
 
     DeviceOptions options;
-    bool plugged = true;
 };
 
 // Precedes the ibv_context of an extended context in memory: see verbs_get_ctx().

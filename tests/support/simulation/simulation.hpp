@@ -222,7 +222,6 @@ public:
     Calls calls{}; // without those of threads that shared `mutex`
     int failures_injected = 0;
     bool held = false;
-    bool dereg_in_use_allowed = false;
     bool peers_affected = false; // a queue pair failed: sends of its peers must not wait for it
     std::uint32_t next_qp_num = 17;
     std::map<std::uint32_t, QueuePair*> qps_by_number;
