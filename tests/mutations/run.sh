@@ -66,7 +66,7 @@ for mutation in "${mutations[@]}"; do
     read -r folder name arguments <<< "$mutation"
     read -ra arguments <<< "$arguments"
     program=$programs/mutation-$folder-$name
-    if [[ $folder == cq ]]; then
+    if [[ ${arguments[0]-} != --abort ]]; then
         explore "$program" "${arguments[@]}"
     else
         test_cases "$program" "${arguments[@]}"

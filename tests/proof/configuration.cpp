@@ -89,6 +89,7 @@ const std::vector<Scenario>& scenarios() {
         {0, {cancel}, adaptive},
         {0, {}, solicited},
         {0, {cancel}, solicited},
+        {0, {}, lossy},
         {0, {spurious_event}, lossy},
         {0, {spurious_event, cancel}, lossy},
         {0, {duplicate_event}, lossy},
