@@ -27,6 +27,7 @@ asyncverbs::Task<> hello(asyncverbs::EpollExecutor& loop, const char* device) {
 int main() try {
     asyncverbs::EpollExecutor loop;
     loop.run(hello(loop, std::getenv("RDMA_DEVICE")));
+    if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
 } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;

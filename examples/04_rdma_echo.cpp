@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // rdma_echo: a server that returns every message, and its client. One thread and one completion
 // queue serve any number of clients, each in its own coroutine that reads like a blocking program.
+#include "program.hpp"
+#include "serve.hpp"
+#include "terminal.hpp"
+
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
-
-#include <CLI/CLI.hpp>
 
 #include <array>
 #include <chrono>
@@ -118,26 +120,14 @@ Task<> echo(Device& device, IncomingConnection incoming) {
     co_await qp.drain();
 }
 
-// An error on one connection must not end the others.
-Task<> serve(Device& device, IncomingConnection incoming) {
-    const std::string peer = incoming.peer_address().text();
-    try {
-        co_await echo(device, std::move(incoming));
-    } catch (const std::exception& error) {
-        std::printf("%s: %s\n", peer.c_str(), error.what());
-    }
-}
-
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Device device(loop);
     Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("listening on port %u\n", listener.port());
-    Scope clients;
-    for (std::uint32_t i = 0; options.clients == 0 || i < options.clients; ++i) {
-        IncomingConnection incoming = co_await listener.accept();
-        clients.spawn(serve(device, std::move(incoming)));
-    }
-    co_await clients.join();
+    const auto serve = [&device](IncomingConnection incoming) {
+        return echo(device, std::move(incoming));
+    };
+    co_await program::serve_clients(loop, listener, options.clients, serve);
 }
 
 // --- the client ---
@@ -191,11 +181,8 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
 void add_options(CLI::App& app, Options& options) {
     app.description("A server that returns every message, to any number of clients on one thread, "
                     "and its client.\nWithout HOST it is the server.");
-    app.option_defaults()->always_capture_default()->take_last();
-    const auto not_empty = [](const std::string& text) {
-        return text.empty() ? std::string("must not be empty") : std::string();
-    };
-    app.add_option("HOST", options.host, "Be a client of the server on HOST")->check(not_empty, "");
+    app.add_option("HOST", options.host, "Be a client of the server on HOST")
+        ->check(program::not_empty, "");
     app.add_option("-p,--port", options.port, "Port of the server")->check(CLI::Range(1u, 65'535u));
     app.add_option("-b,--bind", options.bind, "Server: listen on this address only");
     app.add_option("--clients", options.clients, "Server: end after this many clients; 0: never");
@@ -211,32 +198,19 @@ void add_options(CLI::App& app, Options& options) {
 std::string reason(const ConnectionRejected& rejected) {
     const std::span<const std::byte> data = rejected.private_data();
     const std::string_view text(reinterpret_cast<const char*>(data.data()), data.size());
-    const std::string_view words = text.substr(0, text.find('\0'));
-    return words.empty() ? "" : ": " + std::string(words);
+    const std::string words(text.substr(0, text.find('\0')));
+    return words.empty() ? "" : ": " + terminal::printable(words);
+}
+
+void run(const Options& options) {
+    EpollExecutor loop;
+    try {
+        loop.run(options.host ? run_client(loop, options) : run_server(loop, options));
+    } catch (const ConnectionRejected& rejected) {
+        throw std::runtime_error(rejected.what() + reason(rejected));
+    }
 }
 
 } // namespace
 
-int main(int argc, char** argv) try {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the server's lines at once, also in a file
-    Options options;
-    CLI::App app;
-    add_options(app, options);
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& success) {
-        return app.exit(success); // --help
-    }
-    EpollExecutor loop;
-    loop.run(options.host ? run_client(loop, options) : run_server(loop, options));
-    return 0;
-} catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "error: %s; see --help\n", error.what());
-    return 1;
-} catch (const ConnectionRejected& error) {
-    std::fprintf(stderr, "error: %s%s\n", error.what(), reason(error).c_str());
-    return 1;
-} catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
-}
+int main(int argc, char** argv) { return program::main(argc, argv, add_options, run); }

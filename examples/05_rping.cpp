@@ -2,10 +2,12 @@
 // rping: speaks the protocol of rdma-core's rping, which may be at the other end. For each ping,
 // the client advertises its text, which the server reads, and then a buffer, to which the server
 // writes the text.
+#include "program.hpp"
+#include "serve.hpp"
+
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
 
-#include <CLI/CLI.hpp>
 #include <endian.h>
 
 #include <cstdint>
@@ -113,7 +115,9 @@ void check_length(const RemoteSlice& slice, std::size_t low, std::size_t high) {
 
 Task<> answer_pings(EpollExecutor& loop, IncomingConnection incoming, const Options& options) {
     End end(loop, incoming.context());
-    const MemoryRegion memory = MemoryRegion::allocate(end.domain, max_size);
+    const MemoryRegion memory = // iWARP: the client's end writes what is read
+        MemoryRegion::allocate(end.domain, max_size,
+                               IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
     incoming.prepare(end.qp.queue_pair());
     end.start();
     const Connection connection = co_await incoming.accept(end.qp.queue_pair());
@@ -133,16 +137,6 @@ Task<> answer_pings(EpollExecutor& loop, IncomingConnection incoming, const Opti
     co_await end.qp.drain();
 }
 
-// An error on one connection must not end the others.
-Task<> serve(EpollExecutor& loop, IncomingConnection incoming, const Options& options) {
-    const std::string peer = incoming.peer_address().text();
-    try {
-        co_await answer_pings(loop, std::move(incoming), options);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "%s: %s\n", peer.c_str(), error.what());
-    }
-}
-
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Listener listener(loop, options.address, std::to_string(options.port));
     if (!options.persistent) {
@@ -150,11 +144,10 @@ Task<> run_server(EpollExecutor& loop, const Options& options) {
         co_await answer_pings(loop, std::move(incoming), options);
         co_return;
     }
-    Scope clients;
-    for (;;) {
-        IncomingConnection incoming = co_await listener.accept();
-        clients.spawn(serve(loop, std::move(incoming), options));
-    }
+    const auto serve = [&](IncomingConnection incoming) {
+        return answer_pings(loop, std::move(incoming), options);
+    };
+    co_await program::serve_clients(loop, listener, 0, serve);
 }
 
 // --- the client ---
@@ -207,7 +200,6 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
 void add_options(CLI::App& app, Options& options) {
     app.description("Pings by RDMA reads and writes. rdma-core's rping may be at the other end.");
     app.set_help_flag("-h", "Print this help");
-    app.option_defaults()->always_capture_default()->take_last();
     CLI::App* const side = app.add_option_group("Side");
     side->require_option(1);
     side->add_flag("-s", options.server, "Be the server, of one client");
@@ -225,25 +217,11 @@ void add_options(CLI::App& app, Options& options) {
         ->check(CLI::Range(0u, 2'147'483'647u));
 }
 
-} // namespace
-
-int main(int argc, char** argv) try {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0); // show the server's lines at once, also in a file
-    Options options;
-    CLI::App app;
-    add_options(app, options);
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& success) {
-        return app.exit(success); // -h
-    }
+void run(const Options& options) {
     EpollExecutor loop;
     loop.run(options.server ? run_server(loop, options) : run_client(loop, options));
-    return 0;
-} catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "error: %s; see -h\n", error.what());
-    return 1;
-} catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
 }
+
+} // namespace
+
+int main(int argc, char** argv) { return program::main(argc, argv, add_options, run); }

@@ -21,6 +21,7 @@
 #include <cstdlib>
 #include <exception>
 #include <span>
+#include <stdexcept>
 #include <system_error>
 
 using namespace asyncverbs;
@@ -103,7 +104,10 @@ void run() {
 
 } // namespace
 
-int main() try { run(); } catch (const std::exception& error) {
+int main() try {
+    run();
+    if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+} catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

@@ -10,6 +10,7 @@
 #include <coroutine>
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 #include <system_error>
 
 using namespace asyncverbs;
@@ -83,7 +84,10 @@ void run() {
 
 } // namespace
 
-int main() try { run(); } catch (const std::exception& error) {
+int main() try {
+    run();
+    if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+} catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

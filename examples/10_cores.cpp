@@ -3,6 +3,8 @@
 // to the next one by RDMA, on its own queue pairs, and shares only the device with the others. To
 // reach another core, a coroutine moves to its executor, or a function is posted there. The
 // argument is the number of cores; without it, every CPU is one.
+#include "program.hpp"
+
 #include <asyncverbs/executor/executor_pool.hpp>
 #include <asyncverbs/rdma.hpp>
 
@@ -105,10 +107,14 @@ Task<> talk(Cores& cores, std::size_t index, std::uint64_t& sum) {
     });
 }
 
-void run(std::size_t count) {
+struct Options {
+    std::optional<std::size_t> count; // none: every CPU
+};
+
+void run(const Options& options) {
     const char* device = std::getenv("RDMA_DEVICE");
     const ProtectionDomain domain(Context::open(device != nullptr ? device : ""));
-    ExecutorPool pool({.size = count});
+    ExecutorPool pool({.size = options.count.value_or(0)});
     Cores cores(pool.size());
     pool.run([&](EpollExecutor& executor, std::size_t index) {
         return set_up(cores, domain, executor, index);
@@ -119,16 +125,12 @@ void run(std::size_t count) {
                 pool.size());
 }
 
+void add_options(CLI::App& app, Options& options) {
+    app.description("Cores that send messages to each other by RDMA, in a ring.");
+    app.add_option("COUNT", options.count, "The number of cores (default: every CPU)")
+        ->check(CLI::Range(1u, 1024u));
+}
+
 } // namespace
 
-int main(int argc, char** argv) try {
-    char* end = nullptr;
-    const unsigned long count = argc > 1 ? std::strtoul(argv[1], &end, 10) : 0;
-    if (argc > 2 || (argc > 1 && (*end != '\0' || count < 1 || count > 1024))) {
-        throw std::runtime_error("usage: cores [COUNT], from 1 to 1024");
-    }
-    run(count);
-} catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
-    return 1;
-}
+int main(int argc, char** argv) { return program::main(argc, argv, add_options, run); }

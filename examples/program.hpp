@@ -4,10 +4,10 @@
 
 #include <CLI/CLI.hpp>
 
-#include <cerrno>
 #include <cstdio>
 #include <exception>
-#include <system_error>
+#include <stdexcept>
+#include <string>
 
 namespace program {
 
@@ -32,9 +32,8 @@ int main(int argc, char** argv, void (*add_options)(CLI::App&, Options&),
                      app.get_help_ptr()->get_name().c_str());
         return 1;
     }
-    errno = EIO; // if an earlier write has failed
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
-    throw std::system_error(errno, std::generic_category(), "standard output");
+    throw std::runtime_error("standard output cannot be written");
 } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;

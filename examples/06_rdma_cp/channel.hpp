@@ -10,122 +10,107 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
-#include <stop_token>
 #include <system_error>
-#include <utility>
-#include <variant>
 #include <vector>
 
 namespace rdma_cp {
 
 using namespace asyncverbs;
 
-/// The peer has disconnected, or has been silent for too long. Trying again may help.
-struct Broken : std::runtime_error {
-    using std::runtime_error::runtime_error;
+/// The receiver's refusal.
+struct Refused : std::runtime_error {
+    Refused(const std::string& reason, bool is_for_now)
+        : runtime_error(reason), for_now(is_for_now) {}
+    bool for_now;
 };
 
 class Channel {
 public:
-    /// How long a peer may be silent.
-    static constexpr std::chrono::seconds patience{20};
-
     Channel(EpollExecutor& loop, const Context& context)
         : loop_(loop), domain_(context),
-          router_(Router::create(context, sends + 1 + receives, loop)),
-          qp_(router_, domain_,
-              {.max_send_wr = sends, .max_recv_wr = receives, .max_inline_data = 16}),
-          messages_(MemoryRegion::allocate(domain_, (1 + receives) * max_message)) {}
+          router_(Router::create(context, max_sends + receives, loop)),
+          qp_(router_, domain_, {.max_send_wr = max_sends, .max_recv_wr = receives}),
+          messages_(MemoryRegion::allocate(domain_, (sends + receives) * max_message)) {}
 
     const ProtectionDomain& domain() const { return domain_; }
     const QueuePair& queue_pair() const { return qp_.queue_pair(); }
 
-    /// Posts all receives, which the queue pair must accept already. Watches the peer from now on.
+    /// Posts all receives, which the queue pair must accept already.
     void start() {
         for (std::uint32_t i = 0; i < receives; ++i) {
             receives_.push_back(qp_.post_recv(incoming(i)));
         }
-        watching_.spawn(watch());
     }
 
+    /// Notices from now on if the connected peer cannot be reached any more.
+    void watch() { watching_.spawn(probe()); }
+
     /// Posts a message. Await it before the next one.
-    Operation send(const Message& message) {
+    Operation send(const Message& message) { return post(message, block_count); }
+
+    /// Posts a block and its message; await it before the next one to the same slot. At most
+    /// block_count may be in flight.
+    Operation send_block(const Slice& block, RemoteSlice to, std::uint32_t slot) {
+        // Without a completion: if it fails, so does the message after it.
+        static_cast<void>(qp_.write(block, to, {.signaled = false}));
+        return post(Message(Type::block, block.length), slot);
+    }
+
+    /// The next message, which must be of this type. Throws Refused if a refusal came;
+    /// std::system_error if the connection is lost; std::runtime_error if the peer sent something
+    /// else.
+    Task<Message> expect(Type type) {
+        std::error_code error;
+        const auto slot = static_cast<std::uint32_t>(received_ % receives);
+        const Completion completion = co_await receives_[slot].wait(error);
+        if (error == make_wc_error(IBV_WC_WR_FLUSH_ERR)) {
+            error = std::make_error_code(std::errc::connection_reset);
+        }
+        if (error) throw std::system_error(error, "the connection is lost");
+        Message message = decode(Bytes(incoming(slot).address, completion.bytes()));
+        receives_[slot] = qp_.post_recv(incoming(slot));
+        ++received_;
+        if (message.type == Type::refusal) throw Refused(message.text, message.number != 0);
+        if (message.type != type) throw std::runtime_error("the peer sent an unexpected message");
+        co_return message;
+    }
+
+private:
+    // A buffer for the message of each block, and one for the others.
+    static constexpr std::uint32_t sends = block_count + 1;
+    static constexpr std::uint32_t max_sends = 2 * block_count + 2; // with the blocks and a probe
+    static constexpr std::uint32_t receives = block_count + 4;
+
+    Slice incoming(std::uint32_t i) const {
+        return messages_.slice((sends + i) * max_message, max_message);
+    }
+
+    Operation post(const Message& message, std::uint32_t buffer) {
         const std::vector<std::byte> bytes = encode(message);
-        const Slice outgoing = messages_.slice(0, bytes.size());
+        const Slice outgoing = messages_.slice(buffer * max_message, bytes.size());
         std::memcpy(outgoing.address, bytes.data(), bytes.size());
         return qp_.send(outgoing);
     }
 
-    /// The next message. Throws Broken; std::runtime_error if the peer sent something else.
-    Task<Message> receive() {
-        const Completion completion = co_await next();
-        const auto slot = static_cast<std::uint32_t>(received_ % receives);
-        Message message = decode(Bytes(incoming(slot).address, completion.bytes()));
-        post_again();
-        co_return message;
-    }
-
-    /// The next message, which must be a T. Throws Refusal if that came, or as receive().
-    template <class T>
-    Task<T> expect() {
-        Message message = co_await receive();
-        if (auto* const refusal = std::get_if<Refusal>(&message)) throw Refusal(*refusal);
-        auto* const expected = std::get_if<T>(&message);
-        if (expected == nullptr) throw std::runtime_error("the peer sent an unexpected message");
-        co_return std::move(*expected);
-    }
-
-    /// Posts a block; at most block_count may be in flight. The result is that of the message about
-    /// it, which the device sends when it has written the block.
-    Operation send_block(const Slice& block, RemoteSlice to, std::uint32_t slot) {
-        static_cast<void>(qp_.write(block, to, {.signaled = false}));
-        std::vector<std::byte> bytes =
-            encode(Block{slot, static_cast<std::uint32_t>(block.length)});
-        return qp_.send(Slice(bytes.data(), bytes.size(), 0), {.inline_data = true});
-    }
-
-private:
-    // All blocks, and a few messages.
-    static constexpr std::uint32_t sends = 2 * block_count + 2;
-    static constexpr std::uint32_t receives = block_count + 4;
-
-    Slice incoming(std::uint32_t i) const {
-        return messages_.slice((1 + i) * max_message, max_message);
-    }
-
-    Task<Completion> next() {
+    // Writes nothing to the peer, now and then. The device of a peer that is busy or stopped
+    // answers. If none answers, the queue pair fails, and with it the posted receives.
+    Task<> probe() {
         std::error_code error;
-        Operation& receive = receives_[received_ % receives];
-        const Completion completion = co_await receive.wait(error, silent_.get_token());
-        if (error == make_wc_error(IBV_WC_WR_FLUSH_ERR)) throw Broken("the peer has left");
-        if (error == std::errc::operation_canceled) throw Broken("the peer is silent");
-        if (error) throw std::system_error(error, "receiving from the peer");
-        co_return completion;
-    }
-
-    void post_again() {
-        const auto slot = static_cast<std::uint32_t>(received_++ % receives);
-        receives_[slot] = qp_.post_recv(incoming(slot));
-    }
-
-    // Cancels the wait for the next message if none has come since the previous look.
-    Task<> watch() {
-        for (std::uint64_t seen = UINT64_MAX; seen != received_;) {
-            seen = received_;
-            co_await loop_.sleep_for(patience);
+        while (!error) {
+            co_await loop_.sleep_for(std::chrono::seconds(5));
+            Operation nothing = qp_.write(messages_.slice(0, 0), RemoteSlice{});
+            co_await nothing.wait(error);
         }
-        silent_.request_stop();
     }
 
     EpollExecutor& loop_;
     ProtectionDomain domain_;
     Router router_;
     AsyncQp qp_;
-    MemoryRegion messages_; // one to send, and those to receive
+    MemoryRegion messages_; // those to send, and those to receive
     std::vector<Operation> receives_;
     std::uint64_t received_ = 0;
-    std::stop_source silent_;
-    Scope watching_; // last: it ends watch(), which uses the others
+    Scope watching_; // last: it ends probe(), which uses the others
 };
 
 } // namespace rdma_cp

@@ -25,7 +25,8 @@ struct Options {
 };
 
 /// Copies the files, one after the other. Connects again if a connection breaks, until the patience
-/// has passed since the last block.
+/// has passed. A file that cannot be copied does not stop the next one; throws std::runtime_error
+/// in the end.
 asyncverbs::Task<> send_files(asyncverbs::EpollExecutor& loop, const Options& options);
 
 /// Receives files into the directory, from any number of senders, without end.

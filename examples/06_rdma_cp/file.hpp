@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The file to send and the file to receive. Reading and writing block the thread: a server for busy
-// disks would use threads or io_uring.
+// The file to send and the file to receive. Everything here may block the thread for long.
 #pragma once
 
 #include "protocol.hpp"
@@ -28,19 +27,29 @@
 
 namespace rdma_cp {
 
-/// An error of a file, worded for a person. Trying again does not help.
+/// An error of a file, worded for a person. Trying again helps only if the file is busy.
 struct FileError : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit FileError(const std::string& text, bool is_busy = false)
+        : runtime_error(text), busy(is_busy) {}
+    bool busy;
 };
 
-/// The same file is being received from another sender.
-struct FileBusy : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+/// The name of a file, fit for a terminal.
+inline std::string shown(const std::string& name) {
+    return terminal::is_plain(name) ? name : terminal::printable(name);
+}
 
 [[noreturn]] inline void fail_with_errno(const std::string& what) {
     throw FileError(what + ": " + std::strerror(errno));
 }
+
+/// For what the file system does not offer, while the copy can do without.
+inline void warn_with_errno(const std::string& what) {
+    std::fprintf(stderr, "warning: %s: %s\n", what.c_str(), std::strerror(errno));
+}
+
+/// Whether the last call failed because the file system does not offer it.
+inline bool is_not_offered() { return errno == ENOSYS || errno == EINVAL || errno == EOPNOTSUPP; }
 
 /// XXH3 with 128 bits, part by part.
 class Checksum {
@@ -67,7 +76,7 @@ private:
 class File {
 public:
     /// Throws FileError that names the file and says what failed, if `fd` is negative.
-    File(int fd, std::string name, const char* what = "") : fd_(fd), name_(std::move(name)) {
+    File(int fd, const std::string& name, const char* what = "") : fd_(fd), name_(shown(name)) {
         if (fd_ < 0) fail_with_errno(name_ + what);
     }
     File(const File&) = delete;
@@ -113,62 +122,63 @@ private:
     std::string name_;
 };
 
-constexpr std::size_t max_name = 200; // leaves room for the rest of a partial file's name
-
 class SourceFile : public File {
 public:
-    explicit SourceFile(const std::string& path)
-        : File(::open(path.c_str(), O_RDONLY | O_CLOEXEC), path),
-          offer_(offer_of(path.substr(path.rfind('/') + 1))) {
-        if (offer_.name.size() > max_name) throw FileError(path + ": the name is too long");
-        if (!is_plain(offer_.name)) throw FileError(path + ": the name has control characters");
+    explicit SourceFile(const std::string& path) // O_NONBLOCK: a FIFO would be waited for
+        : File(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC), path), status_(status()),
+          short_name_(path.substr(path.rfind('/') + 1)) {
+        if (!terminal::is_plain(short_name_)) {
+            throw FileError(name() + ": the name has control characters");
+        }
     }
 
-    const Offer& offer() const noexcept { return offer_; }
+    /// The name without the directory.
+    const std::string& short_name() const noexcept { return short_name_; }
+    /// The size that it had at first.
+    std::uint64_t size() const noexcept { return static_cast<std::uint64_t>(status_.st_size); }
 
-    /// Throws FileError if the file is no longer as offered.
+    /// Throws FileError if the file is no longer as it was at first.
     void check_unchanged() const {
-        const Offer now = offer_of(offer_.name);
-        if (now.size != offer_.size || now.modified != offer_.modified) {
-            throw FileError(name() + " was changed while it was copied");
+        const struct stat now = status();
+        if (now.st_size != status_.st_size || now.st_mtim.tv_sec != status_.st_mtim.tv_sec ||
+            now.st_mtim.tv_nsec != status_.st_mtim.tv_nsec) {
+            throw FileError(name() + " was changed while it was copied; copy it again");
         }
     }
 
 private:
-    Offer offer_of(const std::string& short_name) const {
-        const struct stat now = status();
-        const auto nanoseconds = now.st_mtim.tv_sec * 1'000'000'000 + now.st_mtim.tv_nsec;
-        return {short_name, static_cast<std::uint64_t>(now.st_size),
-                static_cast<std::uint64_t>(nanoseconds)};
-    }
-
-    Offer offer_;
+    struct stat status_;
+    std::string short_name_;
 };
 
-/// An incomplete file. Its name says what it is a part of.
-class PartialFile {
+/// A file to receive. It is called .NAME.partial until it is complete.
+class TargetFile {
 public:
-    /// Continues the part of `offer` that is in `directory`, or begins one.
-    PartialFile(const std::string& directory, const Offer& offer, bool overwrite)
-        : directory_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), directory),
-          name_(checked(offer.name, overwrite)),
-          partial_name_("." + name_ + "." + std::to_string(offer.size) + "-" +
-                        std::to_string(offer.modified) + ".partial"),
-          overwrite_(overwrite), file_(::openat(directory_.fd(), partial_name_.c_str(),
-                                                O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666),
-                                       name_, " cannot be created") {
-        if (::flock(file_.fd(), LOCK_EX | LOCK_NB) != 0) {
-            throw FileBusy(name_ + " is being received from another sender");
-        }
+    /// Opens what `directory` has of the file, or begins it. A complete file of that size may be
+    /// the one that is offered; it is not written. Throws FileError.
+    TargetFile(const File& directory, const std::string& name, std::uint64_t size, bool overwrite)
+        : directory_(directory), name_(checked(name)), partial_name_(partial_name(name_)),
+          overwrite_(overwrite), complete_(exists() && !overwrite),
+          file_(complete_ ? ::openat(directory.fd(), name_.c_str(), read_flags)
+                          : ::openat(directory.fd(), partial_name_.c_str(), write_flags, 0666),
+                name_, complete_ ? " exists already and cannot be read" : " cannot be created") {
+        if (!complete_) lock();
         size_ = static_cast<std::uint64_t>(file_.status().st_size);
-        if (size_ > offer.size) { // not written by this program
-            if (::ftruncate(file_.fd(), 0) != 0) fail("cannot be truncated");
-            size_ = 0;
-        }
+        if (complete_ && size_ != size) throw FileError(name_ + " exists already");
+        if (size_ > size) begin_anew();
         file_.hash(checksum_, size_);
     }
 
     std::uint64_t size() const noexcept { return size_; }
+    Digest digest() const { return checksum_.digest(); }
+
+    /// Forgets what there is, because the sender's file begins otherwise.
+    void begin_anew() {
+        if (complete_) throw FileError(name_ + " exists already");
+        if (::ftruncate(file_.fd(), 0) != 0) fail("cannot be truncated");
+        checksum_ = Checksum();
+        size_ = 0;
+    }
 
     void append(Bytes bytes) {
         checksum_.add(bytes);
@@ -182,42 +192,84 @@ public:
         }
     }
 
-    /// The file is complete: renames it if it has this digest, or else removes it.
+    /// The file is complete: gives it its name if it has this digest, or else removes it.
     void finish(const Digest& digest) {
+        if (complete_) return;
         if (digest != checksum_.digest()) {
             ::unlinkat(directory_.fd(), partial_name_.c_str(), 0);
             throw FileError(name_ + ": what arrived is not what was sent; it was removed");
         }
-        if (::fsync(file_.fd()) != 0) fail("cannot be written");
-        const unsigned flags = overwrite_ ? 0 : RENAME_NOREPLACE;
-        if (::renameat2(directory_.fd(), partial_name_.c_str(), directory_.fd(), name_.c_str(),
-                        flags) != 0) {
-            fail("cannot be given its name");
+        if (::fsync(file_.fd()) != 0) {
+            if (!is_not_offered()) fail("cannot be written");
+            warn_with_errno(name_ + " may be lost if the power fails now");
         }
-        if (::fsync(directory_.fd()) != 0) fail("may lose its name");
+        rename();
+        if (::fsync(directory_.fd()) != 0) {
+            warn_with_errno(name_ + " may lose its name if the power fails now");
+        }
     }
 
 private:
-    // The peer chooses the name: it must not leave the directory.
-    std::string checked(const std::string& name, bool overwrite) const {
+    static constexpr int read_flags = O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC;
+    static constexpr int write_flags = O_RDWR | O_CREAT | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC;
+
+    // The peer chooses the name: it must not leave the directory, nor be that of a part.
+    static const std::string& checked(const std::string& name) {
+        if (name.empty() || name.find('\0') != std::string::npos ||
+            (name.starts_with('.') && name.ends_with(".partial"))) {
+            throw FileError("a file cannot have such a name here");
+        }
         if (name.find('/') != std::string::npos || name == "." || name == "..") {
             throw FileError("\"" + name + "\" is not in the target directory");
         }
-        if (name.empty() || name.size() > max_name || name.find('\0') != std::string::npos) {
-            throw FileError("a file cannot have such a name here");
-        }
-        if (!overwrite &&
-            ::faccessat(directory_.fd(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-            throw FileError(name + " exists already");
-        }
         return name;
     }
+    // A file system limits the length of names, so a long one is replaced by a number.
+    static std::string partial_name(const std::string& name) {
+        const bool is_long = name.size() > 100;
+        return "." + (is_long ? std::to_string(XXH3_64bits(name.data(), name.size())) : name) +
+               ".partial";
+    }
+    bool exists() const {
+        if (::faccessat(directory_.fd(), name_.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+            return true;
+        if (errno != ENOENT) fail("cannot be created");
+        return false;
+    }
+
+    // Against another receiver. Not every file system has locks.
+    void lock() const {
+        const bool locked = ::flock(file_.fd(), LOCK_EX | LOCK_NB) == 0;
+        if (!locked && errno != EWOULDBLOCK) {
+            return warn_with_errno(name_ + " is not locked: receive it only once at a time");
+        }
+        struct stat named{}; // the other receiver may have renamed the file meanwhile
+        if (!locked || ::fstatat(directory_.fd(), partial_name_.c_str(), &named, 0) != 0 ||
+            named.st_ino != file_.status().st_ino) {
+            throw FileError(name_ + " is being received from another sender", true);
+        }
+    }
+
+    // Never replaces a file unless it may.
+    void rename() const {
+        const int in = directory_.fd();
+        const char* const from = partial_name_.c_str();
+        const char* const to = name_.c_str();
+        if (::renameat2(in, from, in, to, overwrite_ ? 0 : RENAME_NOREPLACE) == 0) return;
+        if (!overwrite_ && is_not_offered() && ::linkat(in, from, in, to, 0) == 0) {
+            if (::unlinkat(in, from, 0) != 0) fail("keeps its second name");
+            return;
+        }
+        fail("cannot be given its name");
+    }
+
     [[noreturn]] void fail(const char* what) const { fail_with_errno(name_ + " " + what); }
 
-    File directory_;
+    const File& directory_;
     std::string name_;
     std::string partial_name_;
     bool overwrite_;
+    bool complete_;
     File file_;
     std::uint64_t size_ = 0;
     Checksum checksum_;

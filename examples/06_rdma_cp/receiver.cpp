@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include "../serve.hpp"
+#include "background.hpp"
 #include "channel.hpp"
 #include "copy.hpp"
 #include "file.hpp"
@@ -7,6 +9,7 @@
 
 #include <cstdio>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,77 +18,101 @@ namespace rdma_cp {
 
 namespace {
 
-// The blocks of a file arrive in order, each in the next slot.
-Task<> receive_file(Channel& channel, const Options& options, const MemoryRegion& blocks,
-                    const Offer& offer) {
-    PartialFile file(options.directory, offer, options.overwrite);
-    const Slice memory = blocks.slice(0, block_count * block_size);
-    const Grant grant{file.size(), reinterpret_cast<std::uintptr_t>(memory.address), blocks.rkey()};
-    co_await channel.send(grant);
+class Receiver {
+public:
+    Receiver(EpollExecutor& loop, const Options& options)
+        : loop_(loop), options_(options),
+          directory_(::open(options.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC),
+                     options.directory) {}
 
-    for (std::uint32_t slot = 0; file.size() < offer.size; slot = (slot + 1) % block_count) {
-        const auto block = co_await channel.expect<Block>();
-        if (block.slot != slot || block.length == 0 || block.length > block_size ||
-            block.length > offer.size - file.size()) {
-            throw std::runtime_error("the peer sent a block that does not fit");
+    // Reports an error of the file to the sender, too.
+    Task<> receive(IncomingConnection incoming) {
+        Channel channel(loop_, incoming.context());
+        const MemoryRegion blocks =
+            MemoryRegion::allocate(channel.domain(), block_count * block_size,
+                                   IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+        incoming.prepare(channel.queue_pair());
+        channel.start();
+        Connection connection = co_await incoming.accept(channel.queue_pair());
+        channel.watch();
+
+        const Message offer = co_await channel.expect(Type::offer);
+        std::optional<Message> refusal;
+        try {
+            co_await receive_file(channel, blocks, offer);
+            std::printf("%s: received\n", offer.text.c_str());
+        } catch (const FileError& error) {
+            refusal.emplace(Type::refusal, error.busy ? 1 : 0, error.what());
         }
-        file.append(memory.bytes().subspan(slot * block_size, block.length));
-        co_await channel.send(Credit{});
+        if (refusal) {
+            std::fprintf(stderr, "%s\n", refusal->text.c_str());
+            co_await channel.send(*refusal);
+        }
+        co_await connection.disconnect();
     }
-    const Finish finish = co_await channel.expect<Finish>();
-    file.finish(finish.digest);
-    co_await channel.send(Done{});
-}
 
-// Reports an error of the file to the sender, too.
-Task<> receive(EpollExecutor& loop, const Options& options, IncomingConnection incoming) {
-    Channel channel(loop, incoming.context());
-    const MemoryRegion blocks =
-        MemoryRegion::allocate(channel.domain(), block_count * block_size,
-                               IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
-    incoming.prepare(channel.queue_pair());
-    channel.start();
-    Connection connection = co_await incoming.accept(channel.queue_pair());
+private:
+    struct Claim {
+        ~Claim() { names.erase(name); }
+        std::set<std::string>& names;
+        const std::string& name;
+    };
 
-    const Offer offer = co_await channel.expect<Offer>();
-    std::optional<Refusal> refusal;
-    try {
-        co_await receive_file(channel, options, blocks, offer);
-        std::printf("%s: received\n", offer.name.c_str());
-    } catch (const FileError& error) {
-        refusal = Refusal{false, error.what()};
-    } catch (const FileBusy& error) {
-        refusal = Refusal{true, error.what()};
-    }
-    if (refusal) {
-        std::fprintf(stderr, "%s\n", refusal->reason.c_str());
-        co_await channel.send(*refusal);
-    }
-    co_await connection.disconnect();
-}
+    // The blocks of a file arrive in order, each in the next slot.
+    Task<> receive_file(Channel& channel, const MemoryRegion& blocks, const Message& offer) {
+        if (!names_.insert(offer.text).second) {
+            throw FileError(offer.text + " is being received from another sender", true);
+        }
+        const Claim claim{names_, offer.text};
+        std::optional<TargetFile> file;
+        const auto open = [&] {
+            file.emplace(directory_, offer.text, offer.number, options_.overwrite);
+        };
+        co_await in_background(loop_, open);
+        const Slice memory = blocks.slice(0, block_count * block_size);
+        Message grant(Type::grant, file->size());
+        grant.digest = file->digest();
+        grant.address = reinterpret_cast<std::uintptr_t>(memory.address);
+        grant.rkey = blocks.rkey();
+        co_await channel.send(grant);
+        const Message start = co_await channel.expect(Type::start);
+        const bool same = start.number == file->size();
+        const auto begin_anew = [&] { file->begin_anew(); };
+        if (!same) co_await in_background(loop_, begin_anew);
 
-// An error on one connection must not end the others.
-Task<> serve(EpollExecutor& loop, const Options& options, IncomingConnection incoming) {
-    const std::string peer = incoming.peer_address().text();
-    try {
-        co_await receive(loop, options, std::move(incoming));
-    } catch (const Refusal& refusal) {
-        std::fprintf(stderr, "%s: %s\n", peer.c_str(), refusal.reason.c_str());
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "%s: %s\n", peer.c_str(), error.what());
+        for (std::uint32_t slot = 0; file->size() < offer.number; slot = (slot + 1) % block_count) {
+            const Message block = co_await channel.expect(Type::block);
+            if (block.number == 0 || block.number > block_size ||
+                block.number > offer.number - file->size()) {
+                throw std::runtime_error("the peer sent a block that does not fit");
+            }
+            const Bytes bytes = memory.bytes().subspan(slot * block_size, block.number);
+            const auto append = [&] { file->append(bytes); };
+            co_await in_background(loop_, append);
+            co_await channel.send(Message(Type::credit));
+        }
+        const Message end = co_await channel.expect(Type::finish);
+        const auto finish = [&] { file->finish(end.digest); };
+        co_await in_background(loop_, finish);
+        co_await channel.send(Message(Type::done));
     }
-}
+
+    EpollExecutor& loop_;
+    const Options& options_;
+    File directory_;
+    std::set<std::string> names_; // that are being received: not every file can be locked
+};
 
 } // namespace
 
 Task<> receive_files(EpollExecutor& loop, const Options& options) {
+    Receiver receiver(loop, options);
     Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("receiving into %s on port %u\n", options.directory.c_str(), listener.port());
-    Scope senders;
-    for (;;) {
-        IncomingConnection incoming = co_await listener.accept();
-        senders.spawn(serve(loop, options, std::move(incoming)));
-    }
+    const auto receive = [&receiver](IncomingConnection incoming) {
+        return receiver.receive(std::move(incoming));
+    };
+    co_await program::serve_clients(loop, listener, 0, receive);
 }
 
 } // namespace rdma_cp

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT
+#include "../terminal.hpp"
+#include "background.hpp"
 #include "channel.hpp"
 #include "copy.hpp"
 #include "file.hpp"
 
 #include <asyncverbs/cm.hpp>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 namespace rdma_cp {
 
@@ -22,49 +24,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// The progress of a file on a terminal, and its result on standard output.
-class Progress {
-public:
-    explicit Progress(const Offer& offer) : offer_(offer) {}
-    Progress(const Progress&) = delete;
-    Progress& operator=(const Progress&) = delete;
-    ~Progress() { clear(); }
-
-    /// `done` bytes are sent, of which the receiver had `before` at the start.
-    void show(std::uint64_t done, std::uint64_t before) {
-        if (!on_terminal_ || (seconds_since(last_) < 0.2 && done < offer_.size)) return;
-        last_ = Clock::now();
-        const double seconds = seconds_since(start_);
-        const double rate = static_cast<double>(done - before) / (seconds > 0 ? seconds : 1);
-        const double fraction = static_cast<double>(done) / static_cast<double>(offer_.size);
-        const double left = rate > 0 ? static_cast<double>(offer_.size - done) / rate : 0;
-        constexpr int width = 30;
-        const int filled = static_cast<int>(fraction * width);
-        std::fprintf(stderr, "\r%s %3.0f %% [%.*s%*s] %.1f MB/s, %.0f s left\033[K",
-                     offer_.name.c_str(), fraction * 100, filled, "##############################",
-                     width - filled, "", rate / 1e6, left);
-        shown_ = true;
-    }
-
-    void finish() {
-        clear();
-        std::printf("%s: %llu bytes in %.1f s\n", offer_.name.c_str(),
-                    static_cast<unsigned long long>(offer_.size), seconds_since(start_));
-    }
-
-    void clear() {
-        if (shown_) std::fputs("\r\033[K", stderr);
-        shown_ = false;
-    }
-
-private:
-    const Offer& offer_;
-    bool on_terminal_ = ::isatty(STDERR_FILENO) == 1;
-    bool shown_ = false;
-    Clock::time_point start_ = Clock::now();
-    Clock::time_point last_{};
-};
 
 class Sender {
 public:
@@ -77,19 +36,20 @@ public:
             std::string trouble;
             try {
                 co_await attempt();
-                progress_.finish();
+                progress_.clear();
+                std::printf("%s: %llu bytes in %.1f s\n", file_.short_name().c_str(),
+                            static_cast<unsigned long long>(file_.size()), seconds_since(start_));
                 co_return;
-            } catch (const Refusal& refusal) {
-                if (!refusal.for_now) throw std::runtime_error("the receiver: " + refusal.reason);
-                trouble = refusal.reason;
-            } catch (const Broken& broken) {
-                trouble = broken.what();
+            } catch (const Refused& refused) {
+                trouble = "the receiver: " + std::string(refused.what());
+                if (!refused.for_now) throw FileError(trouble);
             } catch (const std::system_error& error) {
                 if (!connected_) throw; // at first: a wrong address, or no receiver
                 trouble = error.what();
             }
             progress_.clear();
-            if (seconds_since(last_progress_) > options_.patience) {
+            if (std::exchange(granted_, false)) last_grant_ = Clock::now();
+            if (seconds_since(last_grant_) > options_.patience) {
                 throw std::runtime_error(trouble +
                                          "; the receiver keeps what it has: run this again");
             }
@@ -111,67 +71,104 @@ private:
         connect_options.retry_count = 6; // 7 means no limit to soft-RoCE
         Connection connection = co_await outgoing.connect(channel.queue_pair(), connect_options);
         connected_ = true;
+        channel.watch();
 
-        const Offer& offer = file_.offer();
-        co_await channel.send(offer);
-        const Grant grant = co_await channel.expect<Grant>();
-        if (grant.offset > offer.size) throw std::runtime_error("the receiver has too much");
-        if (grant.offset > 0) {
-            std::fprintf(stderr, "%s: continuing at byte %llu of %llu\n", offer.name.c_str(),
-                         static_cast<unsigned long long>(grant.offset),
-                         static_cast<unsigned long long>(offer.size));
-        }
+        co_await channel.send(Message(Type::offer, file_.size(), file_.short_name()));
+        const Message grant = co_await channel.expect(Type::grant);
+        granted_ = true;
+        if (grant.number > file_.size()) throw std::runtime_error("the receiver has too much");
         Checksum checksum;
-        file_.hash(checksum, grant.offset);
-        co_await send_blocks(channel, blocks, grant, checksum);
+        const auto hash = [&] { file_.hash(checksum, grant.number); };
+        co_await in_background(loop_, hash);
+        const bool same = checksum.digest() == grant.digest;
+        if (!same) checksum = Checksum();
+        const std::uint64_t start = same ? grant.number : 0;
+        if (start > 0) {
+            std::fprintf(stderr, "%s: continuing at byte %llu of %llu\n",
+                         file_.short_name().c_str(), static_cast<unsigned long long>(start),
+                         static_cast<unsigned long long>(file_.size()));
+        }
+        co_await channel.send(Message(Type::start, start));
+        co_await send_blocks(channel, blocks, grant, start, checksum);
         file_.check_unchanged();
-        co_await channel.send(Finish{checksum.digest()});
-        static_cast<void>(co_await channel.expect<Done>());
+        Message finish(Type::finish);
+        finish.digest = checksum.digest();
+        co_await channel.send(finish);
+        co_await channel.expect(Type::done);
         co_await connection.disconnect();
     }
 
-    Task<> send_blocks(Channel& channel, const MemoryRegion& blocks, const Grant& grant,
-                       Checksum& checksum) {
+    Task<> send_blocks(Channel& channel, const MemoryRegion& blocks, const Message& grant,
+                       std::uint64_t start, Checksum& checksum) {
         const RemoteSlice remote{grant.address, block_count * block_size, grant.rkey};
-        const std::uint64_t size = file_.offer().size;
+        const std::uint64_t size = file_.size();
         std::array<Operation, block_count> writes;
         std::uint64_t sent = 0;
         std::uint64_t credited = 0;
-        for (std::uint64_t offset = grant.offset; offset < size;) {
+        for (std::uint64_t offset = start; offset < size;) {
             if (sent - credited == block_count) {
-                static_cast<void>(co_await channel.expect<Credit>());
+                co_await channel.expect(Type::credit);
                 ++credited;
             }
             const auto slot = static_cast<std::uint32_t>(sent % block_count);
             if (sent >= block_count) co_await writes[slot];
             const std::size_t length = std::min<std::uint64_t>(block_size, size - offset);
             const Slice block = blocks.slice(slot * block_size, length);
-            file_.read(offset, block.bytes());
-            checksum.add(block.bytes());
+            const auto read = [&] {
+                file_.read(offset, block.bytes());
+                checksum.add(block.bytes());
+            };
+            co_await in_background(loop_, read);
             writes[slot] = channel.send_block(block, remote.slice(slot * block_size, length), slot);
             ++sent;
             offset += length;
-            last_progress_ = Clock::now();
-            progress_.show(offset, grant.offset);
+            show_progress(offset, start);
         }
-        for (; credited < sent; ++credited) static_cast<void>(co_await channel.expect<Credit>());
+        for (; credited < sent; ++credited) co_await channel.expect(Type::credit);
+    }
+
+    // `done` bytes are sent, of which the receiver had `before` at the start.
+    void show_progress(std::uint64_t done, std::uint64_t before) {
+        if (!progress_.on_terminal() || seconds_since(last_progress_) < 0.2) return;
+        last_progress_ = Clock::now();
+        const double rate = static_cast<double>(done - before) / seconds_since(start_);
+        const double fraction = static_cast<double>(done) / static_cast<double>(file_.size());
+        const std::string bar(static_cast<std::size_t>(fraction * 30), '#');
+        char text[100];
+        std::snprintf(text, sizeof text,
+                      "%3.0f %% [%-30s] %.1f MB/s, %.0f s left: ", fraction * 100, bar.c_str(),
+                      rate / 1e6, static_cast<double>(file_.size() - done) / rate);
+        progress_.show(text + file_.short_name());
     }
 
     EpollExecutor& loop_;
     const Options& options_;
     SourceFile file_;
-    Progress progress_{file_.offer()};
+    terminal::StatusLine progress_;
+    Clock::time_point start_ = Clock::now();
+    Clock::time_point last_progress_ = start_;
     bool connected_ = false;
-    Clock::time_point last_progress_ = Clock::now();
+    bool granted_ = false; // by the current attempt
+    Clock::time_point last_grant_ = Clock::now();
 };
 
 } // namespace
 
 Task<> send_files(EpollExecutor& loop, const Options& options) {
+    std::size_t failed = 0;
     for (const std::string& path : options.files) {
-        Sender sender(loop, options, path);
-        co_await sender.run();
+        try {
+            Sender sender(loop, options, path);
+            co_await sender.run();
+        } catch (const FileError& error) {
+            if (options.files.size() == 1) throw;
+            std::fprintf(stderr, "error: %s\n", error.what());
+            ++failed;
+        }
     }
+    if (failed == 0) co_return;
+    throw std::runtime_error(std::to_string(failed) + " of " +
+                             std::to_string(options.files.size()) + " files were not copied");
 }
 
 } // namespace rdma_cp

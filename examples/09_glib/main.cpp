@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <thread>
@@ -125,7 +126,10 @@ void run() {
 
 } // namespace
 
-int main() try { run(); } catch (const std::exception& error) {
+int main() try {
+    run();
+    if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+} catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
 }

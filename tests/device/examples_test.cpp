@@ -36,3 +36,12 @@ TEST_CASE("the examples name a missing device and the existing ones") {
                    contains("error: no RDMA device is named \"nosuch\"; there are: "));
     }
 }
+
+TEST_CASE("the examples fail if their output cannot be written") {
+    for (const std::string program : {HELLO, POLL_LOOP_NOTIFIER, CORES " 2"}) {
+        CAPTURE(program);
+        Process process({"sh", "-c", program + " >/dev/full"});
+        CHECK(process.wait() == 1);
+        CHECK_THAT(process.error(), contains("error: standard output cannot be written"));
+    }
+}

@@ -46,28 +46,34 @@ const int guest = std::stoi(environment("SOFT_ROCE_GUEST"));
 class OtherGuest {
 public:
     void exchange_addresses(End& end) {
-        connection_.send(pingpong::to_wire(end.address()));
-        end.connect(pingpong::from_wire(connection_.receive(pingpong::wire_size)));
+        pingpong::send(connection_, pingpong::to_wire(end.address()));
+        end.connect(pingpong::from_wire(pingpong::receive(connection_, pingpong::wire_size)));
         meet();
     }
 
     void meet() {
-        connection_.send("+");
-        connection_.receive(1);
+        pingpong::send(connection_, "+");
+        pingpong::receive(connection_, 1);
     }
 
 private:
     static constexpr std::uint16_t port = 18600;
     static constexpr std::chrono::seconds bound{120};
 
-    pingpong::Connection connect() {
+    static asio::ip::tcp::iostream connect() {
+        asio::ip::tcp::iostream other;
         if (guest == 0) {
-            return pingpong::Connection(io_, pingpong::listen(io_, port).accept(), bound);
+            asio::io_context io;
+            pingpong::listen(io, port).accept(other.socket());
+            pingpong::set_deadline(other, bound);
+            return other;
         }
+        pingpong::set_deadline(other, bound);
         for (const auto deadline = std::chrono::steady_clock::now() + bound;;) {
             try {
-                return pingpong::Connection::open(io_, environment("RDMA_PEER_ADDRESS"), port,
-                                                  bound);
+                pingpong::connect(other, environment("RDMA_PEER_ADDRESS"), port);
+                pingpong::set_deadline(other, bound);
+                return other;
             } catch (const std::runtime_error&) { // it does not listen yet
                 if (std::chrono::steady_clock::now() > deadline) throw;
             }
@@ -75,8 +81,7 @@ private:
         }
     }
 
-    asio::io_context io_;
-    pingpong::Connection connection_ = connect();
+    asio::ip::tcp::iostream connection_ = connect();
 };
 
 std::string run_command(const std::string& command) {

@@ -187,6 +187,10 @@ TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp]") {
     CHECK_THAT(error_of(copying.sender({"file"})), contains("the receiver: file exists already"));
     CHECK_THAT(receiver.error(), contains("file exists already"));
     CHECK_THAT(error_of(copying.sender({"none"})), contains("none: No such file or directory"));
+    copying.make_file("next", 1000);
+    CHECK_THAT(error_of(copying.sender({"none", "file", "next"})),
+               contains("2 of 3 files were not copied"));
+    CHECK(copying.same("next"));
     CHECK_THAT(error_of({RDMA_CP, "file"}), contains("a file and a host are needed"));
     CHECK_THAT(error_of({RDMA_CP, "-r", ".", "file"}), contains("--receive excludes FILE"));
     CHECK_THAT(error_of({RDMA_CP, "--port=0", "a", "b"}), contains("--port: Value 0 not in range"));
@@ -194,6 +198,17 @@ TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp]") {
     copying.start_receiver({"--force"});
     copy(copying.sender({"file"}));
     CHECK(copying.same("file"));
+}
+
+TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp]") {
+    Copying copying("7206"); // as after a connection that broke before the last message
+    copying.make_file("file", 20 * block);
+    copying.start_receiver();
+    copy(copying.sender({"file"}));
+    CHECK_THAT(copy(copying.sender({"file"})),
+               contains("file: continuing at byte 5242880 of 5242880"));
+    CHECK(copying.same("file"));
+    CHECK(copying.files() == 1);
 }
 
 TEST_CASE("rdma_cp: a full disk", "[rdma_cp]") {

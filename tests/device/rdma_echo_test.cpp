@@ -53,7 +53,25 @@ TEST_CASE("rdma_echo: a client that is killed does not disturb the others", "[rd
     CHECK(count(server.output(), "connected") == 2);
 }
 
+TEST_CASE("rdma_echo: a client for which there is no descriptor is refused", "[rdma_echo]") {
+    Process server({"prlimit", "--nofile=24", RDMA_ECHO, "--port=7474"});
+    await_output(server, "listening");
+    Process first({RDMA_ECHO, "--port=7474", "--count=1000000", device_address()});
+    await_output(server, "connected");
+    CHECK_THAT(error_of({RDMA_ECHO, "--port=7474", "--connections=30", device_address()}),
+               contains("rejected") || contains("timed out"));
+    INFO(server.output() << server.error());
+    CHECK_THAT(server.error(), contains("Too many open files"));
+    CHECK(first.is_running());
+    Process next({RDMA_ECHO, "--port=7474", "--count=5", device_address()});
+    CHECK(next.wait() == 0);
+    CHECK(server.is_running());
+}
+
 TEST_CASE("rdma_echo: errors name their cause", "[rdma_echo]") {
+    Process server({RDMA_ECHO, "--port=7475"});
+    await_output(server, "listening");
+    CHECK_THAT(error_of({RDMA_ECHO, "--port=7475"}), contains("Address already in use"));
     CHECK_THAT(error_of({RDMA_ECHO, "--size=0", "host"}),
                contains("error: --size: Value 0 not in range"));
     CHECK_THAT(error_of({RDMA_ECHO, "a", "b"}), contains("not expected: b; see --help"));
