@@ -32,13 +32,18 @@ print_gids() {
     while IFS=: read -r index gid; do
         type=$(cat -- "$port/gid_attrs/types/$index" 2>/dev/null) || type=
         place="$(basename -- "${port%/ports/*}") ${port##*/} $index"
+        # Link-local addresses (169.254.0.0/16, fe80::/10) cannot be routed.
         case "$type $gid" in
+            "RoCE v2 0000:0000:0000:0000:0000:ffff:a9fe:"*)
+                echo "3 $place $(print_gid_address "$gid")" ;;
             "RoCE v2 0000:0000:0000:0000:0000:ffff:"*)
                 echo "1 $place $(print_gid_address "$gid")" ;;
+            "RoCE v2 fe"[89ab]*)
+                echo "4 $place" ;;
             "RoCE v2 "*)
                 echo "2 $place" ;;
             *)
-                echo "3 $place" ;;
+                echo "5 $place" ;;
         esac
     done < <(cd -- "$port/gids" && grep -Hsv '^[0:]*$' -- *)
 }
@@ -86,9 +91,9 @@ print_best_gids() {
 
 # Sets the command's RDMA_* variables from the lines of print_best_gids on standard input.
 set_host_environment() {
-    local rank device port index address names=() ports=() indexes=() addresses=()
-    while read -r rank device port index address; do
-        if (( rank > 1 )); then
+    local device port index address names=() ports=() indexes=() addresses=()
+    while read -r _ device port index address; do
+        if [[ -z $address ]]; then
             address=$(print_netdev_address "$device" "$port" "$index") || true
         fi
         names+=("$device") ports+=("$port") indexes+=("$index") addresses+=("${address:--}")
@@ -152,10 +157,19 @@ end_host_command() {
 # timeout puts the command into a process group that is not the terminal's, so a trap passes signals
 # on.
 run_on_host() {
-    local status=0 started=$SECONDS
+    local status=0 started=$SECONDS name entry environment=()
     export RDMA_DEVICE RDMA_PORT RDMA_GID_INDEX RDMA_ADDRESS
     export RDMA_DEVICES RDMA_PORTS RDMA_GID_INDEXES RDMA_ADDRESSES
-    setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" "${command[@]}" </dev/null &
+    for entry in "${caller_environment[@]}"; do
+        [[ $entry != ?*=* ]] || environment+=("$entry")
+    done
+    for name in RDMA_{DEVICE,PORT,GID_INDEX,ADDRESS,DEVICES,PORTS,GID_INDEXES,ADDRESSES}; do
+        environment+=("$name=${!name}")
+    done
+    # nice -n 0 changes nothing. It accepts a command with a = in its name, and env does not.
+    (umask "$caller_umask"
+     exec setpriv --pdeathsig TERM timeout --kill-after=10 -- "$timeout" \
+         env -i -- "${environment[@]}" /usr/bin/nice -n 0 -- "${command[@]}") </dev/null &
     host_command=$!
     trap_signals end_host_command
     # Suppress bash's message about a command that a signal ended: the exit status shows it.

@@ -3,7 +3,8 @@
 #
 # The guest's kernel: the distribution's own kernel, downloaded but not installed, with an initramfs
 # that contains busybox and the modules needed. A cache keeps both. An entry is built in a temporary
-# directory, which is renamed when the entry is complete.
+# directory, which is renamed when the entry is complete and on the disk. Its file "checksums" shows
+# whether it still is what was built.
 
 # Change it with the layout of a cache entry, so that no version reads an entry of another layout.
 cache_format=4
@@ -170,13 +171,26 @@ build_kernel() {
         fail "cannot write the kernel in $PWD"
     rm -rf root initramfs link ./*.deb
     echo "$release" >release
+    sha256sum kernel initramfs.cpio link.cpio release >checksums ||
+        fail "cannot write $PWD/checksums"
+    # Every user may read the cache.
+    { chmod 755 . && chmod 644 ./* && sync -- ./* .; } || fail "cannot write $PWD to the disk"
 }
 
+# Whether a directory is a complete cache entry. A power cut can leave files empty or cut short; and
+# another program, or another version of this one, may have made the directory.
+is_intact() {
+    (cd -- "$1" 2>/dev/null && [[ $(wc -l <checksums) = 4 ]] &&
+        sha256sum --check --quiet --strict checksums) >/dev/null 2>&1
+}
+
+# Prints the newest entry of the cache, whether intact or not.
 print_cached_kernel() {
     local entry
-    for entry in "$1"/*/release; do
-        if [[ -s $entry ]]; then
-            dirname -- "$entry"
+    for entry in "$1"/*/; do
+        entry=${entry%/}
+        if [[ -d $entry && ${entry##*/} != new.* ]]; then
+            echo "$entry"
         fi
     done | sort -V | tail -n 1
 }
@@ -190,8 +204,11 @@ build_cache() (
         fail "the cache directory $cache is not writable; set XDG_CACHE_HOME to a writable one"
     exec {lock}>"$cache/lock"
     flock "$lock"
-    if [[ -n $(print_cached_kernel "$cache") ]]; then
-        exit 0
+    entry=$(print_cached_kernel "$cache")
+    if [[ -n $entry ]]; then
+        is_intact "$entry" && exit 0
+        say "the cache entry $entry is damaged or incomplete; making it anew"
+        rm -rf -- "$entry" || fail "cannot remove the damaged cache entry $entry; remove it"
     fi
     rm -rf -- "$cache"/new.*
     new=$(mktemp -d -- "$cache/new.XXXXXX")
@@ -199,6 +216,7 @@ build_cache() (
     cd -- "$new" || exit
     build_kernel
     mv -T -- "$new" "$cache/$(<release)"
+    sync -- "$cache"
 )
 
 # shellcheck disable=SC2317 # Traps call it.
@@ -223,7 +241,10 @@ find_kernel() {
     local cache
     cache=$(print_cache_directory)
     kernel_directory=$(print_cached_kernel "$cache")
-    if [[ -z $kernel_directory ]]; then
+    if [[ -z $kernel_directory ]] || ! is_intact "$kernel_directory"; then
+        [[ -z $kernel_directory || -w $cache ]] ||
+            fail "the cache entry $kernel_directory is damaged, incomplete or not readable; remove" \
+                "it as its owner, or set XDG_CACHE_HOME to another directory"
         run_builder build_cache "$cache"
         kernel_directory=$(print_cached_kernel "$cache")
     fi

@@ -125,7 +125,11 @@ build_siw() (
             "writable one"
     exec {lock}>"$cache/lock"
     flock "$lock"
-    [[ ! -e $kernel_directory/siw.cpio ]] || exit 0
+    if is_siw_intact; then
+        exit 0
+    fi
+    [[ ! -e $kernel_directory/siw.cpio ]] ||
+        say "the cached $kernel_directory/siw.cpio is damaged; making it anew"
     new=$(mktemp -d -- "$cache/new.XXXXXX")
     trap 'rm -rf -- "$new"' EXIT
     cd -- "$new" || exit
@@ -135,12 +139,20 @@ build_siw() (
             "download its headers and source; when the network works, run as root: apt-get update;" \
             "if they are no longer offered, remove $cache, and the newest kernel is fetched"
     }
-    sync -- siw.cpio
+    sha256sum siw.cpio >siw.checksum
+    chmod 644 siw.cpio siw.checksum
+    sync -- siw.cpio siw.checksum
     mv -T -- siw.cpio "$kernel_directory/siw.cpio"
+    mv -T -- siw.checksum "$kernel_directory/siw.checksum"
+    sync -- "$kernel_directory"
 )
 
+is_siw_intact() {
+    (cd -- "$kernel_directory" && sha256sum --check --quiet --strict siw.checksum) >/dev/null 2>&1
+}
+
 find_siw() {
-    if [[ ! -e $kernel_directory/siw.cpio ]]; then
+    if ! is_siw_intact; then
         run_builder build_siw "$(print_cache_directory)"
     fi
 }
