@@ -41,8 +41,9 @@ class TaskAwaiter;
 /// Cancellation: pass a std::stop_token to the operations that the task awaits.
 ///
 /// Awaiting in a condition: name the result first, `const auto error = co_await f(); if (error)
-/// ...`, or declare it in the `if`. GCC 12.2 miscompiles a co_await in the condition of an `if` or
-/// `while` if the coroutine's body has no local variable before it: the coroutine is never resumed.
+/// ...`, or declare it in the `if`. GCC 12.2 miscompiles a co_await in the condition of an `if`,
+/// `while` or `switch` if the coroutine is a function whose body has no local variable before it:
+/// the coroutine is never resumed. tests/coro/compiler_forms_test.cpp lists the forms.
 template <class T = void>
 class [[nodiscard]] Task {
 public:
