@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Harnesses for the conformance suite: AsioLoop on the executor of an io_context, on a strand, and
-// on any_io_executor.
+// on an any_io_executor of each.
 #pragma once
 
 #include <chrono>
@@ -29,6 +29,9 @@ struct OnStrand {
 };
 struct OnAny {
     auto operator()(net::io_context& io) const { return AsioLoop<>(io); }
+};
+struct OnAnyStrand {
+    auto operator()(net::io_context& io) const { return AsioLoop<>(net::make_strand(io)); }
 };
 
 } // namespace asyncverbs::adapters

@@ -53,7 +53,7 @@ public:
     /// bad_file_descriptor; file_exists if the fd is registered already; too_many_files_open if it
     /// is the context's first descriptor and no epoll can be created.
     AsioNotifier(const Executor& executor, int fd)
-        : waiter_(detail::AsioDescriptorWaiter<Executor>::create(executor, fd)) {}
+        : waiter_(detail::AsioDescriptorWaiter::create(executor, fd)) {}
 
     /// An awaitable of std::error_code: {} when the fd is readable, has an error or was hung up;
     /// errc::operation_canceled if `stop` was requested first, from any thread, or the notifier was
@@ -62,26 +62,28 @@ public:
     ///
     /// Destroying the suspended coroutine cancels the wait. A wait costs one epoll_ctl, by which
     /// Asio finds out whether the fd is readable already. Neither a wait nor a stop allocates. A
-    /// bound costs what Asio allocates for a handler; an any_io_executor may allocate by itself.
-    [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop = {}) {
+    /// bound costs what Asio allocates for a handler: co_await throws std::bad_alloc if that fails.
+    /// An any_io_executor that contains neither the executor of an io_context nor a strand on one
+    /// may allocate by itself; a stop that finds no memory then waits for the next event.
+    [[nodiscard]] detail::AsioReadable readable(std::stop_token stop = {}) {
         return wait_until(detail::Deadline::never, std::move(stop));
     }
 
     /// The same, with errc::timed_out when `max_wait` has passed since the call. With zero or less
     /// it completes after one iteration of the executor, with {} if the fd is readable then.
-    [[nodiscard]] detail::AsioReadable<Executor> readable(std::stop_token stop,
-                                                          std::chrono::nanoseconds max_wait) {
+    [[nodiscard]] detail::AsioReadable readable(std::stop_token stop,
+                                                std::chrono::nanoseconds max_wait) {
         return wait_until(detail::Deadline::after(max_wait), std::move(stop));
     }
 
 private:
-    detail::AsioReadable<Executor> wait_until(detail::Deadline::Clock::time_point deadline,
-                                              std::stop_token stop) {
+    detail::AsioReadable wait_until(detail::Deadline::Clock::time_point deadline,
+                                    std::stop_token stop) {
         assert(waiter_.get() && "asyncverbs: a moved-from AsioNotifier");
         return {waiter_.get(), deadline, std::move(stop)};
     }
 
-    detail::AsioOwner<detail::AsioDescriptorWaiter<Executor>> waiter_;
+    detail::AsioOwner<detail::AsioDescriptorWaiter> waiter_;
 };
 
 /// Makes notifiers on an executor: a strand, or the executor of an io_context that one thread runs.
@@ -220,8 +222,9 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// Order: polls are served in the order in which they reach the executor of the AsioCq: at once if
 /// started on it, otherwise when it runs them.
 /// Allocation: one, with the handler's associated allocator, freed before the handler is called. If
-/// it fails, async_poll() throws std::bad_alloc. An any_io_executor or a strand may allocate in
-/// addition; if that fails later, the program may be terminated.
+/// it fails, async_poll() throws std::bad_alloc. An any_io_executor that contains neither the
+/// executor of an io_context nor a strand on one may allocate in addition; if that fails later, the
+/// program may be terminated.
 template <class Executor, class Token = detail::net::default_completion_token_t<Executor>>
 auto async_poll(AsioCq<Executor>& cq, std::span<ibv_wc> wcs, Token&& token = Token()) {
     return detail::net::async_initiate<Token, detail::AsioPollSignature>(

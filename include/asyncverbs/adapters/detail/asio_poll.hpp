@@ -295,8 +295,10 @@ private:
 
     // On the queue's executor, which calls it.
     static void dispatch_handler(Self self) {
-        const HandlerExecutor executor = self->handler_executor();
-        net::dispatch(executor, Step<&AsioPollPromise::call_handler>(std::move(self)));
+        const HandlerExecutor any = self->handler_executor();
+        with_concrete_executor(any, [&self](const auto& executor) {
+            net::dispatch(executor, Step<&AsioPollPromise::call_handler>(std::move(self)));
+        });
     }
 
     // On the handler's executor. Frees the operation before it calls the handler, which may need
@@ -317,7 +319,9 @@ private:
     }
     void post_handler() noexcept override {
         const std::shared_ptr<State> state = state_; // post() may destroy this object
-        net::post(state->executor(), Step<&AsioPollPromise::dispatch_handler>(Self(this)));
+        with_concrete_executor(state->executor(), [this](const auto& executor) {
+            net::post(executor, Step<&AsioPollPromise::dispatch_handler>(Self(this)));
+        });
     }
     void destroy() noexcept override { memory_.when_unused(&destroy_with_handler, this); }
 

@@ -26,10 +26,12 @@
 #include <boost/asio/execution.hpp>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/query.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
 #include <boost/asio/version.hpp>
 #include <boost/system/system_error.hpp>
 #if BOOST_ASIO_VERSION < 101800
@@ -50,10 +52,12 @@
 #include <asio/execution.hpp>
 #include <asio/execution_context.hpp>
 #include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
 #include <asio/posix/stream_descriptor.hpp>
 #include <asio/post.hpp>
 #include <asio/query.hpp>
 #include <asio/steady_timer.hpp>
+#include <asio/strand.hpp>
 #include <asio/version.hpp>
 #if ASIO_VERSION < 102200
 #error "asyncverbs needs Asio 1.22 or newer"
@@ -103,6 +107,21 @@ Error to_asio(const std::error_code& error) {
 template <class Context>
 concept AsioContext = std::is_convertible_v<Context&, net::execution_context&> &&
                       requires { typename Context::executor_type; };
+
+// Calls `function` with `executor`, or with what an any_io_executor contains: the executor of an
+// io_context, or a strand on it. These allocate from the handler's memory, an any_io_executor does
+// not, and what must not fail for lack of memory, as a stop, must reach its executor without.
+template <class Executor, class Function>
+void with_concrete_executor(const Executor& executor, Function function) {
+    if constexpr (std::is_same_v<Executor, net::any_io_executor>) {
+        using OfContext = net::io_context::executor_type;
+        if (auto* target = executor.template target<OfContext>()) return function(*target);
+        if (auto* target = executor.template target<net::strand<OfContext>>()) {
+            return function(*target);
+        }
+    }
+    function(executor);
+}
 
 // A share of a State, which is closed when this owner is destroyed. Null after a move.
 template <class State>
