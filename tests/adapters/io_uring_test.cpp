@@ -10,8 +10,10 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <stop_token>
@@ -31,6 +33,7 @@
 #include "executor/wait.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
+#include "support/counters.hpp"
 #include "support/escaping.hpp"
 #include "support/pipe.hpp"
 
@@ -127,6 +130,36 @@ TEST_CASE("IoUringPoller: says what it cannot work with", "[ring]") {
     Ring busy(8, IORING_SETUP_IOPOLL);
     CHECK_THAT(construction_error(busy.get(), 1, std::errc::not_supported),
                contains("IORING_SETUP_IOPOLL"));
+}
+
+TEST_CASE("IoUringPoller and IoUringNotifier without memory", "[ring][no_memory]") {
+    const bool once = GENERATE(true, false);
+    bool failed = true;
+    std::size_t skip = 0;
+    for (; failed; ++skip) {
+        INFO((once ? "only allocation " : "all from allocation ") << skip);
+        Fixture f;
+        std::stop_source stop;
+        const Wait stopped(f.readable(stop.get_token()));
+        f.ring.foreign.reserve(64);
+        once ? support::fail_allocation(skip) : support::run_out_of_memory(skip);
+        try {
+            IoUringPoller second(f.ring.get(), 7);
+            std::optional<IoUringNotifier> other(second.notifier(f.pipe.writer()));
+            std::optional<IoUringNotifier> more(f.poller.notifier(f.pipe.writer()));
+        } catch (const std::bad_alloc&) {
+        }
+        stop.request_stop();
+        f.iterate();
+        failed = support::stop_failing();
+        CHECK(stopped.result == std::errc::operation_canceled);
+        const Wait readable(f.readable());
+        f.pipe.put();
+        f.iterate_until_end_of(readable);
+        CHECK(readable.result == ok);
+        REQUIRE(skip < 1000);
+    }
+    CHECK(skip > 4);
 }
 
 TEST_CASE("IoUringPoller: leaves other completions to the loop", "[ring]") {

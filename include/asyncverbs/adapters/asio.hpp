@@ -222,9 +222,9 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// Order: polls are served in the order in which they reach the executor of the AsioCq: at once if
 /// started on it, otherwise when it runs them.
 /// Allocation: one, with the handler's associated allocator, freed before the handler is called. If
-/// it fails, async_poll() throws std::bad_alloc. An any_io_executor that contains neither the
-/// executor of an io_context nor a strand on one may allocate in addition; if that fails later, the
-/// program may be terminated.
+/// it fails, async_poll() throws std::bad_alloc. A strand that has several functions to run
+/// allocates in addition, and Asio ends the program if that fails; so may an any_io_executor that
+/// contains neither the executor of an io_context nor a strand on one.
 template <class Executor, class Token = detail::net::default_completion_token_t<Executor>>
 auto async_poll(AsioCq<Executor>& cq, std::span<ibv_wc> wcs, Token&& token = Token()) {
     return detail::net::async_initiate<Token, detail::AsioPollSignature>(
