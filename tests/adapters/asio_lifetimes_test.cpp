@@ -181,6 +181,31 @@ TEST_CASE("AsioNotifier: destroying it cancels, and does not close the descripto
     const AsioNotifier again(io.get_executor(), pipe.reader());
 }
 
+TEST_CASE("AsioNotifier: the context has no work once a wait has ended", "[lifetimes]") {
+    net::io_context io;
+    const Pipe pipe;
+    const auto make = [&](const auto& executor) { return AsioNotifier(executor, pipe.reader()); };
+    on_each_executor(io, make, [&](auto notifier) {
+        const std::chrono::nanoseconds bound = GENERATE(0ns, 1h, std::chrono::nanoseconds::max());
+        std::stop_source stop;
+        std::error_code result;
+        Coroutine waiter = wait(notifier, stop.get_token(), bound, result);
+        const bool with_time = bound > 0ns;
+        if (with_time) {
+            run_ready(io);
+            CHECK_FALSE(io.stopped()); // a wait is work
+        }
+        SECTION("because it is readable") { pipe.put(); }
+        SECTION("by a stop") { stop.request_stop(); }
+        SECTION("because its coroutine was destroyed") { waiter.destroy(); }
+        SECTION("because its notifier was destroyed") {
+            const auto destroyed = std::move(notifier);
+        }
+        run_ready(io);
+        CHECK(io.stopped());
+    });
+}
+
 TEST_CASE("AsioNotifier: the first wait fails for a file that cannot be waited for") {
     net::io_context io;
     const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), &std::fclose);

@@ -229,6 +229,26 @@ TEST_CASE("IoUringNotifier: a ring that refuses polls fails all waits at once", 
     CHECK(second.result == std::errc::permission_denied);
 }
 
+TEST_CASE("IoUringPoller: when its own requests fail, so do all waits", "[ring]") {
+    Fixture f(4);
+    const Wait wait(f.readable());
+    f.iterate();
+    // Ends the poll by which stop requests wake the loop: number 1, slot 0.
+    io_uring_sqe* const sqe = io_uring_get_sqe(&f.ring.get());
+    io_uring_prep_cancel64(sqe, std::uint64_t{IoUringPoller::default_tag} << 48 | 1U << 24, 0);
+    io_uring_sqe_set_data64(sqe, 1);
+    io_uring_submit(&f.ring.get());
+    f.fill_submission_queue();
+    fail_submits(EEXIST, 1); // and it cannot be repeated
+    f.ring.take(f.poller);
+    CHECK(failed_submits() == 1);
+    fail_submits(0, 0);
+    f.iterate();
+    CHECK(wait.result == std::errc::file_exists);
+    const Wait later(f.readable());
+    CHECK(later.result == std::errc::file_exists);
+}
+
 TEST_CASE("IoUringNotifier: a full submission queue is submitted", "[ring]") {
     Fixture f(4);
     f.fill_submission_queue();
@@ -418,6 +438,7 @@ TEST_CASE("IoUringNotifier: outlives the poller, and the ring", "[ring]") {
     CHECK(!first.result);
     const Wait second(late.readable());
     CHECK(second.result == std::errc::device_or_resource_busy); // the first wait still exists
+    if (!ring_as_well) CHECK(kernel_released(pipe));            // its polls are cancelled
 }
 
 TEST_CASE("IoUringNotifier: a wait that begins after the poller was destroyed", "[ring]") {
@@ -428,6 +449,31 @@ TEST_CASE("IoUringNotifier: a wait that begins after the poller was destroyed", 
     poller.reset();
     const Wait wait(notifier.readable());
     CHECK(wait.result == std::errc::bad_file_descriptor);
+}
+
+TEST_CASE("IoUringNotifier: a destroyed wait of no time leaves nothing behind", "[ring]") {
+    const auto test = [](auto& f, auto& notifier) {
+        for (const bool iterate : {false, true}) {
+            Wait destroyed(notifier.readable({}, 0ns));
+            if (iterate) io_uring_submit(&f.ring.get());
+            destroyed.coroutine.destroy();
+            const Wait wait(notifier.readable({}));
+            f.iterate();
+            CHECK(!wait.result);
+            f.pipe.put();
+            f.iterate();
+            CHECK(wait.result == ok);
+            CHECK(f.pipe.take());
+        }
+    };
+    SECTION("level-triggered") {
+        Fixture f;
+        test(f, *f.notifier);
+    }
+    SECTION("edge-triggered") {
+        EdgeFixture f;
+        test(f, f.notifier);
+    }
 }
 
 TEST_CASE("IoUringPoller: a completion that is passed twice does no harm", "[ring]") {

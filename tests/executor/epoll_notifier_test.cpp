@@ -126,6 +126,14 @@ TEST_CASE("EpollNotifier: on a completion channel, each event wakes once", "[epo
         executor.run_once();
         CHECK(wait.result == ok);
     }
+    SECTION("but a destroyed wait of no time wakes no later one") {
+        std::optional<Wait> first(std::in_place, notifier.readable({}, 0ns));
+        first.reset();
+        const Wait wait(notifier.readable());
+        executor.run_once();
+        executor.run_once();
+        CHECK(!wait.result);
+    }
     SECTION("the next waiter if the first one is destroyed before it is resumed") {
         std::optional<Wait> first;
         const OnReadable destroyer(executor, [&] { first.reset(); });

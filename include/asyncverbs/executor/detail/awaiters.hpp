@@ -268,8 +268,8 @@ inline void Registration::detach() noexcept {
 }
 
 inline void Registration::on_stop() {
-    // The wait that was stopped may have ended, and another one may have begun with another token.
-    if (waiter_ == nullptr || waiter_->linked() || !stop_.stop_requested()) return;
+    // The wait that was stopped may have ended. A wait with another token has reset the relay.
+    if (waiter_ == nullptr || waiter_->linked()) return;
     waiter_->error = ECANCELED;
     waiter_->run(*waiter_);
 }
