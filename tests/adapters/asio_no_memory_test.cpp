@@ -219,4 +219,15 @@ TEMPLATE_TEST_CASE("AsioCq without memory", "[no_memory]", OnContext, OnAny) {
             },
             finish);
     }
+    SECTION("cancel") {
+        sweep<Case>(
+            [](Case& c) {
+                c.start(c.first);
+                c.start(c.second);
+                c.run_ready();
+                c.cq->cancel();
+                c.run_ready();
+            },
+            finish);
+    }
 }
