@@ -303,8 +303,4 @@ mutation(buffers-share-a-cache-line rdma/detail/buffer_pool_state.hpp
     [[        return lines * line;]]
     [[        return size;]])
 
-mutation(stopped-waiter-is-woken-twice rdma/buffer_pool.hpp
-    [[        if (claim_wake()) wake();]]
-    [[        wake();]])
-
 set(tests "")

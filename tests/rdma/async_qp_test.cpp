@@ -2,6 +2,7 @@
 // Operations of queue pairs on simulated verbs: data, full queues, chains, cancellation, errors.
 #include "rdma/fixture.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <memory>
@@ -600,6 +601,12 @@ TEST_CASE("AsyncQp: a request that the device rejects takes no room", "[rdma]") 
         REQUIRE(receive.error);
         CHECK(send.error->what() == std::string("ibv_post_send: Invalid argument"));
         CHECK(receive.error->what() == std::string("ibv_post_recv: Invalid argument"));
+
+        f.sim.fail("ibv_post_send", {.error = EINVAL});
+        const SendRequest chain[] = {SendRequest::send(Slices()), SendRequest::send(Slices())};
+        std::array<Operation, 2> operations;
+        f.a->post(chain, operations);
+        for (const Operation& operation : operations) REQUIRE(operation.done());
     }
     Operation receive = f.b->recv(f.slice(100, 1));
     Operation send = f.a->send(f.slice(0, 1));
@@ -677,11 +684,50 @@ TEST_CASE("AsyncQp: drain of a full queue", "[rdma][I12]") {
     for (const Operation& operation : operations) CHECK(operation.done());
 }
 
+TEST_CASE("AsyncQp: drain waits for both queues", "[rdma][I12]") {
+    Fixture f;
+    AsyncQp qp(*f.router, f.domain, {.max_send_wr = 1, .max_recv_wr = 40});
+    qp.queue_pair().connect(f.b->queue_pair().local_address());
+    f.sim.hold_delivery();
+    std::vector<Operation> operations;
+    operations.push_back(qp.send(Slices()));
+    // More than a batch of completions.
+    for (int i = 0; i < 40; ++i) operations.push_back(qp.recv(Slices()));
+    bool all_done = false;
+    const auto drain = [&]() -> Coroutine {
+        co_await qp.drain();
+        all_done = std::ranges::all_of(operations, &Operation::done);
+    };
+    const Coroutine drainer = drain();
+    f.run();
+    CHECK(drainer.done());
+    CHECK(all_done);
+}
+
 TEST_CASE("AsyncQp: drain before it is connected", "[rdma]") {
     Fixture f;
     AsyncQp reset(*f.router, f.domain);
     Draining outcome(reset);
     CHECK(outcome.completion);
+}
+
+TEST_CASE("AsyncQp: destroying it wakes its waiters", "[rdma][I12]") {
+    Fixture f;
+    Awaiting received(f.b->recv(f.slice(100, 1)));
+    f.b.reset();
+    f.notifier.run(); // without an event
+    CHECK(received.code() == std::errc::operation_canceled);
+}
+
+TEST_CASE("AsyncQp: the regions of posted requests outlive the native queue pair", "[rdma][I12]") {
+    Fixture f;
+    f.sim.hold_delivery();
+    {
+        const Operation abandoned[] = {f.b->recv(f.slice(100, 1)), f.b->send(f.slice(0, 1))};
+    }
+    f.region.reset(); // the simulation fails the test if this deregisters it
+    f.b.reset();      // or if this does it too early
+    CHECK(f.sim.calls("ibv_dereg_mr") == 1);
 }
 
 TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
