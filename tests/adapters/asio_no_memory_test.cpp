@@ -169,7 +169,7 @@ struct Polls {
     }
     void run_ready() { adapters::run_ready(io); }
     void complete(std::uint64_t id) {
-        const support::FailureShelter shelter;
+        const support::FailureShelter no_failures;
         sim.complete(cq->completion_queue().native_handle(), id);
     }
 
