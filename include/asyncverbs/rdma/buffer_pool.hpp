@@ -37,7 +37,8 @@ class AcquireOperation;
 /// Waiters are served in order. They resume in an iteration of the loop, never inside the
 /// destructor of a slice, nor inside request_stop().
 ///
-/// Thread: that of the loop, except for stop requests, which may come from any thread.
+/// Thread: that of the loop, which also copies and destroys the slices; stop requests may come from
+/// any thread.
 /// Lifetime: the loop outlives the pool. Slices keep the memory after the pool is destroyed, and a
 /// coroutine that still waits then gets the next buffer that returns. A waiting coroutine may be
 /// destroyed at any time; a buffer that was assigned to it goes to the next waiter.
