@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Operations of queue pairs, awaited, and a pool of buffers. To keep this cheap to compile, Stream
-// has a header of its own, rdma/stream.hpp.
+// Operations of queue pairs, awaited; a pool of buffers and a byte stream.
 #pragma once
 
 #include <asyncverbs/asyncverbs.hpp>
@@ -8,3 +7,4 @@
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/buffer_pool.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/rdma/stream.hpp>
