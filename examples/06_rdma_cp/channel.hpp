@@ -17,13 +17,6 @@ namespace rdma_cp {
 
 using namespace asyncverbs;
 
-/// The receiver's refusal.
-struct Refused : std::runtime_error {
-    Refused(const std::string& reason, bool is_for_now)
-        : runtime_error(reason), for_now(is_for_now) {}
-    bool for_now;
-};
-
 class Channel {
 public:
     Channel(EpollExecutor& loop, const Context& context)
@@ -56,7 +49,7 @@ public:
         return post(Message(Type::block, block.length), slot);
     }
 
-    /// The next message, which must be of this type. Throws Refused if a refusal came;
+    /// The next message, which must be of this type. Throws FileError if a refusal came;
     /// std::system_error if the connection is lost; std::runtime_error if the peer sent something
     /// else.
     Task<Message> expect(Type type) {
@@ -70,7 +63,9 @@ public:
         Message message = decode(Bytes(incoming(slot).address, completion.bytes()));
         receives_[slot] = qp_.post_recv(incoming(slot));
         ++received_;
-        if (message.type == Type::refusal) throw Refused(message.text, message.number != 0);
+        if (message.type == Type::refusal) {
+            throw FileError("the receiver: " + message.text, message.number != 0);
+        }
         if (message.type != type) throw std::runtime_error("the peer sent an unexpected message");
         co_return message;
     }

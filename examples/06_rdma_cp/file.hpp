@@ -22,17 +22,9 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace rdma_cp {
-
-/// An error of a file, worded for a person. Trying again helps only if the file is busy.
-struct FileError : std::runtime_error {
-    explicit FileError(const std::string& text, bool is_busy = false)
-        : runtime_error(text), busy(is_busy) {}
-    bool busy;
-};
 
 /// The name of a file, fit for a terminal.
 inline std::string shown(const std::string& name) {

@@ -32,6 +32,14 @@ constexpr std::size_t max_text = 1000;
 using Bytes = std::span<const std::byte>;
 using Digest = std::array<std::byte, 16>;
 
+/// An error of a file, at either end, worded for a person. Trying again helps only if the file is
+/// busy.
+struct FileError : std::runtime_error {
+    explicit FileError(const std::string& text, bool is_busy = false)
+        : runtime_error(text), busy(is_busy) {}
+    bool busy;
+};
+
 enum class Type : std::uint8_t { offer, grant, start, block, credit, finish, done, refusal };
 
 struct Message {

@@ -40,9 +40,9 @@ public:
                 std::printf("%s: %llu bytes in %.1f s\n", file_.short_name().c_str(),
                             static_cast<unsigned long long>(file_.size()), seconds_since(start_));
                 co_return;
-            } catch (const Refused& refused) {
-                trouble = "the receiver: " + std::string(refused.what());
-                if (!refused.for_now) throw FileError(trouble);
+            } catch (const FileError& error) {
+                if (!error.busy) throw;
+                trouble = error.what();
             } catch (const std::system_error& error) {
                 if (!connected_) throw; // at first: a wrong address, or no receiver
                 trouble = error.what();

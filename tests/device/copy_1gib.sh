@@ -11,7 +11,7 @@ home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
 # Prints the size of the incomplete file.
 partial_size() {
-    stat -c %s "$directory"/to/.file.*.partial 2>/dev/null || echo 0
+    stat -c %s "$directory"/to/.file.partial 2>/dev/null || echo 0
 }
 
 await_bytes() {
