@@ -293,3 +293,12 @@ TEST_CASE("an empty GID is recognised in either sign of the errno", "[verbs][con
     CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { (void)context.query_gid(1, 1); }),
                contains("GID index 1 of port 1 of sim0 is empty"));
 }
+
+TEST_CASE("a device whose file cannot be opened: the error names the place", "[verbs][device]") {
+    SimulatedVerbs verbs;
+    const DeviceList devices;
+    verbs.fail("ibv_open_device", {.error = ENOENT});
+    CHECK_THAT(failure_text(std::errc::no_such_file_or_directory,
+                            [&] { const Context context(devices[0]); }),
+               contains("may this user open the files in /dev/infiniband?"));
+}

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
 #include <netinet/in.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -20,7 +21,6 @@
 #include <utility>
 
 #include <asyncverbs/verbs/detail/native.hpp>
-#include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
@@ -115,11 +115,16 @@ public:
 
     /// Throws std::system_error (no_such_device) if the list is empty, and says what may help.
     void require_any() const {
-        if (empty()) {
-            detail::throw_error(std::errc::no_such_device,
-                                "no RDMA device found; without RDMA hardware a soft-RoCE device "
-                                "will do (rdma link add rxe0 type rxe netdev INTERFACE)");
-        }
+        if (!empty()) return;
+        // libibverbs leaves out a device without its file, as in a container.
+        const bool is_hidden = access("/sys/class/infiniband_verbs/uverbs0", F_OK) == 0 &&
+                               access("/dev/infiniband/uverbs0", F_OK) != 0;
+        detail::throw_error(
+            std::errc::no_such_device,
+            is_hidden ? "no RDMA device found: the kernel has one, but its file in /dev/infiniband "
+                        "is missing (for a container: --device=/dev/infiniband)"
+                      : "no RDMA device found; without RDMA hardware a soft-RoCE device will do "
+                        "(rdma link add rxe0 type rxe netdev INTERFACE)");
     }
 
     /// The array that ibv_get_device_list(3) returned; nullptr if the kernel has no RDMA support,
@@ -151,8 +156,16 @@ public:
         if (device == nullptr) {
             detail::throw_error(std::errc::invalid_argument, "cannot open a null ibv_device");
         }
-        context_ = detail::own<ibv_close_device>(
-            detail::create("ibv_open_device", [&] { return ibv_open_device(device); }));
+        errno = 0;
+        ibv_context* native = ibv_open_device(device);
+        if (native == nullptr) {
+            const int error = detail::verb_errno();
+            throw_verb_error(error == ENOENT ? "ibv_open_device (may this user open the files in "
+                                               "/dev/infiniband?)"
+                                             : "ibv_open_device",
+                             error);
+        }
+        context_ = detail::own<ibv_close_device>(native);
     }
 
     /// Shares a context that is already open: the shared_handle() of another owner or, with a

@@ -170,7 +170,14 @@ private:
     static UniqueCmChannel open_channel() {
         errno = 0;
         UniqueCmChannel channel(rdma_create_event_channel());
-        if (!channel) throw_verb_error("rdma_create_event_channel", verb_errno());
+        if (!channel) {
+            const int error = verb_errno();
+            throw_verb_error(error == ENODEV || error == ENOENT
+                                 ? "rdma_create_event_channel (is /dev/infiniband/rdma_cm there, "
+                                   "and may this user open it?)"
+                                 : "rdma_create_event_channel",
+                             error);
+        }
         set_non_blocking(channel->fd);
         return channel;
     }
