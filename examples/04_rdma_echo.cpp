@@ -133,20 +133,22 @@ Task<> run_server(EpollExecutor& loop, const Options& options) {
 // --- the client ---
 
 Task<> talk(EpollExecutor& loop, Device& device, const Options& options) {
-    const std::string port = std::to_string(options.port);
-    OutgoingConnection outgoing = co_await resolve(loop, *options.host, port);
-    device.open(outgoing.context());
-    AsyncQp qp = device.make_queue_pair();
-    const MemoryRegion memory = device.allocate(2 * std::size_t{options.size});
-    const Slice message = memory.slice(0, options.size);
-    const Slice answer = memory.slice(options.size, options.size);
-
     Hello hello;
     hello.size = htonl(options.size);
     ConnectOptions connect_options;
     connect_options.private_data = std::as_bytes(std::span(&hello, 1));
     connect_options.retry_count = 6; // 7 means no limit to soft-RoCE
-    Connection connection = co_await outgoing.connect(qp.queue_pair(), connect_options);
+    std::optional<AsyncQp> queue_pair;
+    const auto make_queue_pair = [&](const OutgoingConnection& outgoing) -> const QueuePair& {
+        device.open(outgoing.context());
+        return queue_pair.emplace(device.make_queue_pair()).queue_pair();
+    };
+    Connection connection = co_await connect(loop, *options.host, std::to_string(options.port),
+                                             make_queue_pair, connect_options);
+    AsyncQp& qp = *queue_pair;
+    const MemoryRegion memory = device.allocate(2 * std::size_t{options.size});
+    const Slice message = memory.slice(0, options.size);
+    const Slice answer = memory.slice(options.size, options.size);
 
     for (std::uint32_t i = 0; i < options.count; ++i) {
         std::memset(message.address, static_cast<int>('a' + i % 26), message.length);

@@ -37,6 +37,8 @@ struct Options {
 
 constexpr std::uint32_t min_size = 27; // the longest number fits
 constexpr std::uint32_t max_size = 65'535;
+// An iWARP device writes what this end reads as if the peer wrote it.
+constexpr int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
 
 // --- both ends ---
 
@@ -115,9 +117,7 @@ void check_length(const RemoteSlice& slice, std::size_t low, std::size_t high) {
 
 Task<> answer_pings(EpollExecutor& loop, IncomingConnection incoming, const Options& options) {
     End end(loop, incoming.context());
-    const MemoryRegion memory = // iWARP: the client's end writes what is read
-        MemoryRegion::allocate(end.domain, max_size,
-                               IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    const MemoryRegion memory = MemoryRegion::allocate(end.domain, max_size, access);
     incoming.prepare(end.qp.queue_pair());
     end.start();
     const Connection connection = co_await incoming.accept(end.qp.queue_pair());
@@ -162,24 +162,25 @@ void write_text(const Slice& slice, std::uint32_t ping) {
 }
 
 Task<> run_client(EpollExecutor& loop, const Options& options) {
-    const std::string port = std::to_string(options.port);
-    OutgoingConnection outgoing = co_await resolve(loop, options.address, port);
-    End end(loop, outgoing.context());
-    const MemoryRegion memory = MemoryRegion::allocate(
-        end.domain, 2 * std::size_t{options.size},
-        IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE);
+    std::optional<End> opened;
+    const auto open = [&](const OutgoingConnection& outgoing) -> const QueuePair& {
+        opened.emplace(loop, outgoing.context());
+        outgoing.prepare(opened->qp.queue_pair());
+        opened->start();
+        return opened->qp.queue_pair();
+    };
+    Connection connection =
+        co_await connect(loop, options.address, std::to_string(options.port), open,
+                         {.retry_count = 6}); // 7 means no limit to soft-RoCE
+    End& end = *opened;
+    const MemoryRegion memory =
+        MemoryRegion::allocate(end.domain, 2 * std::size_t{options.size}, access);
     const Slice source = memory.slice(0, options.size);
     const Slice sink = memory.slice(options.size, options.size);
     const auto advertise = [&](const Slice& slice) {
         return end.send(
             {reinterpret_cast<std::uintptr_t>(slice.address), slice.length, memory.rkey()});
     };
-    outgoing.prepare(end.qp.queue_pair());
-    end.start();
-    ConnectOptions connect_options;
-    connect_options.retry_count = 6; // 7 means no limit to soft-RoCE
-    Connection connection = co_await outgoing.connect(end.qp.queue_pair(), connect_options);
-
     for (std::uint32_t ping = 0; options.count == 0 || ping < options.count; ++ping) {
         write_text(source, ping);
         co_await advertise(source);

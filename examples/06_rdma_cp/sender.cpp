@@ -11,6 +11,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -60,16 +61,20 @@ public:
 
 private:
     Task<> attempt() {
-        const std::string port = std::to_string(options_.port);
-        OutgoingConnection outgoing = co_await resolve(loop_, options_.host, port);
-        Channel channel(loop_, outgoing.context());
-        const MemoryRegion blocks =
-            MemoryRegion::allocate(channel.domain(), block_count * block_size);
-        outgoing.prepare(channel.queue_pair());
-        channel.start();
         ConnectOptions connect_options;
         connect_options.retry_count = 6; // 7 means no limit to soft-RoCE
-        Connection connection = co_await outgoing.connect(channel.queue_pair(), connect_options);
+        std::optional<Channel> opened;
+        const auto open = [&](const OutgoingConnection& outgoing) -> const QueuePair& {
+            opened.emplace(loop_, outgoing.context());
+            outgoing.prepare(opened->queue_pair());
+            opened->start();
+            return opened->queue_pair();
+        };
+        Connection connection = co_await connect(
+            loop_, options_.host, std::to_string(options_.port), open, connect_options);
+        Channel& channel = *opened;
+        const MemoryRegion blocks =
+            MemoryRegion::allocate(channel.domain(), block_count * block_size);
         connected_ = true;
         channel.watch();
 

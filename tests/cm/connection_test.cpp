@@ -189,6 +189,70 @@ TEST_CASE("resolve: takes the first of several addresses that has a route") {
     CHECK(cancelled.failed(std::errc::operation_canceled));
 }
 
+TEST_CASE("connect: tries the addresses of a name, each with its share of the time") {
+    CmFixture f;
+    // "Any address" stands for a name with an IPv6 and an IPv4 address. The listener serves IPv4.
+    if (detail::find_addresses("", "1").size() < 2) {
+        WARN("left out: this system has no IPv6");
+        return;
+    }
+    int made = 0;
+    const auto make_qp = [&](const OutgoingConnection& outgoing) -> QueuePair& {
+        ++made;
+        return f.client_end.emplace(outgoing.context()).qp;
+    };
+    std::stop_source stop;
+    const auto dial = [&](ConnectOptions options = {}) {
+        return connect(f.loop, "", f.port, make_qp, options, stop.get_token());
+    };
+    SECTION("the first has no route") {
+        f.sim.fail("rdma_resolve_addr", {.error = ENETUNREACH});
+        f.start_server();
+        const Running dialing(dial());
+        f.run();
+        CHECK(dialing.succeeded());
+        CHECK(made == 1);
+    }
+    SECTION("the first rejects") {
+        f.start_server();
+        const Running dialing(dial());
+        f.run();
+        CHECK(dialing.succeeded());
+        CHECK(made == 2);
+    }
+    SECTION("the first does not answer") {
+        f.listener.emplace(f.loop, "", f.port);
+        const auto serve = [&]() -> Task<> {
+            const IncomingConnection silent = co_await f.listener->accept();
+            co_await f.serve();
+        };
+        const Running serving(serve());
+        const Running dialing(dial({.timeout = 40ms}));
+        f.run();
+        CHECK(!dialing.done);
+        f.run_until_done(dialing);
+        CHECK(dialing.succeeded());
+        CHECK(made == 2);
+    }
+    SECTION("all reject: the error of the first") {
+        f.listener.reset();
+        f.sim.fail("rdma_resolve_addr", {.error = ENETUNREACH});
+        const Running dialing(dial());
+        f.run();
+        CHECK(dialing.failed(std::errc::network_unreachable));
+        CHECK(made == 1);
+    }
+    SECTION("a stop ends all attempts") {
+        f.listener.emplace(f.loop, "", f.port);
+        const Running dialing(dial());
+        f.run();
+        stop.request_stop();
+        f.run();
+        CHECK(dialing.failed(std::errc::operation_canceled));
+        CHECK(made == 1);
+    }
+}
+
 TEST_CASE("connect: each event that fails resolve() is an error") {
     struct Case {
         const char* call;
@@ -243,6 +307,57 @@ TEST_CASE("connect: each event that fails the handshake is an error") {
         CHECK(f.served.failed(failing.code));
         CHECK_THAT(f.served.error->what(), contains("rdma_accept"));
         CHECK(f.server_state() == IBV_QPS_ERR);
+    }
+}
+
+TEST_CASE("connect: a step that succeeds and an end that is read with it") {
+    struct Case {
+        const char* call;
+        rdma_cm_event_type answer;
+    };
+    const Case step = GENERATE(Case{"rdma_resolve_addr", RDMA_CM_EVENT_ADDR_RESOLVED},
+                               Case{"rdma_resolve_route", RDMA_CM_EVENT_ROUTE_RESOLVED},
+                               Case{"rdma_connect", RDMA_CM_EVENT_CONNECT_RESPONSE});
+    const auto [end, code] =
+        GENERATE(std::pair(RDMA_CM_EVENT_DEVICE_REMOVAL, std::errc::no_such_device),
+                 std::pair(RDMA_CM_EVENT_DISCONNECTED, std::errc::connection_reset));
+    CAPTURE(step.call, end);
+    CmFixture f;
+    f.cm.hold(step.call);
+    f.run_client();
+    f.cm.push(f.cm.newest(), step.answer);
+    f.cm.push(f.cm.newest(), end);
+    f.run();
+    CHECK(f.dialed.failed(code));
+    CHECK_THAT(f.dialed.error->what(), contains(step.call));
+}
+
+TEST_CASE("connect: an end between the steps of the program") {
+    const auto [end, code] =
+        GENERATE(std::pair(RDMA_CM_EVENT_DEVICE_REMOVAL, std::errc::no_such_device),
+                 std::pair(RDMA_CM_EVENT_DISCONNECTED, std::errc::connection_reset));
+    CmFixture f;
+    SECTION("before connect()") {
+        OutgoingConnection outgoing = resolved(f);
+        const QueuePairOwner own(outgoing.context());
+        f.cm.push(f.cm.newest(), end);
+        f.run();
+        const Running connecting(outgoing.connect(own.qp));
+        CHECK(connecting.failed(code));
+        CHECK_THAT(connecting.error->what(), contains("rdma_connect to 10.7.0.1:"));
+        CHECK(f.sim.calls("rdma_connect") == 0);
+    }
+    SECTION("before accept()") {
+        const auto take = [&]() -> Task<> { f.incoming.emplace(co_await f.listener->accept()); };
+        const Running taking(take());
+        f.run_client();
+        const QueuePairOwner own(f.incoming->context());
+        f.cm.push(f.cm.newest(), end);
+        f.run();
+        const Running accepting(f.incoming->accept(own.qp));
+        CHECK(accepting.failed(code));
+        CHECK_THAT(accepting.error->what(), contains("rdma_accept"));
+        CHECK(f.sim.calls("rdma_accept") == 0);
     }
 }
 

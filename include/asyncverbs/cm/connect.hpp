@@ -5,13 +5,17 @@
 
 #include <rdma/rdma_cma.h>
 
+#include <algorithm>
+#include <chrono>
 #include <concepts>
 #include <exception>
 #include <limits>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <asyncverbs/cm/connection.hpp>
 #include <asyncverbs/cm/connection_options.hpp>
@@ -49,11 +53,16 @@ template <class Loop>
 ///     };
 ///     Connection connection = co_await connect(executor, "server", "7471", make_qp);
 ///
-/// `make_queue_pair` is called when the device is known; its result must live until the connection
-/// is made. Loop, lifetime and errors as for resolve() and OutgoingConnection::connect().
+/// Tries the addresses of `host` in order until a peer accepts. Each gets an equal share of what is
+/// left of `options.timeout`. If none accepts, throws the error of the first.
 ///
-/// On iWARP the end that connects must send the first message. soft-iWARP makes the TCP connection
-/// inside rdma_connect, which blocks the loop until the peer answers.
+/// `make_queue_pair` is called for each address that is tried, when its device is known. It returns
+/// another queue pair each time, which must live until it is called again or the connection is
+/// made. Loop, lifetime and errors as for resolve() and OutgoingConnection::connect().
+///
+/// On iWARP the end that connects must send the first message. soft-iWARP (siw) blocks the loop: in
+/// rdma_connect until the peer's TCP answers, and for up to 10 s if a request is given up that the
+/// peer has not answered.
 template <class Loop, std::invocable<const OutgoingConnection&> MakeQueuePair>
 [[nodiscard]] Task<Connection> connect(Loop& loop, std::string host, std::string service,
                                        MakeQueuePair make_queue_pair, ConnectOptions options = {},
@@ -87,6 +96,13 @@ private:
     template <class Loop>
     friend Task<OutgoingConnection> resolve(Loop&, std::string, std::string, ResolveOptions,
                                             std::stop_token);
+    template <class Loop, std::invocable<const OutgoingConnection&> MakeQueuePair>
+    friend Task<Connection> connect(Loop&, std::string, std::string, MakeQueuePair, ConnectOptions,
+                                    std::stop_token);
+
+    template <class Loop>
+    static Task<OutgoingConnection> resolve_address(Loop& loop, SocketAddress address,
+                                                    ResolveOptions options, std::stop_token stop);
 
     using PendingConnection::PendingConnection;
 
@@ -97,6 +113,8 @@ private:
                                  RDMA_CM_EVENT_CONNECT_RESPONSE, "rdma_connect to ") {}
 
         void start() {
+            session = owner.shared();
+            call += SocketAddress(*rdma_get_peer_addr(session->id())).text();
             begin(56);
             // On iWARP the kernel establishes the connection.
             if (detail::is_iwarp(*session->id()->verbs)) expected = RDMA_CM_EVENT_ESTABLISHED;
@@ -104,7 +122,6 @@ private:
             detail::prepare(session->id(), qp);
             rdma_conn_param parameters = connection_parameters();
             parameters.retry_count = options.retry_count;
-            call += SocketAddress(*rdma_get_peer_addr(session->id())).text();
             session->connect(qp.shared_handle());
             detail::call_cm(call, rdma_connect, session->id(), &parameters);
         }
@@ -120,26 +137,33 @@ private:
 };
 
 template <class Loop>
-Task<OutgoingConnection> resolve(Loop& loop, std::string host, std::string service,
-                                 ResolveOptions options, std::stop_token stop) {
+Task<OutgoingConnection> OutgoingConnection::resolve_address(Loop& loop, SocketAddress address,
+                                                             ResolveOptions options,
+                                                             std::stop_token stop) {
     detail::check_range("timeout in milliseconds", options.timeout.count(), 0,
                         std::numeric_limits<int>::max(), "resolve");
     // Limits how long the kernel sends requests.
     const int timeout = static_cast<int>(options.timeout.count());
+    detail::CmSessionOwner session{detail::LoopHandle(loop), detail::CmId()};
+    const std::string to_address = "rdma_resolve_addr to " + address.text();
+    detail::call_cm(to_address, rdma_resolve_addr, session->id(), nullptr, address.native_handle(),
+                    timeout);
+    co_await detail::AnswerOperation(session.shared(), RDMA_CM_EVENT_ADDR_RESOLVED, to_address,
+                                     options.timeout, stop);
+    const std::string to_route = "rdma_resolve_route to " + address.text();
+    detail::call_cm(to_route, rdma_resolve_route, session->id(), timeout);
+    co_await detail::AnswerOperation(session.shared(), RDMA_CM_EVENT_ROUTE_RESOLVED, to_route,
+                                     options.timeout, stop);
+    co_return OutgoingConnection(std::move(session));
+}
+
+template <class Loop>
+Task<OutgoingConnection> resolve(Loop& loop, std::string host, std::string service,
+                                 ResolveOptions options, std::stop_token stop) {
     std::exception_ptr first;
-    for (SocketAddress& address : detail::find_addresses(host, service)) {
+    for (const SocketAddress& address : detail::find_addresses(host, service)) {
         try {
-            detail::CmSessionOwner session{detail::LoopHandle(loop), detail::CmId()};
-            const std::string to_address = "rdma_resolve_addr to " + address.text();
-            detail::call_cm(to_address, rdma_resolve_addr, session->id(), nullptr,
-                            address.native_handle(), timeout);
-            co_await detail::AnswerOperation(session.shared(), RDMA_CM_EVENT_ADDR_RESOLVED,
-                                             to_address, options.timeout, stop);
-            const std::string to_route = "rdma_resolve_route to " + address.text();
-            detail::call_cm(to_route, rdma_resolve_route, session->id(), timeout);
-            co_await detail::AnswerOperation(session.shared(), RDMA_CM_EVENT_ROUTE_RESOLVED,
-                                             to_route, options.timeout, stop);
-            co_return OutgoingConnection(std::move(session));
+            co_return co_await OutgoingConnection::resolve_address(loop, address, options, stop);
         } catch (const std::system_error&) {
             if (stop.stop_requested()) throw;
             if (!first) first = std::current_exception();
@@ -152,10 +176,32 @@ template <class Loop, std::invocable<const OutgoingConnection&> MakeQueuePair>
 Task<Connection> connect(Loop& loop, std::string host, std::string service,
                          MakeQueuePair make_queue_pair, ConnectOptions options,
                          std::stop_token stop) {
-    OutgoingConnection outgoing =
-        co_await resolve(loop, std::move(host), std::move(service), options.resolve, stop);
-    const QueuePair& qp = make_queue_pair(outgoing);
-    co_return co_await outgoing.connect(qp, options, std::move(stop));
+    using Clock = std::chrono::steady_clock;
+    const std::vector<SocketAddress> addresses = detail::find_addresses(host, service);
+    auto untried = static_cast<std::chrono::milliseconds::rep>(addresses.size());
+    std::exception_ptr first;
+    for (const SocketAddress& address : addresses) {
+        std::optional<Clock::time_point> start;
+        try {
+            OutgoingConnection outgoing =
+                co_await OutgoingConnection::resolve_address(loop, address, options.resolve, stop);
+            const QueuePair& qp = make_queue_pair(outgoing);
+            ConnectOptions share = options;
+            share.timeout /= untried;
+            start = Clock::now();
+            co_return co_await outgoing.connect(qp, share, stop);
+        } catch (const std::system_error&) {
+            if (stop.stop_requested()) throw;
+            if (!first) first = std::current_exception();
+        }
+        --untried;
+        if (start) {
+            options.timeout -=
+                std::min(options.timeout,
+                         std::chrono::ceil<std::chrono::milliseconds>(Clock::now() - *start));
+        }
+    }
+    std::rethrow_exception(first);
 }
 
 } // namespace asyncverbs

@@ -28,7 +28,7 @@ struct ConnectOptions {
     std::uint8_t retry_count = 7;           ///< of both ends, as retry_cnt in RtsOptions
     std::uint8_t rnr_retry_count = 7;       ///< of the peer, as rnr_retry in RtsOptions
     std::uint8_t min_rnr_timer = 12;        ///< as in RtrOptions
-    std::chrono::milliseconds timeout{10'000}; ///< until the peer has accepted or rejected
+    std::chrono::milliseconds timeout{10'000}; ///< until a peer has accepted or rejected
     ResolveOptions resolve{};                  ///< of connect(), which begins with resolve()
 };
 

@@ -75,6 +75,7 @@ private:
                                  RDMA_CM_EVENT_ESTABLISHED, "rdma_accept") {}
 
         void start() {
+            session = owner.shared();
             begin(196);
             session->connect(qp.shared_handle());
             detail::activate(session->id(), qp, depths, options.min_rnr_timer);

@@ -103,9 +103,9 @@ struct HandshakeOperation : AnswerOperation {
         : AnswerOperation({}, answer, std::move(to), chosen.timeout, std::move(token)),
           owner(std::move(session_owner)), qp(queue_pair), options(chosen) {}
 
-    // Checks values that the kernel would truncate.
+    // Checks what the kernel reports as EINVAL only, or would truncate.
     void begin(std::size_t max_private_data) {
-        session = owner.shared();
+        session->throw_if_failed(call);
         check_private_data(options.private_data, max_private_data);
         check_range("rnr_retry_count", options.rnr_retry_count, 0, 7, "a queue pair");
         check_range("min_rnr_timer", options.min_rnr_timer, 0, 31, "a queue pair");

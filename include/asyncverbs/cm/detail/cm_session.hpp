@@ -244,11 +244,12 @@ public:
     /// How the connection ended, if it has.
     std::optional<rdma_cm_event_type> end() const noexcept { return end_; }
 
-    /// Whether `expected` has happened; throws if it cannot happen any more.
+    /// Whether `expected` has happened; throws if it cannot happen any more, or if the next step
+    /// must fail because the connection has ended. There is no next step once it is established.
     bool has_answer(rdma_cm_event_type expected, const std::string& call) const {
-        if (answer_ && answer_->type == expected) return true;
-        throw_if_failed(call);
-        return false;
+        const bool answered = answer_ && answer_->type == expected;
+        if (!answered || expected != RDMA_CM_EVENT_ESTABLISHED) throw_if_failed(call);
+        return answered;
     }
     const PrivateData& answer() const noexcept { return answer_->private_data; }
 
@@ -262,6 +263,15 @@ public:
         CmEvent request = std::move(*request_);
         request_.reset();
         return request;
+    }
+
+    /// Throws if the handshake has failed or the connection has ended.
+    void throw_if_failed(const std::string& call) const {
+        if (answer_ && is_failure(answer_->type)) throw_failure(call, *answer_);
+        if (end_ == RDMA_CM_EVENT_DEVICE_REMOVAL) {
+            throw_error(std::errc::no_such_device, call + ": the device was removed");
+        }
+        if (end_) throw_error(std::errc::connection_reset, call + ": the peer has disconnected");
     }
 
     /// Throws if no event can come any more.
@@ -335,14 +345,6 @@ private:
         to_error();
         if (!end_) end_ = end;
         notify_all();
-    }
-
-    void throw_if_failed(const std::string& call) const {
-        if (answer_ && is_failure(answer_->type)) throw_failure(call, *answer_);
-        if (end_ == RDMA_CM_EVENT_DEVICE_REMOVAL) {
-            throw_error(std::errc::no_such_device, call + ": the device was removed");
-        }
-        if (end_) throw_error(std::errc::connection_reset, call + ": the peer has disconnected");
     }
 
     static bool is_failure(rdma_cm_event_type type) noexcept {
