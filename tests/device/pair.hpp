@@ -17,6 +17,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,14 @@ namespace asyncverbs::device {
 inline Context open_device() {
     const char* name = std::getenv("RDMA_DEVICE");
     return Context::open(name ? name : "");
+}
+
+inline bool is_iwarp() {
+    try {
+        return detail::is_iwarp(*open_device().native_handle());
+    } catch (const std::system_error&) {
+        return false; // the tests report that there is no device
+    }
 }
 
 inline std::optional<int> gid_index() {

@@ -118,7 +118,7 @@ std::string copy(const std::vector<std::string>& command) {
 
 } // namespace
 
-TEST_CASE("rdma_cp: files of any size", "[rdma_cp]") {
+TEST_CASE("rdma_cp: files of any size", "[rdma_cp][iwarp]") {
     Copying copying("7200");
     copying.make_file("empty", 0);
     copying.make_file("byte", 1);
@@ -133,7 +133,7 @@ TEST_CASE("rdma_cp: files of any size", "[rdma_cp]") {
     CHECK_THAT(sender.output(), contains("more: 5255225 bytes in"));
 }
 
-TEST_CASE("rdma_cp: the receiver is killed, and started again", "[rdma_cp]") {
+TEST_CASE("rdma_cp: the receiver is killed, and started again", "[rdma_cp][iwarp]") {
     Copying copying("7201");
     copying.make_file("large", large);
     copying.start_receiver();
@@ -149,7 +149,7 @@ TEST_CASE("rdma_cp: the receiver is killed, and started again", "[rdma_cp]") {
     CHECK(copying.files() == 1);
 }
 
-TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp]") {
+TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp][iwarp]") {
     const bool same_file = GENERATE(true, false);
     Copying copying("7202");
     copying.make_file("large", large);
@@ -167,7 +167,7 @@ TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp]") {
     CHECK(copying.same("large"));
 }
 
-TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp]") {
+TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp][iwarp]") {
     Copying copying("7203");
     copying.make_file("large", large);
     copying.start_receiver();
@@ -178,7 +178,7 @@ TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp]") {
     CHECK_THAT(sender.error(), contains("the receiver keeps what it has: run this again"));
 }
 
-TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp]") {
+TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp][iwarp]") {
     Copying copying("7204");
     copying.make_file("file", 1000);
     CHECK_THAT(error_of(copying.sender({"file"})), contains("nobody listens"));
@@ -200,7 +200,7 @@ TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp]") {
     CHECK(copying.same("file"));
 }
 
-TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp][iwarp]") {
     Copying copying("7206"); // as after a connection that broke before the last message
     copying.make_file("file", 20 * block);
     copying.start_receiver();
@@ -211,7 +211,7 @@ TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdm
     CHECK(copying.files() == 1);
 }
 
-TEST_CASE("rdma_cp: a full disk", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a full disk", "[rdma_cp][iwarp]") {
     Copying copying("7205");
     copying.make_file("large", large);
     if (::mount("none", copying.to().c_str(), "tmpfs", 0, "size=2m") != 0) {

@@ -207,7 +207,7 @@ TEST_CASE("device: after the peer vanishes, reads and writes fail with the cause
     run_bounded(loop, play(*pair.a.stream, pair.b.stream));
 }
 
-TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm]") {
+TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm][iwarp]") {
     EpollExecutor loop;
     Listener listener(loop, "", "0");
     const char* const address = std::getenv("RDMA_ADDRESS");
