@@ -85,10 +85,9 @@ void run_one(const Configuration& configuration, Schedule& choices, std::uint64_
     restart_clock();
     const long before = live_allocations();
     try {
-        simulated::SimulatedVerbs sim(
-            simulated::ProviderModel{.arm_model = configuration.arm_model,
-                                     .loses_arm_without_poll =
-                                         configuration.setting == Setting::lossy});
+        simulated::SimulatedVerbs sim(simulated::ProviderModel{
+            .arm_model = configuration.arm_model,
+            .loses_arm_without_poll = configuration.setting == Setting::lossy});
         run_in_world(configuration, schedule, sim);
         audit(schedule, sim);
     } catch (const std::exception& error) {

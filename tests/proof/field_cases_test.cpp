@@ -4,7 +4,6 @@
 #include <asyncverbs/asyncverbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
