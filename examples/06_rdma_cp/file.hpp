@@ -206,7 +206,7 @@ private:
     static constexpr int write_flags = O_RDWR | O_CREAT | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC;
 
     // The peer chooses the name: it must not leave the directory, nor be that of a part.
-    static const std::string& checked(const std::string& name) {
+    static std::string checked(std::string name) {
         if (name.empty() || name.find('\0') != std::string::npos ||
             (name.starts_with('.') && name.ends_with(".partial"))) {
             throw FileError("a file cannot have such a name here");

@@ -100,7 +100,7 @@ class SharedChannelState : public WaitLoopOwner {
     using Time = Deadline::Clock::time_point;
 
 public:
-    SharedChannelState(Handle<ibv_comp_channel> channel, const ThreadCheck& thread);
+    SharedChannelState(Handle<ibv_comp_channel> channel, ThreadCheck thread);
 
     const ThreadCheck& thread_check() const noexcept { return thread_; }
 
@@ -257,9 +257,8 @@ private:
     std::unique_ptr<ChannelSubscription> subscription_; // the channel refers to it by address
 };
 
-inline SharedChannelState::SharedChannelState(Handle<ibv_comp_channel> channel,
-                                              const ThreadCheck& thread)
-    : channel_(std::move(channel)), thread_(thread) {}
+inline SharedChannelState::SharedChannelState(Handle<ibv_comp_channel> channel, ThreadCheck thread)
+    : channel_(std::move(channel)), thread_(std::move(thread)) {}
 
 inline void SharedChannelState::add(ChannelSubscription& subscription) {
     if (!subscriptions_.try_emplace(subscription.cq(), &subscription).second) {

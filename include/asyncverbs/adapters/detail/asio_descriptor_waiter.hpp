@@ -168,7 +168,7 @@ private:
     }
 
     void shutdown() noexcept override {
-        const std::shared_ptr<AsioDescriptorWaiter> alive = shared_from_this();
+        const std::shared_ptr<AsioDescriptorWaiter> alive = weak_from_this().lock();
         operation_ = nullptr;
         stop_callback_.reset();
         io_.reset();

@@ -77,11 +77,12 @@ inline void activate(rdma_cm_id* id, const QueuePair& qp, ReadDepths& depths,
     prepare(id, qp); // again: only now the access rights of the peer are known
     QueuePairStep receive = cm_step(id, IBV_QPS_RTR, "RTR");
     agree(depths.responder_resources, receive.attr.max_dest_rd_atomic,
-          receive.mask & IBV_QP_MAX_DEST_RD_ATOMIC);
+          (receive.mask & IBV_QP_MAX_DEST_RD_ATOMIC) != 0);
     receive.attr.min_rnr_timer = min_rnr_timer; // the kernel sets 0, which is 655 ms
     receive.apply(qp.native_handle());
     QueuePairStep send = cm_step(id, IBV_QPS_RTS, "RTS");
-    agree(depths.initiator_depth, send.attr.max_rd_atomic, send.mask & IBV_QP_MAX_QP_RD_ATOMIC);
+    agree(depths.initiator_depth, send.attr.max_rd_atomic,
+          (send.mask & IBV_QP_MAX_QP_RD_ATOMIC) != 0);
     send.apply(qp.native_handle());
 }
 

@@ -532,7 +532,7 @@ private:
 template <class Harness>
 class CaseList {
 public:
-    explicit CaseList(const ConformanceOptions& options) : options_(options) {}
+    explicit CaseList(ConformanceOptions options) : options_(std::move(options)) {}
 
     /// `body` is called with a Fixture, or with a Waiter. What it throws becomes a
     /// ConformanceFailure that names the case and `clause`, the sentence of the contract that it

@@ -132,6 +132,13 @@ void add_readiness_cases(CaseList<Harness>& cases) {
         a.expect_byte();
         b.expect_byte();
     });
+}
+
+template <class Harness>
+void add_repeated_cases(CaseList<Harness>& cases) {
+    using Waiter = conformance::Waiter<Harness>;
+    constexpr const char* readable = completes_when_readable;
+
     cases.add("many rounds: 10,000 without a lost wake", readable, [](Waiter& w) {
         for (int round = 0; round < 10'000; ++round) {
             const bool before = round % 2 == 0;
@@ -171,6 +178,11 @@ void add_readiness_cases(CaseList<Harness>& cases) {
                                        "the end of a wait that began within the last resume");
                   }
               });
+}
+
+template <class Harness>
+void add_idle_cases(CaseList<Harness>& cases) {
+    using Waiter = conformance::Waiter<Harness>;
 
     cases.add("idle: the wait does not end with nothing to read",
               "A wake is a hint: the wait may complete with {} although there is nothing to read, "
@@ -541,6 +553,8 @@ template <class Harness>
 void add_notifier_cases(CaseList<Harness>& cases) {
     add_moment_cases(cases);
     add_readiness_cases(cases);
+    add_repeated_cases(cases);
+    add_idle_cases(cases);
     add_stop_cases(cases);
     add_lifetime_cases(cases);
     if constexpr (TimedCqNotifier<typename Fixture<Harness>::Notifier>) add_timed_cases(cases);
