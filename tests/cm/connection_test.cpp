@@ -250,6 +250,7 @@ TEST_CASE("connect: tries the addresses of a name, each with its share of the ti
         f.run();
         CHECK(dialing.failed(std::errc::operation_canceled));
         CHECK(made == 1);
+        CHECK(f.sim.calls("rdma_resolve_addr") == 1);
     }
 }
 

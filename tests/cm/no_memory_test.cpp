@@ -81,6 +81,21 @@ struct Fixture : CmFixture {
         }
     }
 
+    // With memory again, the next request is answered, by an acceptor or by its owner.
+    void check_listens() {
+        run();
+        std::optional<support::QueuePairOwner> end;
+        const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
+            return end.emplace(outgoing.context()).qp;
+        };
+        const support::Running accepting(listener->accept());
+        const support::Running asking(connect(loop, host, port, make_qp));
+        run();
+        incoming.reset();
+        run();
+        CHECK(asking.done);
+    }
+
     // With memory again, what is left ends: the owners of a request or connection reject or
     // disconnect it, and the peer is told.
     void check_none_is_left() {
@@ -123,6 +138,7 @@ TEST_CASE("no memory: connections", "[cm][no_memory]") {
         }
         failed = support::stop_failing();
         if (wrong) std::rethrow_exception(wrong);
+        f.check_listens();
         f.check_none_is_left();
         f.check_usable();
         REQUIRE(skip < 1000);

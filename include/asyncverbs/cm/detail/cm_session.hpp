@@ -201,7 +201,6 @@ public:
     CmSession(LoopHandle loop, CmId id) : loop_(loop) {
         id_.emplace(std::move(id));
         start_reading();
-        if (failure_) std::rethrow_exception(failure_);
     }
     CmSession(const CmSession&) = delete;
     CmSession& operator=(const CmSession&) = delete;
@@ -234,11 +233,11 @@ public:
 
     void enter(TimedWakeFd& waiter) noexcept { waiters_.push_back(waiter); }
 
-    /// Passes work that is left to the next waiter.
+    /// Leaves the next request, which is there or has yet to be read, to the next waiter.
     void leave(TimedWakeFd& waiter) noexcept {
         if (!waiter.linked()) return;
         waiter.unlink();
-        if (request_ || !reading_) notify_one();
+        if (!reading_) notify_one();
     }
 
     /// How the connection ended, if it has.
@@ -283,12 +282,14 @@ public:
 private:
     // Does nothing if the session is closed, has failed, is being read, or has a request that was
     // not taken. Further requests stay in the kernel: it enforces the backlog and drops what
-    // exceeds it, so that the peer asks again.
+    // exceeds it, so that the peer asks again. Throws if it cannot begin, for lack of memory for
+    // example; the next call tries again.
     void start_reading() {
         if (!id_ || failure_ || reading_ || request_) return;
         reader_.emplace(loop_.wait(id_->fd(), *this, {}).operator co_await());
         reading_ = true;
         reader_->await_suspend(std::noop_coroutine()).resume(); // nothing to resume at its end
+        if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
     bool on_readable(std::error_code error) override {
