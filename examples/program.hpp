@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -17,6 +18,7 @@ namespace program {
 template <class Options>
 int main(int argc, char** argv, void (*add_options)(CLI::App&, Options&),
          void (*run)(const Options&)) try {
+    std::signal(SIGPIPE, SIG_IGN);            // soft-iWARP raises it, too, if a peer has gone
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // show lines at once, also in a file
     Options options;
     CLI::App app;
