@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "device/pair.hpp"
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
@@ -17,6 +18,9 @@ inline std::string device_address() {
     const char* const text = std::getenv("RDMA_ADDRESS");
     return text != nullptr ? text : "127.0.0.1";
 }
+
+// What a client reports if there is no server. On soft-iWARP, rdma_connect itself fails.
+inline std::string no_server() { return is_iwarp() ? "Connection refused" : "nobody listens"; }
 
 // Waits for the condition. Fails the test if the process ends first, or after a minute.
 template <class Condition>
