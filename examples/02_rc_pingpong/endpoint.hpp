@@ -26,7 +26,7 @@ inline asyncverbs::Context open_device(const Options& options) {
     const ibv_port_attr port = context.query_port(options.ib_port);
     const std::string port_name =
         "port " + std::to_string(options.ib_port) + " of " + context.name();
-    const auto check = [](std::string option, std::uint32_t value, std::uint32_t limit,
+    const auto check = [](const std::string& option, std::uint32_t value, std::uint32_t limit,
                           const std::string& whose) {
         if (value <= limit) return;
         throw std::runtime_error(option + " " + std::to_string(value) + " is too much: " + whose +

@@ -44,7 +44,7 @@ public:
     std::string draw(std::size_t width = 40) const {
         if (count_ == 0) return "  no round trips\n";
         std::map<std::uint64_t, std::uint64_t> rows;
-        std::uint64_t longest = 0;
+        std::uint64_t longest = 1; // a row has at least one sample
         for (const auto& [time, samples] : buckets_) {
             std::uint64_t& row = rows[greatest_alike(time, 4)];
             longest = std::max(longest, row += samples);
