@@ -168,7 +168,7 @@ TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp]") {
     CHECK(copying.same("large"));
 }
 
-TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp][iwarp]") {
+TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp]") {
     Copying copying("7203");
     copying.make_file("large", large);
     copying.start_receiver();
@@ -201,7 +201,7 @@ TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp][iwarp]") {
     CHECK(copying.same("file"));
 }
 
-TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp][iwarp]") {
+TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp]") {
     Copying copying("7206"); // as after a connection that broke before the last message
     copying.make_file("file", 20 * block);
     copying.start_receiver();

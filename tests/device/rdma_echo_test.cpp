@@ -54,7 +54,7 @@ TEST_CASE("rdma_echo: a client that is killed does not disturb the others", "[rd
     CHECK(count(server.output(), "connected") == 2);
 }
 
-TEST_CASE("rdma_echo: a client for which there is no descriptor is refused", "[rdma_echo][iwarp]") {
+TEST_CASE("rdma_echo: a client for which there is no descriptor is refused", "[rdma_echo]") {
     Process server({"prlimit", "--nofile=24", RDMA_ECHO, "--port=7474"});
     await_output(server, "listening");
     Process first({RDMA_ECHO, "--port=7474", "--count=1000000", device_address()});
