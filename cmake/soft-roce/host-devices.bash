@@ -71,12 +71,14 @@ print_active_gids() {
     done
 }
 
-# Prints the IPv4 address of the network device below a GID (RoCE) or above the RDMA device
-# (InfiniBand).
+# Prints the IPv4 address of the network device below a GID (RoCE), below the port (iWARP) or above
+# the RDMA device (InfiniBand).
 print_netdev_address() {
     local device=$1 port=$2 index=$3 name
     {
         cat -- "$host_devices/$device/ports/$port/gid_attrs/ndevs/$index" 2>/dev/null ||
+            rdma link show "$device/$port" 2>/dev/null | sed -n 's/.* netdev \([^ ]*\).*/\1/p' |
+            grep . ||
             ls -- "$host_devices/$device/device/net" 2>/dev/null
     } | while read -r name; do
         ip -4 -oneline address show dev "$name" 2>/dev/null
