@@ -156,16 +156,11 @@ public:
         if (device == nullptr) {
             detail::throw_error(std::errc::invalid_argument, "cannot open a null ibv_device");
         }
-        errno = 0;
-        ibv_context* native = ibv_open_device(device);
-        if (native == nullptr) {
-            const int error = detail::verb_errno();
-            throw_verb_error(error == ENOENT ? "ibv_open_device (may this user open the files in "
-                                               "/dev/infiniband?)"
-                                             : "ibv_open_device",
-                             error);
-        }
-        context_ = detail::own<ibv_close_device>(native);
+        const auto hint = [](int error) {
+            return error == ENOENT ? " (may this user open the files in /dev/infiniband?)" : "";
+        };
+        context_ = detail::own<ibv_close_device>(
+            detail::create("ibv_open_device", [&] { return ibv_open_device(device); }, hint));
     }
 
     /// Shares a context that is already open: the shared_handle() of another owner or, with a

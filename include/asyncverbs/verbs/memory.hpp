@@ -189,13 +189,10 @@ private:
             detail::throw_error(std::errc::invalid_argument,
                                 "cannot register an empty span as a memory region");
         }
-        errno = 0;
-        ibv_mr* native =
-            ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
-        if (native == nullptr) {
-            const int error = detail::verb_errno();
-            throw_verb_error(("ibv_reg_mr" + detail::locked_memory_hint(error)).c_str(), error);
-        }
+        const auto register_bytes = [&] {
+            return ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
+        };
+        ibv_mr* native = detail::create("ibv_reg_mr", register_bytes, detail::locked_memory_hint);
         mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
     }
 

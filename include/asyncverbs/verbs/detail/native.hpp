@@ -91,15 +91,21 @@ template <class Native>
 
 // --- calls; all of them set errno to 0 first, see verb_errno() ---
 
-// Returns the object that `function` creates. Throws std::system_error naming `verb` if it is null.
-template <class Function>
-[[nodiscard]] auto create(const char* verb, Function function) {
+// Returns the object that `function` creates. If it is null, throws std::system_error naming
+// `verb`, followed by what `hint` says of the errno value.
+template <class Function, class Hint>
+[[nodiscard]] auto create(const char* verb, Function function, Hint hint) {
     errno = 0;
     auto* native = function();
     if (native == nullptr) {
-        throw_verb_error(verb, verb_errno());
+        const int error = verb_errno();
+        throw_verb_error((std::string(verb) + hint(error)).c_str(), error);
     }
     return native;
+}
+template <class Function>
+[[nodiscard]] auto create(const char* verb, Function function) {
+    return create(verb, function, [](int /*error*/) { return ""; });
 }
 
 // Throws std::system_error naming `verb` unless `function` returns 0.
