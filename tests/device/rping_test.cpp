@@ -5,16 +5,22 @@
 
 #include "device/programs.hpp"
 
+#include <array>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 using asyncverbs::device::await_output;
+using asyncverbs::device::await_that;
 using asyncverbs::device::device_address;
 using asyncverbs::device::error_of;
+using asyncverbs::device::is_iwarp;
 using asyncverbs::device::no_server;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
@@ -25,11 +31,29 @@ constexpr const char* theirs = "rping";
 
 using Arguments = std::vector<std::string>;
 
-// A client of rdma-core that soft-iWARP refuses does not always end.
 Arguments with(const std::string& program, Arguments arguments) {
     arguments.insert(arguments.begin(), program);
-    if (program == theirs) arguments.insert(arguments.begin(), {"timeout", "30"});
     return arguments;
+}
+
+// The listener of soft-iWARP is a TCP socket of the kernel.
+bool has_tcp_listener(const std::string& port) {
+    std::array<char, 8> digits{};
+    std::snprintf(digits.data(), digits.size(), ":%04X", std::stoi(port));
+    for (const char* const table : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+        std::ifstream sockets(table);
+        for (std::string line; std::getline(sockets, line);) {
+            std::string number, local, remote, state;
+            std::istringstream(line) >> number >> local >> remote >> state;
+            if (state == "0A" && local.ends_with(digits.data())) return true;
+        }
+    }
+    return false;
+}
+
+// A client of rdma-core that soft-iWARP refuses does not always end, so it must not be too early.
+void await_listener(Process& server, const std::string& port) {
+    if (is_iwarp()) await_that(server, [&] { return has_tcp_listener(port); });
 }
 
 // Restarts a client until a server listens: rdma-core's server does not report when it does.
@@ -65,6 +89,7 @@ TEST_CASE("rping: either end may be rdma-core's", "[rping][iwarp]") {
     // -S sets the buffer size of rdma-core's server.
     Process server(
         with(server_program, {"-s", "-v", "-S", size, "-a", device_address(), "-p", port}));
+    await_listener(server, port);
     std::string output;
     const int status = run_client(
         client_program,
