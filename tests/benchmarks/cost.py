@@ -6,10 +6,12 @@ All programs run in one guest whose clock counts instructions, both ends of a co
 the figures repeat to about 0.5 %, however busy the machine is. They are medians, in microseconds. The
 limits are tripwires: above one the script fails.
 
-Usage: tests/benchmarks/cost.py pingpong|operations [BUILD] [--readme]
+Usage: tests/benchmarks/cost.py pingpong|operations|streams [BUILD] [--readme]
 
 pingpong     rc_pingpong of the examples, beside raw_verbs and ibv_rc_pingpong -e; about a minute
 operations   operations of AsyncQp, beside raw_verbs; about two minutes
+streams      Stream, both ends in processes that copy, beside RDMA writes and the ping-pong of raw_verbs;
+             about a minute
 BUILD        a build tree with these programs (build/release)
 --readme     with pingpong: write the figures to the table in README.md
 """
@@ -30,6 +32,8 @@ MOST_PINGPONG = 1.03  # rc_pingpong relative to raw verbs
 MOST_OPERATIONS = 1.05  # a ping-pong of AsyncQp relative to raw verbs
 MOST_IN_FLIGHT = 1.06  # many operations in flight, relative to raw verbs
 MOST_QUEUE_PAIRS = 1.05  # AsyncQp with many queue pairs relative to one
+# Stream relative to raw verbs. The guest's clock charges a long memcpy a nanosecond for each byte.
+MOST_STREAM = {"write-64": 0.2, "write-4096": 1.03, "write-65536": 1.26, "write-1048576": 1.22, "pingpong-64": 1.1}
 MOST_IBV = 1.0  # either ping-pong relative to ibv_rc_pingpong -e
 
 RAW, RAW_EDGE = "raw verbs", "edge-triggered"
@@ -94,6 +98,19 @@ def measure_operations(build):
             yield f"{mode}-{count}", "AsyncQp", one_program(library, *options)
 
 
+def measure_streams(build):
+    """Yields what was measured: mode and size, program, microseconds."""
+    raw, library = build / "tests/benchmarks/raw_verbs", build / "tests/benchmarks/streams"
+    for size, count in (64, 20000), (4096, 4000), (65536, 300), (1048576, 20):
+        options = "write", "-s", str(size), "-n", str(count), "-w", "4"
+        yield f"write-{size}", RAW, one_program(raw, *options)
+        yield f"write-{size}", "Stream", one_program(library, *options)
+    for _ in range(3):
+        options = "pingpong", "-s", "64", "-n", "4000"
+        yield "pingpong-64", RAW, one_program(raw, *options)
+        yield "pingpong-64", "Stream", one_program(library, *options)
+
+
 def print_table(medians, library):
     programs = list(dict.fromkeys(program for _, program in medians))
     print(f"{'':14}" + "".join(f"{program:>17}" for program in programs) +
@@ -124,12 +141,13 @@ def main():
     options = [word for word in sys.argv[1:] if word.startswith("--")]
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     if not set(options) <= {"--readme", "--in-guest"} or not 1 <= len(words) <= 2 or words[0] not in (
-            "pingpong", "operations"):
+            "pingpong", "operations", "streams"):
         sys.exit(__doc__)
     what = words[0]
     build = Path(words[1] if len(words) > 1 else REPOSITORY / "build/release").resolve()
     if "--in-guest" in options:
-        for row in {"pingpong": measure_pingpong, "operations": measure_operations}[what](build):
+        measure = {"pingpong": measure_pingpong, "operations": measure_operations, "streams": measure_streams}
+        for row in measure[what](build):
             print(*row, sep="\t", flush=True)
         return 0
 
@@ -144,7 +162,7 @@ def main():
         for (_, program), values in list(runs.items()):
             runs["all", program] += values
     medians = {key: median(values) for key, values in runs.items()}
-    library = "rc_pingpong" if what == "pingpong" else "AsyncQp"
+    library = {"pingpong": "rc_pingpong", "operations": "AsyncQp", "streams": "Stream"}[what]
     print_table(medians, library)
 
     if "--readme" in options:
@@ -162,6 +180,9 @@ def main():
     if what == "pingpong":
         judge("all", "all", RAW, MOST_PINGPONG)
         judge("all", "all", "ibv_rc_pingpong", MOST_IBV)
+    elif what == "streams":
+        for row, most in MOST_STREAM.items():
+            judge(row, row, RAW, most)
     else:
         judge("pingpong-1", "pingpong-1", RAW, MOST_OPERATIONS)
         judge("pingpong-1", "pingpong-1", "ibv_rc_pingpong", MOST_IBV)
