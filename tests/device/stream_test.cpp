@@ -86,7 +86,9 @@ struct Checksum {
     friend bool operator==(const Checksum&, const Checksum&) = default;
 };
 
-Task<Checksum> send(Stream& stream, std::size_t total, unsigned seed) {
+// `largest` is the size of a write, at most.
+Task<Checksum> send(Stream& stream, std::size_t total, unsigned seed,
+                    std::size_t largest = 100'000) {
     std::minstd_rand random(seed);
     std::vector<std::byte> source(150'000);
     for (std::byte& byte : source) byte = static_cast<std::byte>(random());
@@ -94,7 +96,7 @@ Task<Checksum> send(Stream& stream, std::size_t total, unsigned seed) {
     while (checksum.count < total) {
         const std::size_t left = total - static_cast<std::size_t>(checksum.count);
         const std::span from = std::span(source).subspan(random() % 50'000);
-        const std::span part = from.first(std::min<std::size_t>(1 + random() % 100'000, left));
+        const std::span part = from.first(std::min<std::size_t>(1 + random() % largest, left));
         checksum.add(part);
         co_await stream.write_all(part);
     }
@@ -213,6 +215,7 @@ TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm][iwarp]
     const char* const address = std::getenv("RDMA_ADDRESS");
     const std::string host = address != nullptr ? address : "127.0.0.1";
     constexpr std::size_t total = 300'000;
+    const std::size_t largest_write = GENERATE(100'000u, 300u);
     const auto make = [&](const Context& context, auto& connection,
                           std::optional<Router>& router) -> Stream {
         const ProtectionDomain domain(context);
@@ -236,7 +239,7 @@ TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm][iwarp]
         std::optional<Router> router;
         Stream stream = make(outgoing.context(), outgoing, router);
         Connection connection = co_await outgoing.connect(stream.queue_pair());
-        const Checksum sent = co_await send(stream, total, 1);
+        const Checksum sent = co_await send(stream, total, 1, largest_write);
         std::array<std::byte, 1> rest{};
         CHECK(co_await stream.read_some(rest) == 0);
         co_await connection.disconnect();

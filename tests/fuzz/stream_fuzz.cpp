@@ -71,9 +71,11 @@ Coroutine read(Stream& stream, Outcome& outcome) {
 }
 
 Coroutine write(Stream& stream, std::error_code& failure) {
-    const std::array<std::byte, 200> bytes{};
+    const std::array<std::byte, 100> bytes{};
     try {
         co_await stream.write_all(bytes);
+        for (int i = 0; i < 50; ++i) co_await stream.write_all(std::span(bytes).first(2));
+        co_await stream.shutdown_write();
     } catch (const std::system_error& error) {
         failure = error.code();
     }

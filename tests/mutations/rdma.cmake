@@ -270,8 +270,47 @@ mutation(data-before-a-failure-is-lost rdma/detail/stream_awaiters.hpp
         if (taken_ > 0 || state_->peer_ended_ || to_.empty()) return taken_;]])
 
 mutation(close-does-not-wait-for-the-sends rdma/detail/stream_awaiters.hpp
-    [[            if (!is_free(send)) return;]]
-    [[            static_cast<void>(is_free(send));]])
+    [[        all_sent_ = state_->sending_ == 0 && !state_->failure_;]]
+    [[        all_sent_ = !state_->failure_;]])
+
+mutation(small-writes-are-not-gathered rdma/detail/stream_state.hpp
+    [[        if (gathered_ == message_size_ || sending_ == 0) send_gathered();]]
+    [[        send_gathered();]])
+
+mutation(full-message-waits rdma/detail/stream_state.hpp
+    [[gathered_ == message_size_ || sending_ == 0]]
+    [[sending_ == 0]])
+
+mutation(gathered-bytes-wait-for-one-message-only rdma/detail/stream_state.hpp
+    [[            fail_if_failed(oldest.operation);
+        }]]
+    [[            fail_if_failed(oldest.operation);
+            send_gathered();
+        }]])
+
+mutation(gathered-bytes-wait-for-a-call rdma/detail/stream_state.hpp
+    [[            fail_if_failed(oldest.operation);
+        }
+        flush();]]
+    [[            fail_if_failed(oldest.operation);
+        }]])
+
+mutation(gathered-bytes-ignore-credits rdma/detail/stream_state.hpp
+    [[        credits_ += credits;
+        flush();]]
+    [[        credits_ += credits;]])
+
+mutation(end-overtakes-gathered-bytes rdma/detail/stream_awaiters.hpp
+    [[state_->gathered_ == 0 && state_->has_free_send()]]
+    [[state_->has_free_send()]])
+
+mutation(end-waits-for-the-messages-before rdma/detail/stream_awaiters.hpp
+    [[        state_->send_gathered();]]
+    [[        state_->flush();]])
+
+mutation(failed-send-is-not-noticed rdma/detail/stream_state.hpp
+    [[            fail_if_failed(oldest.operation);]]
+    "")
 
 mutation(two-readers-at-once rdma/detail/stream_awaiters.hpp
     [[        *busy_ = running_ = true;]]

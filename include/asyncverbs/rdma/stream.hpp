@@ -41,6 +41,10 @@ struct StreamOptions {
 /// tell each other how many receives they have, and how many were read. If an end does not read,
 /// the writer at the other end waits.
 ///
+/// Small writes are gathered. A message is sent at once if it is full, or if no other one is in
+/// flight. Otherwise it takes more data until it is full, or until the others have arrived; no call
+/// has to wait for that.
+///
 /// All calls start when they are awaited, once. One coroutine may read while another writes;
 /// shutdown_write() and close() count as writing. A second reader or writer at the same time gets
 /// std::logic_error.
@@ -48,9 +52,10 @@ struct StreamOptions {
 /// Errors: a broken connection fails reading and writing with the exception of its root cause,
 /// usually OperationError; a peer that breaks the protocol fails both with std::system_error
 /// (protocol_error); a peer that has closed its stream fails writing with std::system_error
-/// (broken_pipe). Data that had arrived can still be read first. A vanished peer is detected by the
-/// queue pair, which needs a send for that: a reader that needs to know sooner must watch the
-/// connection.
+/// (broken_pipe). Data that had arrived can still be read first. A write returns before its data
+/// has arrived, often before it is sent, so later calls report what fails then; only the success of
+/// close() says that everything has arrived. A vanished peer is detected by the queue pair, which
+/// needs a send for that: a reader that needs to know sooner must watch the connection.
 /// Cancellation: by `stop`, from any thread, with std::system_error (operation_canceled).
 /// Thread: that of the router. Lifetime: may be destroyed at any time, which drops data that was
 /// not sent; pending calls then end with operation_canceled. Destroying a coroutine that waits for
@@ -101,9 +106,11 @@ public:
         return {state_, detail::SpanCursor<std::byte>(to), std::move(stop)};
     }
 
-    /// Sends all of `from`, which can be reused when it returns, even if the device is still
-    /// sending. If it is cancelled or fails, an unknown part from the front was sent: afterwards,
-    /// only shutdown_write() and close() make sense.
+    /// Writes all of `from`: returns when it is copied to send buffers, before it has arrived. Then
+    /// `from` can be reused. Waits until the peer has made its first call, and while all buffers
+    /// are full because they are in flight or the peer does not read. If it is cancelled or fails,
+    /// an unknown part from the front is written: afterwards, only shutdown_write() and close()
+    /// make sense.
     detail::StreamWrite write_all(std::span<const std::byte> from,
                                   std::stop_token stop = {}) noexcept {
         return {state_, detail::SpanCursor<const std::byte>(from), std::move(stop)};
@@ -115,7 +122,8 @@ public:
         return {state_, detail::SpanCursor<const std::byte>(from), std::move(stop)};
     }
 
-    /// Ends the data of this end: the peer reads the end after all of it. This end can still read.
+    /// Ends the data of this end: the peer reads the end after all of it. Returns when everything
+    /// is in flight, for which it waits as a write does. This end can still read.
     detail::StreamEnd shutdown_write(std::stop_token stop = {}) noexcept {
         return {state_, std::move(stop)};
     }

@@ -48,7 +48,6 @@ public:
 
 protected:
     using Self = std::shared_ptr<StreamState>;
-    using Send = StreamState::Send;
 
     // `busy` is the flag of the state for the direction.
     StreamAwaiter(Self state, bool StreamState::* busy, std::stop_token stop) noexcept
@@ -67,13 +66,17 @@ protected:
     bool stopped() const noexcept { return stop_.stop_requested(); }
     void wait_for(CompletionWaiter*& place) noexcept { blocker_ = &place; }
 
-    // True if `send` can be used. Otherwise the call waits for it, or ends because of a failure or
-    // a stop.
-    bool is_free(Send& send) noexcept {
-        const bool free = state_->is_free(send);
-        if (state_->failure_) return false;
-        if (!free && !stopped()) wait_for(send.operation.waiter_);
-        return free;
+    // The call waits for sends or credits, or ends because of a failure or a stop.
+    void wait_to_write() noexcept {
+        if (!state_->failure_ && !stopped()) wait_for(state_->writer_);
+    }
+
+    // True if all data is sent, and another message can be. Otherwise as wait_to_write().
+    bool all_data_sent() noexcept {
+        state_->send_gathered();
+        const bool sent = state_->gathered_ == 0 && state_->has_free_send() && !state_->failure_;
+        if (!sent) wait_to_write();
+        return sent;
     }
 
     [[noreturn]] void throw_reason(const char* what) const {
@@ -141,10 +144,9 @@ public:
 
 private:
     void step() noexcept override {
-        while (!from_.empty() && !state_->ended_) {
-            if (!is_free(state_->sends_[state_->next_send_]) || stopped()) return;
-            if (state_->credits_ == 0) return wait_for(state_->writer_);
-            state_->send_data(from_);
+        while (!from_.empty() && !state_->ended_ && !state_->failure_ && !stopped()) {
+            if (!state_->can_gather()) return wait_to_write();
+            state_->gather(from_);
         }
     }
 
@@ -164,7 +166,7 @@ public:
 
 private:
     void step() noexcept override {
-        if (state_->ended_ || !is_free(state_->sends_[state_->next_send_])) return;
+        if (state_->ended_ || !all_data_sent()) return;
         state_->ended_ = sent_ = true;
         state_->send(StreamKind::end);
     }
@@ -189,14 +191,12 @@ private:
         if (!state_->qp_) return;
         const bool both_ended = state_->ended_ && state_->peer_ended_; // nothing is left to say
         if (!state_->parted_ && !both_ended) {
-            if (!is_free(state_->sends_[state_->next_send_])) return;
+            if (!all_data_sent()) return;
             state_->parted_ = state_->ended_ = true;
             state_->send(StreamKind::goodbye);
         }
-        for (Send& send : state_->sends_) {
-            if (!is_free(send)) return;
-        }
-        all_sent_ = true;
+        all_sent_ = state_->sending_ == 0 && !state_->failure_;
+        if (!all_sent_) wait_to_write();
     }
 
     bool all_sent_ = false;

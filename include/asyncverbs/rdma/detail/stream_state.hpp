@@ -76,17 +76,16 @@ inline std::uint32_t get_big_endian(const std::byte* from, std::size_t bytes) no
     return value;
 }
 
-inline void write_header(std::span<std::byte> message, StreamKind kind,
-                         std::uint32_t credits) noexcept {
+inline void write_header(std::byte* message, StreamKind kind, std::uint32_t credits) noexcept {
     message[0] = static_cast<std::byte>(kind);
     message[1] = std::byte{0};
-    put_big_endian(message.data() + 2, 2, credits);
+    put_big_endian(message + 2, 2, credits);
 }
 
-inline void write_hello(std::span<std::byte> payload, const StreamHello& hello) noexcept {
-    std::memcpy(payload.data(), stream_magic.data(), stream_magic.size());
-    put_big_endian(payload.data() + 4, 4, hello.buffers);
-    put_big_endian(payload.data() + 8, 4, hello.buffer_size);
+inline void write_hello(std::byte* payload, const StreamHello& hello) noexcept {
+    std::memcpy(payload, stream_magic.data(), stream_magic.size());
+    put_big_endian(payload + 4, 4, hello.buffers);
+    put_big_endian(payload + 8, 4, hello.buffer_size);
 }
 
 // Throws std::system_error (protocol_error) for a message that no stream sends.
@@ -167,7 +166,11 @@ private:
 //
 // A credit stands for a receive that the peer has posted for data: no message is sent that would
 // not find one. Completions keep the stream going, whether a call waits or not: receive() takes the
-// messages that arrive, return_credits() tells the peer what was read.
+// messages that arrive, complete_sends() sends what was gathered meanwhile, return_credits() tells
+// the peer what was read.
+//
+// Small writes are gathered, as TCP does (Nagle's algorithm): while a message is in flight, what is
+// written stays in the next send buffer until that is full, or until no message is in flight.
 //
 // Messages other than data take no credit and have receives of their own; so two ends that are both
 // out of credits do not deadlock. At most `extra_receives` of these messages are on their way: an
@@ -205,6 +208,7 @@ private:
     friend class StreamEnd;
     friend class StreamClose;
 
+    // Operations are posted again in place: to assign a new one costs more than to post it.
     struct Receive : ListNode {
         Operation operation;
         Slice buffer;
@@ -212,8 +216,7 @@ private:
     };
     struct Send {
         Operation operation;
-        Slice buffer;
-        bool posted = false;
+        Slice message; // the length is that of the last one
     };
 
     // Runs a function of the stream when an operation completes.
@@ -234,10 +237,7 @@ private:
             // Also after a failure: messages that arrived before it are still to be read.
             while (!posted_.empty()) {
                 Receive& first = posted_.front();
-                if (!first.operation.done()) {
-                    first.operation.waiter_ = &receiver_;
-                    return;
-                }
+                if (!first.operation.done()) return;
                 const Completion completion = first.operation.result(nullptr);
                 first.unlink();
                 accept(first, completion.bytes());
@@ -295,18 +295,15 @@ private:
 
     void accept_credits(std::uint32_t credits) {
         if (credits > peer_buffers_ - credits_) throw_protocol_error("more credits than it owed");
+        if (credits == 0) return;
         credits_ += credits;
-        if (credits > 0) wake(writer_);
+        flush();
+        wake(writer_);
     }
 
     void post(Receive& receive) noexcept {
-        try {
-            receive.operation = qp_->recv(receive.buffer);
-            posted_.push_back(receive);
-            if (receive.operation.done()) (void)receive.operation.result(nullptr);
-        } catch (...) {
-            fail(std::current_exception());
-        }
+        posted_.push_back(receive);
+        post(qp_->state_->receives, receive.operation, Slices(receive.buffer));
     }
 
     std::size_t take(SpanCursor<std::byte> to) noexcept {
@@ -333,62 +330,100 @@ private:
     void greet() noexcept {
         if (has_greeted_ || failure_) return;
         has_greeted_ = true;
-        write_hello(sends_.front().buffer.bytes().subspan(stream_header_size),
+        write_hello(payload_of(sends_.front()),
                     {buffers_, static_cast<std::uint32_t>(buffer_size_)});
         send(StreamKind::hello, stream_hello_size);
+    }
+
+    bool has_free_send() const noexcept { return sending_ < sends_.size(); }
+    bool can_gather() const noexcept { return has_free_send() && gathered_ < message_size_; }
+
+    // Copies as much as fits into the next message.
+    void gather(SpanCursor<const std::byte>& from) noexcept {
+        std::byte* const to = payload_of(sends_[next_send_]);
+        while (!from.empty() && gathered_ < message_size_) {
+            const auto chunk = from.take(message_size_ - gathered_);
+            std::memcpy(to + gathered_, chunk.data(), chunk.size());
+            gathered_ += chunk.size();
+        }
+        flush();
+    }
+
+    // Sends what was gathered, if it fills a message or no message is in flight.
+    void flush() noexcept {
+        if (gathered_ == message_size_ || sending_ == 0) send_gathered();
+    }
+
+    void send_gathered() noexcept {
+        if (gathered_ == 0 || credits_ == 0 || failure_) return;
+        --credits_;
+        send(StreamKind::data, std::exchange(gathered_, 0));
     }
 
     // The payload is in the buffer already.
     void send(StreamKind kind, std::size_t payload = 0) noexcept {
         Send& next = sends_[next_send_];
-        next_send_ = next_send_ + 1 == sends_.size() ? 0 : next_send_ + 1;
-        write_header(next.buffer.bytes(), kind, returned_credits());
-        post(next, stream_header_size + payload);
+        next_send_ = after(next_send_);
+        ++sending_;
+        post(next, kind, payload);
     }
 
-    void send_data(SpanCursor<const std::byte>& from) noexcept {
-        std::byte* const payload = sends_[next_send_].buffer.address + stream_header_size;
-        std::size_t size = 0;
-        while (!from.empty() && size < message_size_) {
-            const auto chunk = from.take(message_size_ - size);
-            std::memcpy(payload + size, chunk.data(), chunk.size());
-            size += chunk.size();
-        }
-        --credits_;
-        send(StreamKind::data, size);
+    void post(Send& send, StreamKind kind, std::size_t payload = 0) noexcept {
+        write_header(send.message.address, kind, returned_credits());
+        send.message.length = stream_header_size + payload;
+        post(qp_->state_->sends, send.operation, SendView::send(send.message));
     }
 
-    void post(Send& send, std::size_t bytes) noexcept {
-        try {
-            send.operation = qp_->send(send.buffer.slice(0, bytes));
-            send.posted = true;
-            if (send.operation.done()) (void)send.operation.result(nullptr);
-        } catch (...) {
-            fail(std::current_exception());
+    // Sends complete in order.
+    void complete_sends() noexcept {
+        while (sending_ > 0 && sends_[oldest_send_].operation.done()) {
+            Send& oldest = sends_[oldest_send_];
+            oldest_send_ = after(oldest_send_);
+            --sending_;
+            fail_if_failed(oldest.operation);
         }
+        flush();
+        wake(writer_);
     }
 
-    bool is_free(Send& send) noexcept {
-        if (send.posted && send.operation.done()) {
-            send.posted = false;
-            fail_if_failed(send.operation);
-        }
-        return !send.posted;
+    static std::byte* payload_of(const Send& send) noexcept {
+        return send.message.address + stream_header_size;
+    }
+    std::size_t after(std::size_t send) const noexcept {
+        return send + 1 == sends_.size() ? 0 : send + 1;
     }
 
     // Sends a message with the credits that are owed, if they are at least half of all and the
     // previous such message has completed.
     void return_credits() noexcept {
         const bool due = owed_ >= (buffers_ + 1) / 2 && !peer_ended_;
-        if (!is_free(credit_return_) || !due || failure_) return;
-        write_header(credit_return_.buffer.bytes(), StreamKind::credits, returned_credits());
-        post(credit_return_, stream_header_size);
-        credit_return_.operation.waiter_ = &credit_returner_;
+        if (!due || returning_credits_ || failure_) return;
+        returning_credits_ = true;
+        post(credit_return_, StreamKind::credits);
+    }
+
+    void complete_credit_return() noexcept {
+        returning_credits_ = false;
+        fail_if_failed(credit_return_.operation);
+        return_credits();
     }
 
     std::uint32_t returned_credits() noexcept {
         unreturned_ -= owed_;
         return std::exchange(owed_, 0);
+    }
+
+    // --- both ---
+
+    template <class Request>
+    void post(WorkQueue& queue, Operation& operation, const Request& request) noexcept {
+        operation.completion_.reset();
+        try {
+            queue.submit(operation, request);
+        } catch (...) {
+            fail(std::current_exception());
+        }
+        if (operation.done()) fail_if_failed(operation);
     }
 
     // --- failures ---
@@ -403,6 +438,7 @@ private:
     }
 
     void fail_if_failed(const Operation& done) noexcept {
+        if (failure_) return;
         try {
             (void)done.result(nullptr);
         } catch (...) {
@@ -425,8 +461,8 @@ private:
         check_range("buffer_size",
                     static_cast<long long>(buffer_size_ <= most ? buffer_size_ : most + 1), 1, most,
                     "a stream");
-        const std::size_t count = 2 * std::size_t{buffers_} + extra_receives + 1;
-        return MemoryRegion::allocate(domain, count * stride());
+        const std::size_t count = 2 * std::size_t{buffers_} + extra_receives;
+        return MemoryRegion::allocate(domain, count * stride() + stream_header_size);
     }
 
     std::size_t buffer_bytes() const noexcept { // a hello has to fit, too
@@ -458,6 +494,9 @@ private:
 
     std::vector<Send> sends_; // a ring
     std::size_t next_send_ = 0;
+    std::size_t oldest_send_ = 0; // in flight
+    std::size_t sending_ = 0;     // the number in flight
+    std::size_t gathered_ = 0;    // bytes of data in the buffer of the next one
     std::uint32_t credits_ = 0;
     std::uint32_t peer_buffers_ = 0;
     std::size_t message_size_ = 0; // of data, the most that both ends can take
@@ -465,11 +504,13 @@ private:
     bool ended_ = false;
     bool parted_ = false; // said goodbye
     bool writing_ = false;
-    CompletionWaiter* writer_ = nullptr; // while it waits for credits
+    CompletionWaiter* writer_ = nullptr; // while it waits for a buffer or for credits
 
     Send credit_return_;
+    bool returning_credits_ = false; // by a message in flight
     CompletionCallback<&StreamState::receive> receiver_{*this};
-    CompletionCallback<&StreamState::return_credits> credit_returner_{*this};
+    CompletionCallback<&StreamState::complete_sends> sender_{*this};
+    CompletionCallback<&StreamState::complete_credit_return> credit_returner_{*this};
 };
 
 inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain, std::size_t buffer_size,
@@ -489,12 +530,16 @@ inline StreamState::StreamState(AsyncQp qp, const ProtectionDomain& domain, std:
     };
     for (Receive& receive : receives_) {
         receive.buffer = next_buffer();
+        receive.operation.waiter_ = &receiver_;
         post(receive);
     }
     rethrow_failure();
-    for (Send& send : sends_) send.buffer = next_buffer();
-    credit_return_.buffer = next_buffer();
-    receive();
+    for (Send& send : sends_) {
+        send.message = next_buffer();
+        send.operation.waiter_ = &sender_;
+    }
+    credit_return_.message = region_.slice(offset, stream_header_size);
+    credit_return_.operation.waiter_ = &credit_returner_;
 }
 
 } // namespace asyncverbs::detail
