@@ -155,7 +155,11 @@ public:
                           : ::openat(directory.fd(), partial_name_.c_str(), write_flags, 0666),
                 name_, complete_ ? " exists already and cannot be read" : " cannot be created") {
         if (!complete_) lock();
-        size_ = static_cast<std::uint64_t>(file_.status().st_size);
+        const struct stat status = file_.status();
+        if (!complete_ && status.st_nlink > 1) { // rename() could not remove this name
+            throw FileError(partial_name_ + " is another name of a complete file; remove it");
+        }
+        size_ = static_cast<std::uint64_t>(status.st_size);
         if (complete_ && size_ != size) throw FileError(name_ + " exists already");
         if (size_ > size) begin_anew();
         file_.hash(checksum_, size_);
@@ -178,7 +182,8 @@ public:
             const ssize_t count =
                 ::pwrite(file_.fd(), bytes.data(), bytes.size(), static_cast<off_t>(size_));
             if (count < 0 && errno == EINTR) continue;
-            if (count < 0) fail("cannot be written");
+            if (count == 0) errno = EIO; // as a broken file system does
+            if (count <= 0) fail("cannot be written");
             size_ += static_cast<std::uint64_t>(count);
             bytes = bytes.subspan(static_cast<std::size_t>(count));
         }
@@ -188,11 +193,14 @@ public:
     void finish(const Digest& digest) {
         if (complete_) return;
         if (digest != checksum_.digest()) {
-            ::unlinkat(directory_.fd(), partial_name_.c_str(), 0);
-            throw FileError(name_ + ": what arrived is not what was sent; it was removed");
+            throw FileError(name_ + ": what arrived is not what was sent; " + remove_part());
         }
         if (::fsync(file_.fd()) != 0) {
-            if (!is_not_offered()) fail("cannot be written");
+            if (!is_not_offered()) {
+                // The next fsync() may succeed although these bytes are lost, so begin anew then.
+                const std::string cause = std::strerror(errno);
+                throw FileError(name_ + " cannot be written: " + cause + "; " + remove_part());
+            }
             warn_with_errno(name_ + " may be lost if the power fails now");
         }
         rename();
@@ -222,11 +230,15 @@ private:
         return "." + (is_long ? std::to_string(XXH3_64bits(name.data(), name.size())) : name) +
                ".partial";
     }
-    bool exists() const {
-        if (::faccessat(directory_.fd(), name_.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-            return true;
+    // False if the directory has no such file.
+    bool find(const std::string& name, struct stat& found) const {
+        if (::fstatat(directory_.fd(), name.c_str(), &found, AT_SYMLINK_NOFOLLOW) == 0) return true;
         if (errno != ENOENT) fail("cannot be created");
         return false;
+    }
+    bool exists() const {
+        struct stat found{};
+        return find(name_, found);
     }
 
     // Against another receiver. Not every file system has locks.
@@ -236,8 +248,7 @@ private:
             return warn_with_errno(name_ + " is not locked: receive it only once at a time");
         }
         struct stat named{}; // the other receiver may have renamed the file meanwhile
-        if (!locked || ::fstatat(directory_.fd(), partial_name_.c_str(), &named, 0) != 0 ||
-            named.st_ino != file_.status().st_ino) {
+        if (!locked || !find(partial_name_, named) || named.st_ino != file_.status().st_ino) {
             throw FileError(name_ + " is being received from another sender", true);
         }
     }
@@ -247,12 +258,25 @@ private:
         const int in = directory_.fd();
         const char* const from = partial_name_.c_str();
         const char* const to = name_.c_str();
-        if (::renameat2(in, from, in, to, overwrite_ ? 0 : RENAME_NOREPLACE) == 0) return;
-        if (!overwrite_ && is_not_offered() && ::linkat(in, from, in, to, 0) == 0) {
-            if (::unlinkat(in, from, 0) != 0) fail("keeps its second name");
+        if (overwrite_) {
+            if (::renameat(in, from, in, to) != 0) fail("cannot be given its name");
             return;
         }
-        fail("cannot be given its name");
+        if (::renameat2(in, from, in, to, RENAME_NOREPLACE) == 0) return;
+        if (!is_not_offered()) fail("cannot be given its name");
+        if (::linkat(in, from, in, to, 0) != 0) {
+            fail(errno == EEXIST ? "cannot be given its name"
+                                 : "can be given its name here only with --force");
+        }
+        if (::unlinkat(in, from, 0) != 0) {
+            warn_with_errno(partial_name_ + " is another name of " + name_ + " and stays");
+        }
+    }
+
+    // Returns what became of it.
+    std::string remove_part() const {
+        if (::unlinkat(directory_.fd(), partial_name_.c_str(), 0) == 0) return "it was removed";
+        return "remove " + partial_name_;
     }
 
     [[noreturn]] void fail(const char* what) const { fail_with_errno(name_ + " " + what); }

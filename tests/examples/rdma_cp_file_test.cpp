@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -17,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -30,12 +32,14 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string refused_call; // fails with `refusal`
-int refusal = 0;
+// The calls of the file system that fail, each with its error: 0 for a write of no bytes.
+std::map<std::string, int> refusals;
 
-bool is_refused(const char* call) {
-    if (refused_call == call) errno = refusal;
-    return refused_call == call;
+bool is_refused(const std::string& call) {
+    const auto found = refusals.find(call);
+    if (found == refusals.end()) return false;
+    errno = found->second;
+    return true;
 }
 
 class Directory {
@@ -90,18 +94,62 @@ void receive(const Directory& directory, const std::string& name, std::uint64_t 
 } // namespace
 
 // In place of those of the C library.
+extern "C" int open(const char* path, int flags, ...) { // NOLINT(cert-dcl50-cpp)
+    if (is_refused("open")) return -1;
+    return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, 0666));
+}
+extern "C" int openat(int directory, const char* name, int flags, ...) { // NOLINT(cert-dcl50-cpp)
+    if (is_refused("openat")) return -1;
+    return static_cast<int>(::syscall(SYS_openat, directory, name, flags, 0666));
+}
 extern "C" int flock(int fd, int operation) noexcept {
     if (is_refused("flock")) return -1;
     return static_cast<int>(::syscall(SYS_flock, fd, operation));
 }
+extern "C" int fstat(int fd, struct stat* status) noexcept {
+    if (is_refused("fstat")) return -1;
+    return static_cast<int>(::syscall(SYS_newfstatat, fd, "", status, AT_EMPTY_PATH));
+}
+extern "C" int fstatat(int directory, const char* name, struct stat* status, int flags) noexcept {
+    const bool is_part = std::string_view(name).ends_with(".partial");
+    if (is_refused(is_part ? "fstatat of the part" : "fstatat")) return -1;
+    return static_cast<int>(::syscall(SYS_newfstatat, directory, name, status, flags));
+}
+extern "C" int ftruncate(int fd, off_t size) noexcept {
+    if (is_refused("ftruncate")) return -1;
+    return static_cast<int>(::syscall(SYS_ftruncate, fd, size));
+}
+extern "C" ssize_t pread(int fd, void* buffer, std::size_t size, off_t offset) {
+    if (is_refused("pread")) return -1;
+    return ::syscall(SYS_pread64, fd, buffer, size, offset);
+}
+extern "C" ssize_t pwrite(int fd, const void* buffer, std::size_t size, off_t offset) {
+    if (is_refused("pwrite")) return errno == 0 ? 0 : -1;
+    return ::syscall(SYS_pwrite64, fd, buffer, size, offset);
+}
 extern "C" int fsync(int fd) {
-    if (is_refused("fsync")) return -1;
+    struct stat status{};
+    ::syscall(SYS_newfstatat, fd, "", &status, AT_EMPTY_PATH);
+    if (is_refused(S_ISDIR(status.st_mode) ? "fsync of the directory" : "fsync")) return -1;
     return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+extern "C" int renameat(int from, const char* old_name, int to, const char* new_name) noexcept {
+    if (is_refused("renameat")) return -1;
+    return static_cast<int>(::syscall(SYS_renameat2, from, old_name, to, new_name, 0));
 }
 extern "C" int renameat2(int from, const char* old_name, int to, const char* new_name,
                          unsigned flags) noexcept {
     if (is_refused("renameat2")) return -1;
     return static_cast<int>(::syscall(SYS_renameat2, from, old_name, to, new_name, flags));
+}
+extern "C" int linkat(int from, const char* old_name, int to, const char* new_name,
+                      int flags) noexcept {
+    if (is_refused("linkat")) return -1;
+    return static_cast<int>(::syscall(SYS_linkat, from, old_name, to, new_name, flags));
+}
+extern "C" int unlinkat(int directory, const char* name, int flags) noexcept {
+    if (is_refused("unlinkat")) return -1;
+    return static_cast<int>(::syscall(SYS_unlinkat, directory, name, flags));
 }
 
 TEST_CASE("rdma_cp: a file gets its name when it is complete") {
@@ -228,44 +276,150 @@ TEST_CASE("rdma_cp: errors of the file system are reported") {
     CHECK(said == "name cannot be written: File too large");
 }
 
-TEST_CASE("rdma_cp: a call that the file system does not offer is done without, or reported") {
-    const Directory directory;
-    const auto [call, error] = GENERATE(table<std::string, int>({{"flock", ENOSYS},
-                                                                 {"flock", EOPNOTSUPP},
-                                                                 {"flock", ENOLCK},
-                                                                 {"fsync", EINVAL},
-                                                                 {"fsync", EOPNOTSUPP},
-                                                                 {"fsync", ENOSYS},
-                                                                 {"renameat2", EINVAL},
-                                                                 {"renameat2", ENOSYS}}));
-    CAPTURE(call, error);
-    const bool appears = call == "renameat2" && GENERATE(false, true);
-    refused_call = call;
-    refusal = error;
-    std::string said;
-    try {
-        Target target(directory, "name", 3);
-        target.file.append(bytes("new"));
-        if (appears) directory.write("name", "old");
-        target.file.finish(digest_of("new"));
-    } catch (const FileError& failure) {
-        said = failure.what();
+namespace {
+
+// What is in the directory at first, and what the sender sends: "new" as "name".
+enum class Case { no_file, part, longer_part, complete, overwrite, appears, damaged };
+
+struct Refused {
+    Case in;
+    std::map<std::string, int> calls;
+    std::string words; // of the warning, or of the error
+    bool copied;
+    std::size_t files; // in the directory afterwards
+};
+
+// Standard error while this object lives.
+class Captured {
+public:
+    Captured() : saved_(::dup(STDERR_FILENO)), file_(::memfd_create("stderr", 0)) {
+        ::dup2(file_, STDERR_FILENO);
     }
-    refused_call.clear();
-    CHECK((said.find("cannot be given its name") != said.npos) == appears);
-    CHECK(directory.read("name") == (appears ? "old" : "new"));
-    CHECK(directory.files() == (appears ? 2 : 1));
+    Captured(const Captured&) = delete;
+    Captured& operator=(const Captured&) = delete;
+    ~Captured() {
+        ::dup2(saved_, STDERR_FILENO);
+        ::close(saved_);
+        ::close(file_);
+    }
+    std::string text() const {
+        std::array<char, 1000> bytes{};
+        const ssize_t size = ::pread(file_, bytes.data(), bytes.size(), 0);
+        return {bytes.data(), static_cast<std::size_t>(size)};
+    }
+
+private:
+    int saved_;
+    int file_;
+};
+
+// Receives with these calls refused. Returns what was printed or thrown.
+std::string receive_new(const Directory& directory, const Refused& refused) {
+    const Captured captured;
+    std::string error;
+    refusals = refused.calls;
+    try {
+        Target target(directory, "name", 3, refused.in == Case::overwrite);
+        target.file.append(bytes(std::string_view("new").substr(target.file.size())));
+        if (refused.in == Case::appears) directory.write("name", "old");
+        target.file.finish(digest_of(refused.in == Case::damaged ? "NEW" : "new"));
+    } catch (const FileError& failure) {
+        CHECK(!failure.busy); // a sender would try again
+        error = failure.what();
+    }
+    refusals.clear();
+    return captured.text() + error;
 }
 
-TEST_CASE("rdma_cp: a file that cannot reach the disk is not complete") {
+} // namespace
+
+TEST_CASE("rdma_cp: what a file system refuses is done without, or reported with its cause") {
+    using enum Case;
+    const std::string not_locked = "warning: name is not locked";
+    const std::string may_be_lost = "warning: name may be lost if the power fails now";
+    const std::string may_lose_name = "warning: name may lose its name if the power fails now";
+    const Refused refused = GENERATE_REF(values<Refused>({
+        {no_file, {}, "", true, 1},
+        {no_file, {{"open", EACCES}}, "Permission denied", false, 0},
+        {no_file, {{"fstatat", EIO}}, "name cannot be created: Input/output error", false, 0},
+        {no_file, {{"openat", EROFS}}, "name cannot be created: Read-only file", false, 0},
+        {no_file, {{"openat", EINVAL}}, "name cannot be created: Invalid argument", false, 0},
+        {no_file, {{"flock", ENOSYS}}, not_locked, true, 1},
+        {no_file, {{"flock", EOPNOTSUPP}}, not_locked, true, 1},
+        {no_file, {{"flock", EINVAL}}, not_locked, true, 1},
+        {no_file, {{"flock", ENOLCK}}, not_locked, true, 1},
+        {no_file, {{"fstatat of the part", EIO}}, "created: Input/output error", false, 1},
+        {no_file, {{"fstat", EIO}}, "name: Input/output error", false, 1},
+        {no_file, {{"pwrite", EOPNOTSUPP}}, "name cannot be written: Operation not", false, 1},
+        {no_file, {{"pwrite", 0}}, "name cannot be written: Input/output error", false, 1},
+        {no_file, {{"fsync", EINVAL}}, may_be_lost, true, 1},
+        {no_file, {{"fsync", EOPNOTSUPP}}, may_be_lost, true, 1},
+        {no_file, {{"fsync", ENOSYS}}, may_be_lost, true, 1},
+        {no_file, {{"fsync", EIO}}, "output error; it was removed", false, 0},
+        {no_file, {{"fsync", EIO}, {"unlinkat", EIO}}, "remove .name.partial", false, 1},
+        {no_file, {{"fsync of the directory", EINVAL}}, may_lose_name, true, 1},
+        {no_file, {{"fsync of the directory", EIO}}, may_lose_name, true, 1},
+        {no_file, {{"renameat2", EINVAL}}, "", true, 1},
+        {no_file, {{"renameat2", ENOSYS}}, "", true, 1},
+        {no_file, {{"renameat2", EOPNOTSUPP}}, "", true, 1},
+        {no_file, {{"renameat2", EIO}}, "name cannot be given its name: Input/output", false, 1},
+        {no_file, {{"renameat2", EINVAL}, {"linkat", EPERM}}, "only with --force", false, 1},
+        {no_file, {{"renameat2", EINVAL}, {"unlinkat", EIO}}, "another name of name", true, 2},
+        {no_file, {{"ftruncate", EIO}, {"pread", EIO}, {"linkat", EIO}}, "", true, 1},
+        {part, {{"pread", EIO}}, "reading name: Input/output error", false, 1},
+        {part, {{"ftruncate", EIO}}, "", true, 1},
+        {longer_part,
+         {{"ftruncate", EOPNOTSUPP}},
+         "name cannot be truncated: Operation not",
+         false,
+         1},
+        {complete, {{"openat", EACCES}}, "name exists already and cannot be read", true, 1},
+        {complete, {{"pread", EIO}}, "reading name: Input/output error", true, 1},
+        {complete, {{"flock", EIO}, {"pwrite", EIO}, {"renameat2", EIO}}, "", true, 1},
+        {overwrite, {{"renameat2", EINVAL}, {"linkat", EPERM}}, "", true, 1},
+        {overwrite, {{"renameat", EACCES}}, "name cannot be given its name: Perm", false, 2},
+        {appears, {}, "name cannot be given its name: File exists", false, 2},
+        {appears, {{"renameat2", EINVAL}}, "given its name: File exists", false, 2},
+        {damaged, {}, "what arrived is not what was sent; it was removed", false, 0},
+        {damaged, {{"unlinkat", EACCES}}, "not what was sent; remove .name.partial", false, 1},
+    }));
+    for (const auto& [call, error] : refused.calls) UNSCOPED_INFO(call << ": " << error);
     const Directory directory;
-    Target target(directory, "name", 3);
-    target.file.append(bytes("new"));
-    refused_call = "fsync";
-    refusal = EIO;
-    CHECK_THROWS_WITH(target.file.finish(digest_of("new")), contains("cannot be written"));
-    refused_call.clear();
-    CHECK(!fs::exists(directory.path() / "name"));
+    if (refused.in == part) directory.write(".name.partial", "ne");
+    if (refused.in == longer_part) directory.write(".name.partial", "longer");
+    if (refused.in == complete) directory.write("name", "new");
+    if (refused.in == overwrite) directory.write("name", "old");
+    const std::string said = receive_new(directory, refused);
+    CHECK(said.empty() == refused.words.empty());
+    CHECK_THAT(said, contains(refused.words));
+    CHECK((directory.read("name") == "new") == refused.copied);
+    CHECK(directory.files() == refused.files);
+}
+
+TEST_CASE("rdma_cp: what a file system refuses to the sender is reported with its cause") {
+    const Directory directory;
+    directory.write("name", "new");
+    const std::string path = directory.path() / "name";
+    const std::string call = GENERATE("open", "fstat", "pread");
+    refusals = {{call, EIO}};
+    std::string said;
+    try {
+        const SourceFile file(path);
+        std::array<std::byte, 3> all{};
+        file.read(0, all);
+    } catch (const FileError& error) {
+        said = error.what();
+    }
+    refusals.clear();
+    CHECK(said == (call == "pread" ? "reading " : "") + path + ": Input/output error");
+}
+
+TEST_CASE("rdma_cp: a part that is a complete file, too, is not written") {
+    const Directory directory; // as after an end between linkat() and unlinkat()
+    directory.write("name", "old");
+    fs::create_hard_link(directory.path() / "name", directory.path() / ".name.partial");
+    CHECK_THROWS_WITH(Target(directory, "name", 3, true), contains("another name of a complete"));
+    CHECK(directory.read("name") == "old");
 }
 
 TEST_CASE("rdma_cp: the file to send") {
