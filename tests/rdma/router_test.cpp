@@ -212,6 +212,40 @@ TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
     waiter.reset();
 }
 
+TEST_CASE("Router: close() reports queue pairs that are left, and can be repeated",
+          "[rdma][close]") {
+    Fixture f;
+    ibv_qp_init_attr attr{};
+    attr.send_cq = attr.recv_cq = f.native;
+    attr.qp_type = IBV_QPT_RC;
+    ibv_qp* const raw = ibv_create_qp(f.domain.native_handle(), &attr);
+    std::error_code error;
+    const auto close = [&]() -> Coroutine {
+        Operation receive = f.b->recv(f.slice(100, 1));
+        co_await receive;
+        error = f.router->close(); // while the router resumes this coroutine
+    };
+    const Coroutine closer = close();
+    Awaiting waiter(f.b->recv(f.slice(100, 1)));
+    Operation sent = f.a->send(f.slice(0, 1));
+    Operation second = f.a->send(f.slice(0, 1));
+    f.run();
+    CHECK(closer.done());
+    CHECK(error == std::errc::device_or_resource_busy);
+    CHECK(!waiter.done());
+    Awaiting later(f.a->send(f.slice(0, 1)));
+    CHECK(later.code() == std::errc::operation_canceled);
+
+    f.a.reset();
+    f.b.reset();
+    CHECK(f.router->close() == std::errc::device_or_resource_busy);
+    f.sim.take_problems(); // the simulation takes EBUSY for a mistake of the application
+    ibv_destroy_qp(raw);
+    CHECK(f.router->close() == std::error_code());
+    CHECK(f.sim.counters(f.native).events_acked == 1);
+    CHECK(f.router->close() == std::error_code()); // as of one that was moved from
+}
+
 TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
     Fixture f;
     Operation sent = f.a->send(f.slice(0, 1));

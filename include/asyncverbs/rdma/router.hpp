@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -59,6 +60,18 @@ public:
     }
     ~Router() {
         if (state_) state_->close(state_);
+    }
+
+    /// Does what the destructor does, and reports what that cannot: {}, after which this object is
+    /// as if moved from, or the error of AsyncCq::close(), device_or_resource_busy while a queue
+    /// pair uses the completion queue. The object then still owns the queue, and its operations
+    /// fail as after its destruction: destroy the queue pairs and close again. The destructor would
+    /// leak the queue and its device instead if a raw queue pair is left.
+    [[nodiscard]] std::error_code close() noexcept {
+        if (!state_) return {};
+        if (const std::error_code error = state_->try_close(state_)) return error;
+        state_.reset();
+        return {};
     }
 
     /// The queue that the queue pairs complete into.

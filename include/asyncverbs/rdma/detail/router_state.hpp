@@ -123,10 +123,16 @@ public:
 
     /// The last call. Waiters are never resumed afterwards.
     void close(std::shared_ptr<RouterState> self) noexcept {
-        closed_ = true;
-        if (!failure_) failure_ = Failure::canceled("the Router was destroyed");
-        if (resuming_) alive_ = std::move(self);
+        stop(std::move(self));
         cq_.reset();
+    }
+
+    /// The same, or returns the error of AsyncCq::close(); then only another close may follow.
+    std::error_code try_close(std::shared_ptr<RouterState> self) noexcept {
+        stop(std::move(self));
+        const std::error_code error = cq_->close();
+        if (!error) cq_.reset();
+        return error;
     }
 
     const std::optional<AsyncCq>& cq() const noexcept { return cq_; }
@@ -175,6 +181,12 @@ private:
     friend class WaiterStop;
 
     static constexpr std::uint32_t none = UINT32_MAX;
+
+    void stop(std::shared_ptr<RouterState> self) noexcept {
+        closed_ = true;
+        if (!failure_) failure_ = Failure::canceled("the Router was destroyed");
+        if (resuming_) alive_ = std::move(self);
+    }
 
     struct Route {
         WorkQueue* queue = nullptr;
