@@ -217,8 +217,9 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// Executor: the handler is called on its associated executor, by default that of the AsioCq, and
 /// never within async_poll() or another handler. Both executors have work until then.
 /// Cancellation: by the handler's cancellation slot, with every cancellation type (not with Asio
-/// versions that have no slots), or by AsioCq::cancel(). A completion that was already taken from
-/// the CQ is delivered.
+/// versions that have no slots), or by AsioCq::cancel(). Emit a cancellation_signal on the
+/// executor of the handler, since it is not thread-safe; the context of the AsioCq must exist. A
+/// completion that was already taken from the CQ is delivered.
 /// Order: polls are served in the order in which they reach the executor of the AsioCq: at once if
 /// started on it, otherwise when it runs them.
 /// Allocation: one, with the handler's associated allocator, freed before the handler is called. If

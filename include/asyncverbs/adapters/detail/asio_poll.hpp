@@ -343,6 +343,8 @@ private:
         if (!slot.is_connected()) return;
         slot.assign([state = std::weak_ptr<State>(state_), id = id](net::cancellation_type type) {
             if (type == net::cancellation_type::none) return;
+            // On the handler's executor. If this reference becomes the last one, the AsioCq was
+            // destroyed, and has destroyed its queue there (I8).
             std::shared_ptr<State> alive = state.lock();
             if (alive == nullptr || alive->is_shut_down()) return;
             net::post(alive->executor(), [alive, id] { alive->cancel(id); });
