@@ -189,6 +189,16 @@ TEST_CASE("resolve: takes the first of several addresses that has a route") {
     CHECK(cancelled.failed(std::errc::operation_canceled));
 }
 
+TEST_CASE("resolve, Listener: a link-local IPv6 address needs its interface") {
+    CmFixture f;
+    const Running resolving(resolve(f.loop, "fe80::1", "7471"));
+    f.run();
+    REQUIRE(resolving.failed(std::errc::invalid_argument));
+    CHECK_THAT(resolving.error->what(), contains("[fe80::1]:7471 is a link-local address"));
+    CHECK_THROWS_WITH(Listener(f.loop, "fe80::1", "7471"), contains("needs its interface"));
+    CHECK(f.sim.calls("rdma_resolve_addr") + f.sim.calls("rdma_bind_addr") == 1); // the fixture's
+}
+
 TEST_CASE("connect: tries the addresses of a name, each with its share of the time") {
     CmFixture f;
     // "Any address" stands for a name with an IPv6 and an IPv4 address. The listener serves IPv4.

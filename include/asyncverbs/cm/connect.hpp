@@ -37,8 +37,9 @@ class OutgoingConnection;
 ///
 /// Looking up a name blocks: pass an address if the loop must not stop. Throws std::system_error:
 /// of the category "getaddrinfo" for an unknown name, timed_out, host_unreachable,
-/// network_unreachable, no_such_device if no RDMA device leads there, operation_canceled if `stop`
-/// is requested, from any thread; other errors name the call that failed.
+/// network_unreachable, no_such_device if no RDMA device leads there, invalid_argument for a
+/// link-local IPv6 address without its interface ("fe80::1%eth0"), operation_canceled if `stop` is
+/// requested, from any thread; other errors name the call that failed.
 template <class Loop>
 [[nodiscard]] Task<OutgoingConnection> resolve(Loop& loop, std::string host, std::string service,
                                                ResolveOptions options = {},
@@ -145,6 +146,7 @@ Task<OutgoingConnection> OutgoingConnection::resolve_address(Loop& loop, SocketA
                         std::numeric_limits<int>::max(), "resolve");
     // Limits how long the kernel sends requests.
     const int timeout = static_cast<int>(options.timeout.count());
+    detail::check_scope(address);
     detail::CmSessionOwner session{detail::LoopHandle(loop), detail::CmId()};
     const std::string to_address = "rdma_resolve_addr to " + address.text();
     detail::call_cm(to_address, rdma_resolve_addr, session->id(), nullptr, address.native_handle(),

@@ -169,6 +169,7 @@ private:
     // The kernel reports address_not_available for a port that is in use, too, if one of the two
     // listeners is bound to all addresses.
     static void bind(rdma_cm_id* id, SocketAddress& address) {
+        detail::check_scope(address);
         const std::string call = "rdma_bind_addr to " + address.text();
         try {
             detail::call_cm(call, rdma_bind_addr, id, address.native_handle());

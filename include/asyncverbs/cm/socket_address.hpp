@@ -16,6 +16,8 @@
 #include <system_error>
 #include <vector>
 
+#include <asyncverbs/verbs/error.hpp>
+
 namespace asyncverbs {
 
 /// An IPv4 or IPv6 address with its port. Default-constructed it is no address: port() is 0, text()
@@ -118,6 +120,17 @@ inline std::vector<SocketAddress> find_addresses(const std::string& host,
         addresses.emplace(first ? addresses.begin() : addresses.end(), *each->ai_addr);
     }
     return addresses;
+}
+
+// Throws std::system_error (invalid_argument) for a link-local IPv6 address without its interface,
+// which the kernel rejects by EINVAL alone.
+inline void check_scope(const SocketAddress& address) {
+    if (address.native_handle()->sa_family != AF_INET6) return;
+    const auto& ipv6 = reinterpret_cast<const sockaddr_in6&>(*address.native_handle());
+    if (!IN6_IS_ADDR_LINKLOCAL(&ipv6.sin6_addr) || ipv6.sin6_scope_id != 0) return;
+    throw_error(std::errc::invalid_argument,
+                address.text() +
+                    " is a link-local address, which needs its interface, as in fe80::1%eth0");
 }
 
 } // namespace detail
