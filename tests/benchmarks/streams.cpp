@@ -62,7 +62,6 @@ Task<> pong(Stream& stream, const Setup& setup) {
         co_await read_all(stream, incoming);
         co_await stream.write_all(outgoing);
     }
-    co_await stream.close();
 }
 
 Task<> read_to_the_end(Stream& stream, const Setup& setup) {
@@ -78,10 +77,7 @@ Task<> write_each(Stream& stream, const Setup& setup) {
     co_await read_to_the_end(stream, setup); // until the other process has read everything
 }
 
-Task<> read_each(Stream& stream, const Setup& setup) {
-    co_await read_to_the_end(stream, setup);
-    co_await stream.close();
-}
+Task<> close(Stream& stream) { co_await stream.close(); }
 
 using End = Task<>(Stream&, const Setup&);
 
@@ -95,6 +91,7 @@ void run(const Options& options, End& here, End& there) {
     const benchmark::Stopwatch stopwatch;
     setup.executor.run((peer.is_server() ? there : here)(stream, setup));
     if (!peer.is_server()) stopwatch.report(setup.options, setup.router.statistics().wakes);
+    setup.executor.run(close(stream)); // both do, so that neither is destroyed too early
 }
 
 } // namespace
@@ -102,5 +99,5 @@ void run(const Options& options, End& here, End& there) {
 int main(int argc, char** argv) {
     return benchmark::run(
         argc, argv, [](const Options& options) { run(options, ping, pong); },
-        [](const Options& options) { run(options, write_each, read_each); });
+        [](const Options& options) { run(options, write_each, read_to_the_end); });
 }
