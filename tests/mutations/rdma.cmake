@@ -73,28 +73,23 @@ mutation(regions-are-never-released rdma/detail/work_queue.hpp
     "")
 
 mutation(rejected-request-keeps-its-slot rdma/detail/work_queue.hpp
-    [[        return_slot(index);
-        reject(operation]]
-    [[        reject(operation]])
-
-mutation(rejected-chain-keeps-its-slots rdma/detail/work_queue.hpp
-    [[i-- > posted;) return_slot(WrId::slot(chain_[i].wr_id));]]
-    [[i-- > posted;) static_cast<void>(i);]])
+    [[i-- > first;) return_slot(slot(i));]]
+    [[i-- > first;) static_cast<void>(i);]])
 
 mutation(posted-part-of-a-chain-is-rejected rdma/detail/work_queue.hpp
-    [[operations.subspan(posted)]]
-    [[operations]])
+    [[    for (std::uint32_t i = first; i < chain_length_; ++i) {]]
+    [[    for (std::uint32_t i = 0; i < chain_length_; ++i) {]])
 
 mutation(rest-of-a-rejected-chain-is-forgotten rdma/detail/work_queue.hpp
-    [[operations.subspan(posted)]]
-    [[operations.subspan(posted, 1)]])
+    [[    for (std::uint32_t i = first; i < chain_length_; ++i) {]]
+    [[    for (std::uint32_t i = first; i < first + 1; ++i) {]])
 
 mutation(long-chain-forgets-what-has-no-room rdma/detail/work_queue.hpp
     [[    for (Operation& operation : deferred) enqueue_deferred(operation);]]
     "")
 
 mutation(chain-is-not-linked rdma/detail/work_queue.hpp
-    [[        if (i > 0) chain_[i - 1].next = &wr;]]
+    [[        if (chain_length_ > 0) send_chain_[chain_length_ - 1].next = &wr;]]
     "")
 
 mutation(moved-operation-misses-its-completion rdma/operation.hpp
@@ -142,6 +137,72 @@ mutation(regions-are-released-before-the-queue-pair rdma/detail/queue_pair_state
     [[    ~QueuePairState() { const QueuePair destroyed(std::move(queue_pair)); }]]
     [[    ~QueuePairState() = default;]])
 
+set(tests rdma/doorbell_test.cpp)
+
+mutation(each-request-takes-a-doorbell rdma/detail/work_queue.hpp
+    [[            router_.gather(*this, sends_);]]
+    [[            flush();]])
+
+mutation(inline-data-stays-gathered rdma/detail/work_queue.hpp
+    [[        return options.at_once || options.inline_data;]]
+    [[        return options.at_once;]])
+
+mutation(request-is-not-posted-at-once rdma/detail/work_queue.hpp
+    [[        return options.at_once || options.inline_data;]]
+    [[        return options.inline_data;]])
+
+mutation(urgent-chain-stays-gathered rdma/detail/work_queue.hpp
+    [[        urgent |= is_urgent(request.work.options);]]
+    "")
+
+mutation(sends-are-posted-before-receives rdma/detail/router_state.hpp
+    [[        post_chains(gathered_receives_);
+        post_chains(gathered_sends_);]]
+    [[        post_chains(gathered_sends_);
+        post_chains(gathered_receives_);]])
+
+mutation(urgent-send-overtakes-receives rdma/detail/work_queue.hpp
+    [[        if (sends_) router_.post_gathered_receives();]]
+    "")
+
+mutation(exception-loses-what-was-gathered rdma/detail/router_state.hpp
+    [[            state_.post_gathered();]]
+    "")
+
+mutation(rejected-requests-wait-for-the-next-batch rdma/detail/router_state.hpp
+    [[    } while (!ready_.empty() && !closed_);]]
+    [[    } while (false);]])
+
+mutation(destroyed-queue-pair-posts-what-was-gathered rdma/detail/queue_pair_state.hpp
+    [[    ~QueuePairState() { const QueuePair]]
+    [[    ~QueuePairState() { sends.flush(); const QueuePair]])
+
+mutation(rejection-forgets-what-waits-for-room rdma/detail/work_queue.hpp
+    [[        operation.deferred_.reset();
+        reject(operation, verb, error);]]
+    [[        operation.deferred_.reset();]])
+
+mutation(rejection-forgets-unsignaled-requests rdma/detail/work_queue.hpp
+    [[    if (sends_) unsignaled_ = count_unsignaled();]]
+    "")
+
+mutation(drain-misses-a-rejection rdma/detail/work_queue.hpp
+    [[    resume_idle_waiters();
+    return error;]]
+    [[    return error;]])
+
+mutation(drain-leaves-what-was-gathered rdma/detail/queue_pair_state.hpp
+    [[        state_.sends.flush();]]
+    "")
+
+mutation(queue-pair-is-used-before-its-posts rdma/async_qp.hpp
+    [[        state_->sends.flush();]]
+    "")
+
+mutation(limit-ignores-gathered-receives rdma/async_srq.hpp
+    [[        state_->receives.flush();]]
+    "")
+
 set(tests rdma/router_test.cpp)
 
 mutation(wr-id-may-be-small rdma/detail/router_state.hpp
@@ -178,8 +239,8 @@ mutation(waiters-resume-within-the-batch rdma/detail/work_queue.hpp
             resume_ready();]])
 
 mutation(closed-router-resumes-waiters rdma/detail/router_state.hpp
-    [[while (!ready_.empty() && !closed_)]]
-    [[while (!ready_.empty())]])
+    [[while (!ready_.empty() && !closed_) {]]
+    [[while (!ready_.empty()) {]])
 
 mutation(failure-reaches-no-operation rdma/detail/router_state.hpp
     [[            fail_queues();]]

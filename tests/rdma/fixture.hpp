@@ -14,6 +14,7 @@
 #include <cstring>
 #include <exception>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -88,7 +89,7 @@ struct RouterFixture {
                                                               .max_send_sge = 3,
                                                               .max_recv_sge = 3,
                                                               .max_inline_data = 64})
-        : sim(provider), router(std::in_place, AsyncCq(CompletionQueue(context, 64), notifier)),
+        : sim(provider), router(std::in_place, AsyncCq(CompletionQueue(context, 256), notifier)),
           a(std::in_place, *router, domain, options), b(std::in_place, *router, domain, options) {
         native = router->completion_queue().native_handle();
         if (options.type == IBV_QPT_UD) {
@@ -100,6 +101,25 @@ struct RouterFixture {
             a->queue_pair().connect(b->queue_pair().local_address());
             b->queue_pair().connect(a->queue_pair().local_address());
         }
+    }
+
+    // Calls `function` in a coroutine that the router resumes, so while it delivers a batch.
+    template <class Function>
+    void run_in_batch(Function function) {
+        AsyncQp other(*router, domain, {.max_send_wr = 1, .max_recv_wr = 1});
+        other.queue_pair().init();
+        Operation receive = other.recv(Slices());
+        std::stop_source stop;
+        std::error_code error;
+        const auto call = [&]() -> Coroutine {
+            co_await receive.wait(error, stop.get_token());
+            function();
+        };
+        const Coroutine coroutine = call();
+        stop.request_stop();
+        notifier.run();
+        REQUIRE(coroutine.done());
+        coroutine.get();
     }
 
     // Runs the loop until nothing is left to do.

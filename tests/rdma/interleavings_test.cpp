@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Three operations of a queue pair, one of which waits for room, and everything that may happen to
-// them, in every order: completions, stops, destroyed coroutines, drain, the queue pair and the
-// router destroyed, with and without an iteration of the loop after each.
+// Three operations of a queue pair, and everything that may happen to them, in every order:
+// completions, stops, destroyed coroutines, drain, the queue pair and the router destroyed. With
+// and without an iteration of the loop after each, while one operation waits for room; and all in
+// one batch of the router, which has gathered the operations.
 #include "proof/interleavings.hpp"
 #include "rdma/fixture.hpp"
 
@@ -49,10 +50,14 @@ bool contains_step(const Schedule& schedule, Step step) {
     return std::find(schedule.begin(), schedule.end(), step) != schedule.end();
 }
 
+enum class Loop { waits, iterates, delivers };
+
 // What is wrong with this schedule; "" if nothing is.
-std::string play(const simulated::ProviderModel& provider, const Schedule& schedule, bool iterate) {
+std::string play(const simulated::ProviderModel& provider, const Schedule& schedule, Loop loop) {
     constexpr std::size_t count = 3;
-    RouterFixture f(provider, {.max_send_wr = 1, .max_recv_wr = 4});
+    const bool in_batch = loop == Loop::delivers;
+    RouterFixture f(provider, {.max_send_wr = in_batch ? 3u : 1u, .max_recv_wr = 4});
+    f.write(0, "from the sender");
     f.sim.hold_delivery();
     std::vector<Operation> peer;
     for (std::size_t i = 0; i < 3; ++i) peer.push_back(f.b->recv(f.slice(256 + 8 * i, 8)));
@@ -61,15 +66,18 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
     std::array<std::stop_source, count> stops;
     std::array<Awaited, count> outcomes;
     std::array<std::optional<Coroutine>, count> waiters;
-    waiters[0] = await(f.a->send(f.slice(0, 8)), outcomes[0], stops[0].get_token());
-    std::optional<Operation> receive(f.a->recv(f.slice(128, 8)));
-    waiters[1] = await<Operation&>(*receive, outcomes[1], stops[1].get_token());
-    waiters[2] = await(f.a->send(f.slice(8, 8)), outcomes[2], stops[2].get_token());
-    f.region.reset(); // the operations keep it
+    std::optional<Operation> receive;
     Awaited drained;
     std::optional<Coroutine> drainer;
 
-    for (const Step step : schedule) {
+    const auto post = [&] {
+        waiters[0] = await(f.a->send(f.slice(0, 8)), outcomes[0], stops[0].get_token());
+        receive.emplace(f.a->recv(f.slice(128, 8)));
+        waiters[1] = await<Operation&>(*receive, outcomes[1], stops[1].get_token());
+        waiters[2] = await(f.a->send(f.slice(8, 8)), outcomes[2], stops[2].get_token());
+        f.region.reset(); // the operations keep it
+    };
+    const auto take = [&](Step step) {
         switch (step) {
         case deliver:
         case deliver_again:
@@ -95,17 +103,36 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
         default:
             f.router.reset();
         }
-        if (!iterate) continue;
+    };
+    const auto iterate = [&](Step step) -> std::string {
         f.run();
-        if (!f.router) continue;
+        if (!f.router) return "";
         for (std::size_t i = 0; i < count; ++i) {
             const bool ends = step == destroy_queue_pair || step == stop_send + static_cast<int>(i);
             if (ends && waiters[i] && !outcomes[i].done()) return "not resumed at once";
         }
         if (step == destroy_queue_pair && drainer && !drained.done()) return "drain still waits";
+        return "";
+    };
+    if (in_batch) {
+        f.run_in_batch([&] {
+            post();
+            for (const Step step : schedule) take(step);
+        });
+    } else {
+        post();
+        for (const Step step : schedule) {
+            take(step);
+            if (loop == Loop::waits) continue;
+            if (const std::string problem = iterate(step); !problem.empty()) return problem;
+        }
     }
     f.sim.release_delivery();
     f.run();
+
+    const bool kept =
+        !contains_step(schedule, drain) && !contains_step(schedule, destroy_queue_pair);
+    if (kept && in_batch && f.read(256, 15) != "from the sender") return "a send is lost";
 
     const bool routed = !contains_step(schedule, destroy_router);
     for (std::size_t i = 0; i < count; ++i) {
@@ -114,8 +141,7 @@ std::string play(const simulated::ProviderModel& provider, const Schedule& sched
         const Awaited& outcome = outcomes[i];
         if (routed && !destroyed && !outcome.done()) return "operation left behind";
         if (!outcome.done()) continue;
-        const bool undisturbed = !stopped && !contains_step(schedule, drain) &&
-                                 !contains_step(schedule, destroy_queue_pair);
+        const bool undisturbed = !stopped && kept;
         if (routed && undisturbed && !outcome.completion) return "operation failed";
         if (outcome.completion && outcome.completion->status() != IBV_WC_SUCCESS) {
             return "success with an error status";
@@ -158,17 +184,19 @@ std::vector<Step> next_steps(const Schedule& schedule) {
 TEST_CASE("Operations: every interleaving", "[rdma][I7][I8][I12]") {
     std::size_t schedules = 0;
     for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
-        for (const bool iterate : {false, true}) {
+        for (const Loop loop : {Loop::waits, Loop::iterates, Loop::delivers}) {
             schedules += proof::for_each_schedule<Step>(4, [&](const Schedule& schedule) {
-                const std::string problem = play(provider, schedule, iterate);
+                const std::string problem = play(provider, schedule, loop);
                 if (!problem.empty()) {
-                    FAIL_CHECK(problem << (iterate ? ", with iterations: " : ", without: ")
+                    constexpr const char* loops[] = {"without iterations", "with iterations",
+                                                     "in one batch"};
+                    FAIL_CHECK(problem << ", " << loops[static_cast<int>(loop)] << ": "
                                        << proof::to_text(schedule, name));
                 }
                 return next_steps(schedule);
             });
         }
     }
-    CHECK(schedules > 20000);
+    CHECK(schedules > 30000);
     std::cout << schedules << " schedules of three operations\n";
 }

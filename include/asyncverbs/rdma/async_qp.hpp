@@ -40,9 +40,18 @@ class StreamState;
 /// While the queue is full, operations wait for room, in order. The slices are read only during the
 /// call; their regions are kept until the completion. A `stop` ends the wait, see Operation.
 ///
+/// One doorbell for what coroutines post together: while the router delivers a batch of
+/// completions, and resumes coroutines for it, it gathers what they post. At the end of the batch
+/// each queue gets its requests in one call of the device, all receives before any sends. So a
+/// coroutine that blocks or computes for long after it has posted delays its requests, and those of
+/// others; and it must not expect a send to arrive while it runs. Not delayed are requests with
+/// inline data or SendOptions::at_once, and what the same queue has gathered before them; drain()
+/// and queue_pair() post what was gathered, too. Outside of a batch everything is posted at once.
+///
 /// All operations throw std::system_error (invalid_argument) for more slices than max_send_sge or
 /// max_recv_sge, or a slice longer than 4 GiB - 1; a request that the device rejects is reported by
-/// the operation.
+/// the operation. The operations of the same queue that were gathered with it, or wait for room,
+/// behind it end with that error, too, and are not posted.
 ///
 /// Thread: that of the router. Lifetime: may be destroyed at any time; pending operations then end
 /// with operation_canceled, and the router resumes their waiters. To see how they end, drain()
@@ -66,9 +75,12 @@ public:
     AsyncQp(AsyncQp&&) noexcept = default;
     AsyncQp& operator=(AsyncQp&&) noexcept = default;
 
-    /// To connect it. Do not post to it or destroy it, and do not keep its shared_handle(): this
-    /// object does the posting and owns it.
-    [[nodiscard]] QueuePair& queue_pair() noexcept { return state_->queue_pair; }
+    /// To connect it. Posts what was gathered before. Do not post to it or destroy it, and do not
+    /// keep its shared_handle(): this object does the posting and owns it.
+    [[nodiscard]] QueuePair& queue_pair() noexcept {
+        state_->sends.flush();
+        return state_->queue_pair;
+    }
     /// To inspect it.
     [[nodiscard]] const QueuePair& queue_pair() const noexcept { return state_->queue_pair; }
 
@@ -93,7 +105,7 @@ public:
     /// Posts `requests` in order, with one doorbell for those that there is room for. Each of
     /// `operations`, as many, becomes the operation of its request. If the device rejects a
     /// request, its operation and those behind it end with that error, and those before it are
-    /// posted. Allocates only for a chain that is longer than any before.
+    /// posted. Allocates only for a chain that is longer than 32 and any before.
     void post(std::span<const SendRequest> requests, std::span<Operation> operations) {
         if (requests.size() != operations.size()) {
             detail::throw_error(std::errc::invalid_argument,

@@ -43,8 +43,12 @@ public:
         return recv(slices, std::move(stop));
     }
 
-    /// For its limit and its native handle. Do not post to it or destroy it.
-    [[nodiscard]] SharedReceiveQueue& shared_receive_queue() noexcept { return state_->queue; }
+    /// For its limit and its native handle. Posts what was gathered before, see AsyncQp. Do not
+    /// post to it or destroy it.
+    [[nodiscard]] SharedReceiveQueue& shared_receive_queue() noexcept {
+        state_->receives.flush();
+        return state_->queue;
+    }
 
 private:
     friend class AsyncQp;

@@ -72,6 +72,7 @@ struct SendOptions {
     bool fence = false;       ///< starts after all reads and atomics that were posted before
     bool inline_data = false; ///< copied when posted: slices are free at once, lkeys are not used
     bool signaled = true;     ///< false: completes on success with the next signaled request
+    bool at_once = false;     ///< not gathered with others, see AsyncQp: earlier, but costs more
 };
 
 namespace detail {

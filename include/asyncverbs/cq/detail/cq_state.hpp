@@ -234,7 +234,7 @@ public:
     CompletionHandler(const CompletionHandler&) = delete;
     CompletionHandler& operator=(const CompletionHandler&) = delete;
 
-    ibv_wc completions[16];
+    ibv_wc completions[32];
 
     /// The first `count` of `completions` have arrived, at least one.
     virtual void on_completions(std::size_t count) = 0;

@@ -92,6 +92,7 @@ public:
 
     bool await_ready() {
         QueuePair& queue_pair = state_.queue_pair;
+        state_.sends.flush();
         if (idle()) {
             std::error_code ignored; // in RESET it fails, and nothing is posted
             queue_pair.to_error(ignored);

@@ -109,6 +109,7 @@ struct WrId {
 //
 //     poll: a batch of completions ──► wr_id ──► route ──► work queue ──► slot ──► operation
 //     then: the waiters of these operations are resumed, in order
+//     then: what was posted meanwhile is handed to the device, a chain for each work queue
 //
 // A resumed coroutine may destroy any of these objects, so all operations of a batch are completed
 // before the first waiter is resumed. work_queue.hpp has the functions that use work queues.
@@ -156,20 +157,31 @@ public:
     }
     /// Makes the router resume waiters that became ready outside of a batch of completions.
     void wake() noexcept {
-        if (!resuming_ && !ready_.empty()) cq_state_->wake();
+        if (!delivering_ && !ready_.empty()) cq_state_->wake();
     }
+
+    /// Whether a batch is being delivered. Until its end, work queues gather what is posted.
+    bool delivering() const noexcept { return delivering_; }
+    /// Calls WorkQueue::post_chain() at the end of the batch, unless the queue leaves the list.
+    void gather(ListNode& queue, bool sends) noexcept {
+        (sends ? gathered_sends_ : gathered_receives_).push_back(queue);
+    }
+    void post_gathered_receives() noexcept { post_chains(gathered_receives_); }
 
     // --- for the wait loop, see CompletionHandler ---
 
     void on_completions(std::size_t count) override {
+        const Delivery delivery(*this);
         dispatch(std::span<const ibv_wc>(completions, count));
         resume_ready();
     }
     void on_wake() override {
+        const Delivery delivery(*this);
         collect_stopped();
         resume_ready();
     }
     void on_error(const std::system_error& cause) override {
+        const Delivery delivery(*this);
         if (!failure_) {
             failure_ = Failure(cause);
             fail_queues();
@@ -185,8 +197,25 @@ private:
     void stop(std::shared_ptr<RouterState> self) noexcept {
         closed_ = true;
         if (!failure_) failure_ = Failure::canceled("the Router was destroyed");
-        if (resuming_) alive_ = std::move(self);
+        if (delivering_) alive_ = std::move(self);
     }
+
+    // One batch. What it has gathered is posted also if a coroutine ends it with an exception, or
+    // closes the router.
+    class Delivery {
+    public:
+        explicit Delivery(RouterState& state) noexcept : state_(state) { state.delivering_ = true; }
+        Delivery(const Delivery&) = delete;
+        Delivery& operator=(const Delivery&) = delete;
+        ~Delivery() {
+            state_.post_gathered();
+            state_.delivering_ = false;
+            if (state_.closed_) const auto last = std::move(state_.alive_);
+        }
+
+    private:
+        RouterState& state_;
+    };
 
     struct Route {
         WorkQueue* queue = nullptr;
@@ -200,19 +229,27 @@ private:
     void fail_queues() noexcept;
     void collect_stopped() noexcept;
     void resume_ready();
+    // The peer may answer a send at once, so the receives come first.
+    void post_gathered() noexcept {
+        post_chains(gathered_receives_);
+        post_chains(gathered_sends_);
+    }
+    static void post_chains(IntrusiveList<ListNode>& queues) noexcept;
 
     const std::shared_ptr<CqState> cq_state_;
     std::optional<AsyncCq> cq_;
     Failure failure_;
-    bool resuming_ = false;
+    bool delivering_ = false;
     bool closed_ = false;
-    std::shared_ptr<RouterState> alive_; // if a resumed coroutine closed it: until that returns
+    std::shared_ptr<RouterState> alive_; // if a resumed coroutine closed it: to the batch's end
     std::uint64_t ignored_ = 0;
 
     std::vector<Route> routes_;
     std::uint32_t first_free_ = none;
     IntrusiveList<CompletionWaiter> ready_;
     IntrusiveList<WaiterStop> stops_;
+    IntrusiveList<ListNode> gathered_receives_; // WorkQueues that have a chain to post
+    IntrusiveList<ListNode> gathered_sends_;
 };
 
 // Ends the wait of a waiter when a stop is requested, on any thread: the router resumes it.
@@ -276,18 +313,12 @@ inline void RouterState::collect_stopped() noexcept {
 }
 
 inline void RouterState::resume_ready() {
-    struct Resuming {
-        explicit Resuming(RouterState& s) noexcept : state(s) { state.resuming_ = true; }
-        ~Resuming() {
-            state.resuming_ = false;
-            if (state.closed_) const auto last = std::move(state.alive_);
+    do {
+        while (!ready_.empty() && !closed_) {
+            ready_.take_front().resume(); // may destroy queue pairs and the router
         }
-        RouterState& state;
-    };
-    const Resuming resuming(*this);
-    while (!ready_.empty() && !closed_) {
-        ready_.take_front().resume(); // may destroy queue pairs and the router
-    }
+        post_gathered(); // makes the waiters ready whose requests the device rejects
+    } while (!ready_.empty() && !closed_);
 }
 
 } // namespace asyncverbs::detail
