@@ -4,6 +4,7 @@
 
 #include "protocol.hpp"
 
+#include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
 
 #include <chrono>
@@ -107,5 +108,14 @@ private:
     std::uint64_t received_ = 0;
     Scope watching_; // last: it ends probe(), which uses the others
 };
+
+/// Ends the connection after the last message. The file has arrived by then, so a peer that is too
+/// busy to answer is no error.
+inline Task<> end(Connection& connection) {
+    try {
+        co_await connection.disconnect();
+    } catch (const std::system_error&) { // NOLINT(bugprone-empty-catch)
+    }
+}
 
 } // namespace rdma_cp

@@ -16,7 +16,7 @@ struct Options {
     // The sender's:
     std::vector<std::string> files;
     std::string host;
-    unsigned patience = 60; // seconds to try again; a receiver may take 20 to notice a lost sender
+    unsigned patience = 60; // seconds to try again while no receiver answers
 
     // The receiver's:
     std::string directory; // empty: be the sender

@@ -24,7 +24,8 @@ void add_options(CLI::App& app, rdma_cp::Options& options) {
     app.add_option("-b,--bind", options.bind, "Receiver: listen on this address only");
     app.add_option("-p,--port", options.port, "Port of the receiver")
         ->check(CLI::Range(1u, 65'535u));
-    app.add_option("-t,--try", options.patience, "Sender: seconds to try again")
+    app.add_option("-t,--try", options.patience,
+                   "Sender: seconds to try again while no receiver answers")
         ->check(CLI::Range(0u, 1'000'000u));
     app.add_option("FILE", options.files, "The files, and last the host of the receiver")
         ->option_text("FILE... HOST")

@@ -40,7 +40,6 @@ public:
         std::optional<Message> refusal;
         try {
             co_await receive_file(channel, blocks, offer);
-            std::printf("%s: received\n", offer.text.c_str());
         } catch (const FileError& error) {
             refusal.emplace(Type::refusal, error.busy ? 1 : 0, error.what());
         }
@@ -48,7 +47,7 @@ public:
             std::fprintf(stderr, "%s\n", refusal->text.c_str());
             co_await channel.send(*refusal);
         }
-        co_await connection.disconnect();
+        co_await end(connection);
     }
 
 private:
@@ -91,9 +90,10 @@ private:
             co_await in_background(loop_, append);
             co_await channel.send(Message(Type::credit));
         }
-        const Message end = co_await channel.expect(Type::finish);
-        const auto finish = [&] { file->finish(end.digest); };
+        const Message last = co_await channel.expect(Type::finish);
+        const auto finish = [&] { file->finish(last.digest); };
         co_await in_background(loop_, finish);
+        std::printf("%s: received\n", offer.text.c_str());
         co_await channel.send(Message(Type::done));
     }
 

@@ -44,17 +44,21 @@ public:
             } catch (const FileError& error) {
                 if (!error.busy) throw;
                 trouble = error.what();
+                answered_ = true;
             } catch (const std::system_error& error) {
                 if (!connected_) throw; // at first: a wrong address, or no receiver
                 trouble = error.what();
             }
             progress_.clear();
-            if (std::exchange(granted_, false)) last_grant_ = Clock::now();
-            if (seconds_since(last_grant_) > options_.patience) {
+            if (std::exchange(answered_, false)) last_answer_ = Clock::now();
+            if (seconds_since(last_answer_) > options_.patience) {
                 throw std::runtime_error(trouble +
                                          "; the receiver keeps what it has: run this again");
             }
-            std::fprintf(stderr, "%s; trying again\n", trouble.c_str());
+            if (trouble != last_trouble_) {
+                std::fprintf(stderr, "%s; trying again\n", trouble.c_str());
+                last_trouble_ = trouble;
+            }
             co_await loop_.sleep_for(std::chrono::seconds(1));
         }
     }
@@ -80,7 +84,7 @@ private:
 
         co_await channel.send(Message(Type::offer, file_.size(), file_.short_name()));
         const Message grant = co_await channel.expect(Type::grant);
-        granted_ = true;
+        answered_ = true;
         if (grant.number > file_.size()) throw std::runtime_error("the receiver has too much");
         Checksum checksum;
         const auto hash = [&] { file_.hash(checksum, grant.number); };
@@ -100,7 +104,7 @@ private:
         finish.digest = checksum.digest();
         co_await channel.send(finish);
         co_await channel.expect(Type::done);
-        co_await connection.disconnect();
+        co_await end(connection);
     }
 
     Task<> send_blocks(Channel& channel, const MemoryRegion& blocks, const Message& grant,
@@ -153,8 +157,9 @@ private:
     Clock::time_point start_ = Clock::now();
     Clock::time_point last_progress_ = start_;
     bool connected_ = false;
-    bool granted_ = false; // by the current attempt
-    Clock::time_point last_grant_ = Clock::now();
+    bool answered_ = false; // a receiver, in the current attempt: then it is there, even if busy
+    Clock::time_point last_answer_ = Clock::now();
+    std::string last_trouble_;
 };
 
 } // namespace

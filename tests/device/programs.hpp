@@ -45,4 +45,11 @@ inline std::string error_of(const std::vector<std::string>& command) {
     return process.error();
 }
 
+// A command that runs `command` such that its limit on locked memory counts also for root.
+inline std::vector<std::string> without_ipc_lock(const std::vector<std::string>& command) {
+    std::vector<std::string> all{"setpriv", "--bounding-set=-ipc_lock"};
+    all.insert(all.end(), command.begin(), command.end());
+    return all;
+}
+
 } // namespace asyncverbs::device

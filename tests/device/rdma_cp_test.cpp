@@ -8,6 +8,7 @@
 #include <sys/mount.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -16,9 +17,12 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <list>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 using asyncverbs::device::await_output;
@@ -26,6 +30,7 @@ using asyncverbs::device::await_that;
 using asyncverbs::device::device_address;
 using asyncverbs::device::error_of;
 using asyncverbs::device::no_server;
+using asyncverbs::device::without_ipc_lock;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 namespace fs = std::filesystem;
@@ -67,8 +72,11 @@ public:
         std::ofstream(from(name), std::ios::binary) << bytes;
     }
 
-    Process& start_receiver(const std::vector<std::string>& options = {}) {
-        std::vector<std::string> arguments{RDMA_CP, "--receive", to(), "--port", port_};
+    // `wrapper`: a command that runs the receiver.
+    Process& start_receiver(const std::vector<std::string>& options = {},
+                            std::vector<std::string> wrapper = {}) {
+        std::vector<std::string>& arguments = wrapper;
+        arguments.insert(arguments.end(), {RDMA_CP, "--receive", to(), "--port", port_});
         arguments.insert(arguments.end(), options.begin(), options.end());
         receiver_.emplace(arguments);
         await_output(*receiver_, "port");
@@ -109,6 +117,33 @@ private:
     fs::path path_;
     std::optional<Process> receiver_;
 };
+
+// A call that does not return yet, of a program that env() starts.
+class HeldCall {
+public:
+    HeldCall(std::string variable, fs::path file)
+        : variable_(std::move(variable)), file_(std::move(file)) {
+        std::ofstream{file_};
+    }
+    HeldCall(const HeldCall&) = delete;
+    HeldCall& operator=(const HeldCall&) = delete;
+    ~HeldCall() { release(); }
+
+    std::vector<std::string> env() const {
+        return {"env", std::string("LD_PRELOAD=") + SLOW_CALLS, variable_ + "=" + file_.string()};
+    }
+    void await_call(Process& sender) const {
+        await_that(sender, [this] { return fs::file_size(file_) == 1; });
+    }
+    void release() const { fs::remove(file_); }
+
+private:
+    std::string variable_;
+    fs::path file_;
+};
+
+// Longer than each end waits before it asks whether the other one is there (5 s).
+void pass_some_time() { std::this_thread::sleep_for(std::chrono::seconds(7)); }
 
 // Runs a sender that must succeed, and returns its standard error.
 std::string copy(const std::vector<std::string>& command) {
@@ -210,6 +245,103 @@ TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdm
                contains("file: continuing at byte 5242880 of 5242880"));
     CHECK(copying.same("file"));
     CHECK(copying.files() == 1);
+}
+
+TEST_CASE("rdma_cp: a process that is stopped is not lost", "[rdma_cp]") {
+    Copying copying("7207");
+    copying.make_file("large", large);
+    Process& receiver = copying.start_receiver();
+    Process sender(copying.sender({"large"}));
+    copying.await_part(sender);
+    Process& stopped = GENERATE(true, false) ? sender : receiver;
+    stopped.signal(SIGSTOP);
+    pass_some_time();
+    stopped.signal(SIGCONT);
+    CHECK(sender.wait() == 0);
+    CHECK(sender.error().empty());
+    CHECK(receiver.error().empty());
+    CHECK(copying.same("large"));
+}
+
+TEST_CASE("rdma_cp: a receiver whose disk is slow", "[rdma_cp]") {
+    Copying copying("7208");
+    copying.make_file("file", block);
+    copying.make_file("other", 1);
+    std::ofstream(copying.to("other")) << "old";
+    const HeldCall fsync("SLOW_FSYNC", copying.from("hold"));
+    Process& receiver = copying.start_receiver({}, fsync.env());
+    std::optional<Process> sender(copying.sender({"file"}));
+    fsync.await_call(*sender);
+
+    SECTION("serves others, and is not taken for lost") {
+        CHECK_THAT(error_of(copying.sender({"other"})), contains("other exists already"));
+        pass_some_time();
+        CHECK(sender->is_running());
+        fsync.release();
+        CHECK(sender->wait() == 0);
+        CHECK(sender->error().empty());
+    }
+    SECTION("answers a sender that asks again, whatever its patience") {
+        sender->kill();
+        sender->wait();
+        Process again(copying.sender({"file"}, "1"));
+        await_that(again, [&] { return !again.error().empty(); });
+        CHECK_THAT(again.error(), contains("is being received from another sender; trying again"));
+        pass_some_time();
+        CHECK(again.is_running());
+        fsync.release();
+        CHECK(again.wait() == 0);
+    }
+    SECTION("finishes while the sender is stopped") {
+        sender->signal(SIGSTOP);
+        fsync.release();
+        await_output(receiver, "file: received");
+        pass_some_time();
+        sender->signal(SIGCONT);
+        CHECK(sender->wait() == 0);
+        CHECK(receiver.error().empty());
+    }
+    CHECK(copying.same("file"));
+}
+
+TEST_CASE("rdma_cp: a receiver that is busy at the end of a copy", "[rdma_cp]") {
+    Copying copying("7209");
+    copying.make_file("file", 1);
+    const HeldCall disconnect("SLOW_DISCONNECT", copying.from("hold"));
+    copying.start_receiver({}, disconnect.env());
+    CHECK(copy(copying.sender({"file"}, "1")).empty());
+    CHECK(copying.same("file"));
+}
+
+TEST_CASE("rdma_cp: a sender for which there is no locked memory or descriptor is refused",
+          "[rdma_cp]") {
+    const auto [limit, words] = GENERATE(table<std::string, std::string>(
+        {{"--memlock=6000000", "limit on locked memory"}, {"--nofile=24", "Too many open files"}}));
+    Copying copying("7210");
+    const HeldCall fsync("SLOW_FSYNC", copying.from("hold")); // each copy keeps what it has
+    std::vector<std::string> wrapper = fsync.env();
+    for (const std::string& word : without_ipc_lock({"prlimit", limit})) wrapper.push_back(word);
+    Process& receiver = copying.start_receiver({}, wrapper);
+    copying.make_file("first", 1);
+    Process first(copying.sender({"first"}));
+    fsync.await_call(first);
+    std::list<Process> others;
+    const auto is_refused = [&] {
+        if (others.size() < 8) {
+            const std::string name = std::to_string(others.size());
+            copying.make_file(name, 1);
+            others.emplace_back(copying.sender({name}));
+        }
+        return receiver.error().find(words) != std::string::npos;
+    };
+    await_that(receiver, is_refused);
+    fsync.release();
+    CHECK(first.wait() == 0);
+    CHECK(copying.same("first"));
+    for (Process& each : others) each.wait();
+    copying.make_file("next", 1);
+    copy(copying.sender({"next"}));
+    CHECK(copying.same("next"));
 }
 
 TEST_CASE("rdma_cp: a full disk", "[rdma_cp][iwarp]") {

@@ -13,6 +13,7 @@ using asyncverbs::device::await_output;
 using asyncverbs::device::device_address;
 using asyncverbs::device::error_of;
 using asyncverbs::device::no_server;
+using asyncverbs::device::without_ipc_lock;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
@@ -65,6 +66,20 @@ TEST_CASE("rdma_echo: a client for which there is no descriptor is refused", "[r
     CHECK_THAT(server.error(), contains("Too many open files"));
     CHECK(first.is_running());
     Process next({RDMA_ECHO, "--port=7474", "--count=5", device_address()});
+    CHECK(next.wait() == 0);
+    CHECK(server.is_running());
+}
+
+TEST_CASE("rdma_echo: a client for which there is no locked memory is refused", "[rdma_echo]") {
+    Process server(without_ipc_lock({"prlimit", "--memlock=1000000", RDMA_ECHO, "--port=7476"}));
+    await_output(server, "listening");
+    Process first({RDMA_ECHO, "--port=7476", "--count=1000000", device_address()});
+    await_output(server, "connected");
+    CHECK_THAT(error_of({RDMA_ECHO, "--port=7476", "--size=1000000", device_address()}),
+               contains("rejected"));
+    CHECK_THAT(server.error(), contains("limit on locked memory"));
+    CHECK(first.is_running());
+    Process next({RDMA_ECHO, "--port=7476", "--count=5", device_address()});
     CHECK(next.wait() == 0);
     CHECK(server.is_running());
 }

@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstdio>
 #include <fstream>
+#include <list>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@ using asyncverbs::device::device_address;
 using asyncverbs::device::error_of;
 using asyncverbs::device::is_iwarp;
 using asyncverbs::device::no_server;
+using asyncverbs::device::without_ipc_lock;
 using asyncverbs::support::contains;
 using asyncverbs::support::Process;
 
@@ -123,6 +125,32 @@ TEST_CASE("rping: one server, several clients, one of which is killed", "[rping]
     CHECK(run_client(RPING, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output) ==
           0);
     CHECK(server.is_running());
+}
+
+TEST_CASE("rping: a client for which there is no locked memory or descriptor is refused",
+          "[rping]") {
+    const auto [limit, words, port] = GENERATE(table<std::string, std::string, std::string>(
+        {{"--memlock=150000", "limit on locked memory", "7192"},
+         {"--nofile=24", "Too many open files", "7193"}}));
+    Process server(without_ipc_lock({"prlimit", limit, RPING, "-s", "-P", "-p", port}));
+    std::string output;
+    REQUIRE(run_client(RPING, {"-c", "-C", "1", "-a", device_address(), "-p", port}, output) == 0);
+    const Arguments endless = with(RPING, {"-c", "-v", "-a", device_address(), "-p", port});
+    Process first(endless);
+    await_output(first, "rdma-ping-5:");
+    std::list<Process> others;
+    const auto is_refused = [&] {
+        if (others.size() < 8) others.emplace_back(endless);
+        return server.error().find(words) != std::string::npos;
+    };
+    await_that(server, is_refused);
+    others.clear();
+    CHECK(first.is_running());
+    const auto is_served = [&] {
+        return run_client(RPING, {"-c", "-C", "1", "-a", device_address(), "-p", port}, output) ==
+               0;
+    };
+    await_that(server, is_served);
 }
 
 TEST_CASE("rping: the client ends when its server is killed", "[rping][iwarp]") {

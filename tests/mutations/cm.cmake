@@ -78,6 +78,10 @@ mutation(stop-leads-to-the-next-address cm/connect.hpp
         }
         --untried;]])
 
+mutation(link-local-without-its-interface cm/socket_address.hpp
+    [[|| ipv6.sin6_scope_id != 0) return;]]
+    [[|| ipv6.sin6_scope_id == 0) return;]])
+
 set(tests cm/listener_test.cpp)
 
 mutation(interrupted-read-of-an-event-is-empty cm/detail/cm_session.hpp

@@ -242,6 +242,10 @@ mutation(closed-router-resumes-waiters rdma/detail/router_state.hpp
     [[while (!ready_.empty() && !closed_) {]]
     [[while (!ready_.empty()) {]])
 
+mutation(close-of-a-router-hides-its-error rdma/router.hpp
+    [[        if (const std::error_code error = state_->try_close(state_)) return error;]]
+    [[        static_cast<void>(state_->try_close(state_));]])
+
 mutation(failure-reaches-no-operation rdma/detail/router_state.hpp
     [[            fail_queues();]]
     "")

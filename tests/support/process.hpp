@@ -53,8 +53,10 @@ public:
         close_files();
     }
 
-    void kill() noexcept {
-        if (!ended_) ::kill(pid_, SIGKILL);
+    void kill() noexcept { signal(SIGKILL); }
+
+    void signal(int number) noexcept {
+        if (!ended_) ::kill(pid_, number);
     }
 
     // The exit status; 128 + N if signal N ended it; -1 if it still runs after this time (-1: no
