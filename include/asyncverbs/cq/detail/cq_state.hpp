@@ -9,7 +9,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
-#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -24,58 +23,13 @@
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/cq/cq_poller.hpp>
 #include <asyncverbs/cq/detail/wait_loop.hpp>
+#include <asyncverbs/cq/detail/wr_id_table.hpp>
 
 namespace asyncverbs::detail {
 
 class CompletionHandler;
 struct CqRequest;
 struct CqWaiter;
-
-// Completions that were polled for a poll_wr_id() and did not match, in order, for the next poll.
-class UnmatchedCompletions {
-public:
-    bool empty() const noexcept { return unmatched_.empty(); }
-
-    /// Moves the oldest ones whose wr_id `may_take` accepts to the front of `wcs`, their timestamps
-    /// to `timestamps` unless that is null, and returns their number.
-    template <class Predicate>
-    std::size_t take(std::span<ibv_wc> wcs, std::uint64_t* timestamps,
-                     Predicate may_take) noexcept {
-        std::size_t taken = 0;
-        for (auto next = unmatched_.begin(); next != unmatched_.end() && taken < wcs.size();) {
-            const auto item = next++;
-            if (!may_take(item->wc.wr_id)) continue;
-            if (timestamps) timestamps[taken] = item->timestamp;
-            wcs[taken++] = item->wc;
-            spare_.splice(spare_.begin(), unmatched_, item);
-        }
-        return taken;
-    }
-
-    /// Adds what `poll(span, timestamps)` delivers and returns the number. Allocates first: a
-    /// completion that has left the CQ cannot be lost to a failing allocation.
-    template <class Poll>
-    std::size_t add(Poll poll) {
-        constexpr std::size_t batch = 16;
-        ibv_wc wcs[batch];
-        std::uint64_t timestamps[batch] = {};
-        while (spare_.size() < batch) spare_.emplace_back();
-        const std::size_t count = poll(std::span<ibv_wc>(wcs, batch), timestamps);
-        for (std::size_t i = 0; i < count; ++i) {
-            spare_.front() = {wcs[i], timestamps[i]};
-            unmatched_.splice(unmatched_.end(), spare_, spare_.begin());
-        }
-        return count;
-    }
-
-private:
-    struct Item {
-        ibv_wc wc;
-        std::uint64_t timestamp;
-    };
-    std::list<Item> unmatched_;
-    std::list<Item> spare_; // nodes to reuse
-};
 
 // The one owner that reaps a CQ (I6): its poller, the coroutines that wait for completions, and the
 // wait loop that waits for the channel on behalf of all of them. The steps are those of CqPoller's
@@ -163,7 +117,6 @@ private:
     bool complete_from_queue(CqRequest& request);
     bool complete_from_unmatched(CqRequest& request) noexcept;
     std::size_t take_unmatched(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept;
-    bool is_awaited(std::uint64_t wr_id) noexcept;
     std::size_t poll_into_unmatched();
     std::size_t poll_or_arm(std::span<ibv_wc> wcs, std::uint64_t* timestamps = nullptr);
 
@@ -190,6 +143,7 @@ private:
 
     IntrusiveList<CqWaiter> waiters_;       // for any completion, in order of arrival
     IntrusiveList<CqWaiter> wr_id_waiters_; // for one wr_id each
+    WrIdTable<CqWaiter> waiters_by_wr_id_;
     IntrusiveList<CqWaiter> removed_;       // stopped or failed, about to be resumed
     UnmatchedCompletions unmatched_;
     std::shared_ptr<CompletionHandler> handler_;        // null: coroutines poll
@@ -208,7 +162,8 @@ struct CqRequest {
     Outcome outcome = Outcome::undecided;
 };
 
-// A suspended coroutine, linked into the list of waiters.
+// A suspended coroutine, linked into the list of waiters, and into the table if it waits for one
+// wr_id.
 struct CqWaiter : ListNode {
     CqWaiter(CqState& owner, CqRequest& wanted, std::coroutine_handle<> coroutine) noexcept
         : state(owner), request(wanted), handle(coroutine) {}
@@ -221,6 +176,7 @@ struct CqWaiter : ListNode {
     CqState& state;
     CqRequest& request;
     std::coroutine_handle<> handle;
+    WrIdTable<CqWaiter>::Entry by_wr_id{*this};
     std::atomic<bool> stop_requested{false};
     StopCallback<CqWaiter> stop_callback;
 };
@@ -259,7 +215,8 @@ CqState::CqState(CompletionQueue cq, const AsyncCqOptions& options, const N& not
 
 inline bool CqState::try_complete(CqRequest& request) {
     assert_thread();
-    const bool is_first = waiters_.empty() && !(request.wr_id && is_awaited(*request.wr_id));
+    const bool is_first =
+        waiters_.empty() && !(request.wr_id && waiters_by_wr_id_.find(*request.wr_id));
     if (is_first && !unmatched_.empty() && complete_from_unmatched(request)) return true;
     if (!failure_) {
         // The waiters were first, and the CQ is armed for them.
@@ -291,8 +248,9 @@ inline bool CqState::complete_from_queue(CqRequest& request) {
 
 inline bool CqState::complete_from_unmatched(CqRequest& request) noexcept {
     if (request.wr_id) {
-        const auto matches = [&](std::uint64_t wr_id) { return wr_id == *request.wr_id; };
-        request.delivered = unmatched_.take(request.completions.first(1), nullptr, matches);
+        const std::optional<ibv_wc> match = unmatched_.take(*request.wr_id);
+        if (match) request.completions[0] = *match;
+        request.delivered = match ? 1 : 0;
     } else {
         request.delivered = take_unmatched(request.completions, request.timestamps);
     }
@@ -305,13 +263,9 @@ inline bool CqState::complete_from_unmatched(CqRequest& request) noexcept {
 // and the first one that is resumed may poll for any completion.
 inline std::size_t CqState::take_unmatched(std::span<ibv_wc> wcs,
                                            std::uint64_t* timestamps) noexcept {
-    return unmatched_.take(wcs, timestamps,
-                           [this](std::uint64_t wr_id) { return !is_awaited(wr_id); });
-}
-
-inline bool CqState::is_awaited(std::uint64_t wr_id) noexcept {
-    const auto awaits = [=](const CqWaiter& waiter) { return waiter.request.wr_id == wr_id; };
-    return wr_id_waiters_.find_if(awaits) != nullptr;
+    return unmatched_.take(wcs, timestamps, [this](std::uint64_t wr_id) {
+        return waiters_by_wr_id_.find(wr_id) == nullptr;
+    });
 }
 
 inline std::size_t CqState::poll_into_unmatched() {
@@ -337,6 +291,7 @@ inline std::size_t CqState::try_poll(std::span<ibv_wc> wcs) {
 
 inline std::coroutine_handle<> CqState::enqueue(CqWaiter& waiter) noexcept {
     (waiter.request.wr_id ? wr_id_waiters_ : waiters_).push_back(waiter);
+    if (waiter.request.wr_id) waiters_by_wr_id_.add(waiter.by_wr_id, *waiter.request.wr_id);
     return start_wait_loop();
 }
 
@@ -399,6 +354,7 @@ inline void CqState::serve_waiters() {
         }
         if (!waiter) continue;
         waiter->unlink();
+        waiter->by_wr_id.unlink();
         waiter->handle.resume();
     }
 }
@@ -424,11 +380,13 @@ inline CqWaiter* CqState::complete_next_waiter() {
         return complete_from_queue(first.request) ? &first : nullptr;
     }
     do {
-        const auto complete = [this](CqWaiter& waiter) {
-            return complete_from_unmatched(waiter.request);
-        };
-        if (CqWaiter* waiter = wr_id_waiters_.find_if(complete)) return waiter;
-        if (!waiters_.empty() && complete(waiters_.front())) return &waiters_.front();
+        while (const std::optional<std::uint64_t> wr_id = unmatched_.next_unseen()) {
+            CqWaiter* const waiter = waiters_by_wr_id_.find(*wr_id);
+            if (waiter != nullptr && complete_from_unmatched(waiter->request)) return waiter;
+        }
+        if (!waiters_.empty() && complete_from_unmatched(waiters_.front().request)) {
+            return &waiters_.front();
+        }
     } while (!must_yield() && poll_into_unmatched() > 0);
     return nullptr;
 }
@@ -455,6 +413,7 @@ inline void CqState::resume_stopped() {
     const auto stops = [](CqWaiter& waiter) {
         if (!waiter.stop_requested.load(std::memory_order_acquire)) return false;
         waiter.request.outcome = CqRequest::Outcome::stopped;
+        waiter.by_wr_id.unlink();
         return true;
     };
     waiters_.move_if(removed_, stops);
@@ -479,8 +438,10 @@ inline void CqState::resume_failed() {
     if (!failure_) return;
     removed_.append(waiters_);
     removed_.append(wr_id_waiters_);
-    removed_.for_each(
-        [](CqWaiter& waiter) { waiter.request.outcome = CqRequest::Outcome::failed; });
+    removed_.for_each([](CqWaiter& waiter) {
+        waiter.request.outcome = CqRequest::Outcome::failed;
+        waiter.by_wr_id.unlink();
+    });
     resume_removed();
     if (handler_) handler_->on_error(*failure_);
 }
