@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <chrono>
 #include <coroutine>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -322,6 +324,57 @@ TEST_CASE("AsyncCq: two waiters for one wr_id get one completion each, in order"
     CHECK_FALSE(second.done());
     f.complete_and_wake({4});
     CHECK(second.done());
+}
+
+TEST_CASE("AsyncCq: hundreds of coroutines wait for one wr_id each") {
+    constexpr std::size_t count = 500; // two for each wr_id
+    constexpr std::size_t half = count / 2;
+    Fixture f;
+    std::vector<WrIds> got(count);
+    std::vector<Coroutine> waiters;
+    for (std::size_t i = 0; i < count; ++i)
+        waiters.push_back(poll_wr_id(*f.cq, i % half * 1024, got[i]));
+    for (const std::size_t first : {std::size_t{0}, half}) {
+        for (std::size_t i = 0; i < half; ++i) {
+            f.complete({i * 77 % half * 1024});
+            if (i % 25 == 24) f.wake(); // several in one batch
+        }
+        for (std::size_t i = 0; i < count; ++i) REQUIRE(waiters[i].done() == (i < first + half));
+    }
+    for (std::size_t i = 0; i < count; ++i) CHECK(got[i] == WrIds{i % half * 1024});
+}
+
+TEST_CASE("AsyncCq: a stopped or failed poll_wr_id has no claim to a completion", "[I7]") {
+    // A coroutine that is resumed before it keeps the completion, and then polls for any.
+    const bool fails = GENERATE(false, true);
+    Fixture f;
+    std::stop_source stop;
+    WrIds got;
+    WrIds ended_got;
+    struct Local {
+        static Coroutine run(Fixture& fixture, WrIds& out, std::stop_token token) {
+            std::error_code error;
+            static_cast<void>(co_await fixture.cq->poll_wr_id(2, error, token));
+            fixture.complete({1, 5});
+            const ibv_wc five = co_await fixture.cq->poll_wr_id(5, error);
+            out.push_back(five.wr_id);
+            std::array<ibv_wc, 4> wcs{};
+            for (const ibv_wc& wc : co_await fixture.cq->poll(wcs, error)) out.push_back(wc.wr_id);
+        }
+    };
+    const Coroutine first = Local::run(f, got, stop.get_token());
+    const Coroutine ended = poll_wr_id(*f.cq, 1, ended_got, stop.get_token());
+    if (fails) {
+        f.wake(std::make_error_code(std::errc::io_error));
+        CHECK(got == WrIds{0}); // nothing is polled after a failure
+        CHECK(first.done());
+    } else {
+        stop.request_stop();
+        f.run_until_idle();
+        CHECK(got == WrIds{5, 1});
+    }
+    CHECK(ended.done());
+    CHECK(ended_got.empty());
 }
 
 TEST_CASE("AsyncCq: a kept completion goes to the waiter, not to a coroutine that polls again",

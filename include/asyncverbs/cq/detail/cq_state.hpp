@@ -114,6 +114,7 @@ private:
     void serve_handler();
     CqWaiter* complete_next_waiter();
 
+    bool is_first(const CqRequest& request) noexcept;
     bool complete_from_queue(CqRequest& request);
     bool complete_from_unmatched(CqRequest& request) noexcept;
     std::size_t take_unmatched(std::span<ibv_wc> wcs, std::uint64_t* timestamps) noexcept;
@@ -144,7 +145,7 @@ private:
     IntrusiveList<CqWaiter> waiters_;       // for any completion, in order of arrival
     IntrusiveList<CqWaiter> wr_id_waiters_; // for one wr_id each
     WrIdTable<CqWaiter> waiters_by_wr_id_;
-    IntrusiveList<CqWaiter> removed_;       // stopped or failed, about to be resumed
+    IntrusiveList<CqWaiter> removed_; // stopped or failed, about to be resumed
     UnmatchedCompletions unmatched_;
     std::shared_ptr<CompletionHandler> handler_;        // null: coroutines poll
     std::atomic<int> reported_event_{nothing_reported}; // an ibv_event_type
@@ -215,9 +216,7 @@ CqState::CqState(CompletionQueue cq, const AsyncCqOptions& options, const N& not
 
 inline bool CqState::try_complete(CqRequest& request) {
     assert_thread();
-    const bool is_first =
-        waiters_.empty() && !(request.wr_id && waiters_by_wr_id_.find(*request.wr_id));
-    if (is_first && !unmatched_.empty() && complete_from_unmatched(request)) return true;
+    if (!unmatched_.empty() && is_first(request) && complete_from_unmatched(request)) return true;
     if (!failure_) {
         // The waiters were first, and the CQ is armed for them.
         if (has_waiters() || must_yield()) return false;
@@ -231,6 +230,12 @@ inline bool CqState::try_complete(CqRequest& request) {
     }
     request.outcome = CqRequest::Outcome::failed;
     return true;
+}
+
+// Whether no waiter was before it.
+inline bool CqState::is_first(const CqRequest& request) noexcept {
+    if (!waiters_.empty()) return false;
+    return !request.wr_id || waiters_by_wr_id_.find(*request.wr_id) == nullptr;
 }
 
 inline bool CqState::complete_from_queue(CqRequest& request) {
