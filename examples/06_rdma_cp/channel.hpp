@@ -114,7 +114,7 @@ private:
 inline Task<> end(Connection& connection) {
     try {
         co_await connection.disconnect();
-    } catch (const std::system_error&) { // NOLINT(bugprone-empty-catch)
+    } catch (const std::system_error&) {
     }
 }
 

@@ -94,11 +94,11 @@ void receive(const Directory& directory, const std::string& name, std::uint64_t 
 } // namespace
 
 // In place of those of the C library.
-extern "C" int open(const char* path, int flags, ...) { // NOLINT(cert-dcl50-cpp)
+extern "C" int open(const char* path, int flags, ...) {
     if (is_refused("open")) return -1;
     return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, 0666));
 }
-extern "C" int openat(int directory, const char* name, int flags, ...) { // NOLINT(cert-dcl50-cpp)
+extern "C" int openat(int directory, const char* name, int flags, ...) {
     if (is_refused("openat")) return -1;
     return static_cast<int>(::syscall(SYS_openat, directory, name, flags, 0666));
 }
