@@ -8,6 +8,7 @@
 #include <asyncverbs/cm.hpp>
 
 #include <cstdio>
+#include <exception>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -57,13 +58,26 @@ private:
         const std::string& name;
     };
 
-    // The blocks of a file arrive in order, each in the next slot.
     Task<> receive_file(Channel& channel, const MemoryRegion& blocks, const Message& offer) {
         if (!names_.insert(offer.text).second) {
             throw FileError(offer.text + " is being received from another sender", true);
         }
         const Claim claim{names_, offer.text};
         std::optional<TargetFile> file;
+        std::exception_ptr failure;
+        try {
+            co_await receive_blocks(channel, blocks, offer, file);
+        } catch (...) {
+            failure = std::current_exception();
+        }
+        const auto close = [&] { file.reset(); };
+        if (file) co_await in_background(loop_, close); // it may write what is left
+        if (failure) std::rethrow_exception(failure);
+    }
+
+    // The blocks of a file arrive in order, each in the next slot.
+    Task<> receive_blocks(Channel& channel, const MemoryRegion& blocks, const Message& offer,
+                          std::optional<TargetFile>& file) {
         const auto open = [&] {
             file.emplace(directory_, offer.text, offer.number, options_.overwrite);
         };
@@ -91,7 +105,10 @@ private:
             co_await channel.send(Message(Type::credit));
         }
         const Message last = co_await channel.expect(Type::finish);
-        const auto finish = [&] { file->finish(last.digest); };
+        const auto finish = [&] {
+            file->finish(last.digest);
+            file.reset();
+        };
         co_await in_background(loop_, finish);
         std::printf("%s: received\n", offer.text.c_str());
         co_await channel.send(Message(Type::done));

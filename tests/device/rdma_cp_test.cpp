@@ -132,8 +132,8 @@ public:
     std::vector<std::string> env() const {
         return {"env", std::string("LD_PRELOAD=") + SLOW_CALLS, variable_ + "=" + file_.string()};
     }
-    void await_call(Process& sender) const {
-        await_that(sender, [this] { return fs::file_size(file_) == 1; });
+    void await_call(Process& process) const {
+        await_that(process, [this] { return fs::file_size(file_) == 1; });
     }
     void release() const { fs::remove(file_); }
 
@@ -302,6 +302,22 @@ TEST_CASE("rdma_cp: a receiver whose disk is slow", "[rdma_cp]") {
         CHECK(receiver.error().empty());
     }
     CHECK(copying.same("file"));
+}
+
+TEST_CASE("rdma_cp: a receiver serves others while it closes the file of a lost sender",
+          "[rdma_cp]") {
+    Copying copying("7211");
+    copying.make_file("large", large);
+    copying.make_file("other", 1);
+    std::ofstream(copying.to("other")) << "old";
+    const HeldCall close("SLOW_CLOSE", copying.from("hold"));
+    Process& receiver = copying.start_receiver({}, close.env());
+    Process sender(copying.sender({"large"}));
+    copying.await_part(sender);
+    sender.kill();
+    sender.wait();
+    close.await_call(receiver);
+    CHECK_THAT(error_of(copying.sender({"other"})), contains("other exists already"));
 }
 
 TEST_CASE("rdma_cp: a receiver that is busy at the end of a copy", "[rdma_cp]") {
