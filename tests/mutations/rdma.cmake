@@ -373,6 +373,10 @@ mutation(end-waits-for-the-messages-before rdma/detail/stream_awaiters.hpp
     [[        state_->send_gathered();]]
     [[        state_->flush();]])
 
+mutation(rejected-receive-is-not-noticed rdma/detail/stream_state.hpp
+    [[Receive* next = posted_.find_if(done);]]
+    [[Receive* next = !posted_.empty() && done(posted_.front()) ? &posted_.front() : nullptr;]])
+
 mutation(failed-send-is-not-noticed rdma/detail/stream_state.hpp
     [[            fail_if_failed(oldest.operation);]]
     "")

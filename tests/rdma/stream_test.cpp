@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -829,6 +830,18 @@ TEST_CASE("Stream: a broken connection ends reading and writing with the cause",
     CHECK(later.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
     const Coroutine close = await(f.a->close(), closed);
     CHECK(closed.code() == make_wc_error(IBV_WC_RETRY_EXC_ERR));
+}
+
+TEST_CASE("Stream: a receive that the device rejects ends it", "[stream]") {
+    Fixture f({.buffer_size = 4, .buffers = 4});
+    f.greet();
+    Reader received(*f.b, 4);
+    f.sim.fail("ibv_post_recv", {.error = ENOMEM}); // of the one that is posted after the read
+    Writer sent(*f.a, "x", 1);
+    f.run();
+    CHECK(received.text == "x");
+    CHECK(received.code() == std::errc::not_enough_memory);
+    CHECK(f.sim.failures_injected() == 1);
 }
 
 TEST_CASE("Stream: data that had arrived is read before the failure", "[stream]") {

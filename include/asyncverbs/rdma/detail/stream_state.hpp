@@ -233,14 +233,16 @@ private:
     // --- from the peer ---
 
     void receive() noexcept {
+        const auto done = [](const Receive& receive) { return receive.operation.done(); };
         try {
+            // Receives complete in order. If one is done before the first, the device rejected it.
+            Receive* next = posted_.find_if(done);
             // Also after a failure: messages that arrived before it are still to be read.
-            while (!posted_.empty()) {
-                Receive& first = posted_.front();
-                if (!first.operation.done()) return;
-                const Completion completion = first.operation.result(nullptr);
-                first.unlink();
-                accept(first, completion.bytes());
+            while (next != nullptr) {
+                const Completion completion = next->operation.result(nullptr);
+                next->unlink();
+                accept(*next, completion.bytes());
+                next = !posted_.empty() && done(posted_.front()) ? &posted_.front() : nullptr;
             }
         } catch (...) {
             fail(std::current_exception());
