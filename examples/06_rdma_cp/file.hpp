@@ -230,6 +230,7 @@ private:
         return "." + (is_long ? std::to_string(XXH3_64bits(name.data(), name.size())) : name) +
                ".partial";
     }
+
     // False if the directory has no such file.
     bool find(const std::string& name, struct stat& found) const {
         if (::fstatat(directory_.fd(), name.c_str(), &found, AT_SYMLINK_NOFOLLOW) == 0) return true;

@@ -41,6 +41,8 @@ public:
         std::optional<Message> refusal;
         try {
             co_await receive_file(channel, blocks, offer);
+            std::printf("%s: received\n", offer.text.c_str());
+            co_await channel.send(Message(Type::done));
         } catch (const FileError& error) {
             refusal.emplace(Type::refusal, error.busy ? 1 : 0, error.what());
         }
@@ -105,13 +107,8 @@ private:
             co_await channel.send(Message(Type::credit));
         }
         const Message last = co_await channel.expect(Type::finish);
-        const auto finish = [&] {
-            file->finish(last.digest);
-            file.reset();
-        };
+        const auto finish = [&] { file->finish(last.digest); };
         co_await in_background(loop_, finish);
-        std::printf("%s: received\n", offer.text.c_str());
-        co_await channel.send(Message(Type::done));
     }
 
     EpollExecutor& loop_;
