@@ -320,7 +320,7 @@ TEST_CASE("rdma_cp: a receiver serves others while it closes the file of a lost 
     CHECK_THAT(error_of(copying.sender({"other"})), contains("other exists already"));
 }
 
-TEST_CASE("rdma_cp: a receiver that is busy at the end of a copy", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a receiver that is busy at the end of a copy", "[rdma_cp][iwarp]") {
     Copying copying("7209");
     copying.make_file("file", 1);
     const HeldCall disconnect("SLOW_DISCONNECT", copying.from("hold"));
