@@ -33,7 +33,7 @@ MOST_OPERATIONS = 1.05  # a ping-pong of AsyncQp relative to raw verbs
 MOST_IN_FLIGHT = 1.06  # many operations in flight, relative to raw verbs
 MOST_QUEUE_PAIRS = 1.05  # AsyncQp with many queue pairs relative to one
 # Stream relative to raw verbs. The guest's clock charges a long memcpy a nanosecond for each byte.
-MOST_STREAM = {"write-64": 0.2, "write-4096": 1.03, "write-65536": 1.26, "write-1048576": 1.22, "pingpong-64": 1.1}
+MOST_STREAM = {"write-64": 0.12, "write-4096": 0.95, "write-65536": 1.22, "write-1048576": 1.2, "pingpong-64": 1.1}
 MOST_IBV = 1.0  # either ping-pong relative to ibv_rc_pingpong -e
 
 RAW, RAW_EDGE = "raw verbs", "edge-triggered"
