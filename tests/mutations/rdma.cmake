@@ -156,10 +156,10 @@ mutation(urgent-chain-stays-gathered rdma/detail/work_queue.hpp
     "")
 
 mutation(sends-are-posted-before-receives rdma/detail/router_state.hpp
-    [[        post_chains(gathered_receives_);
-        post_chains(gathered_sends_);]]
-    [[        post_chains(gathered_sends_);
-        post_chains(gathered_receives_);]])
+    [[        if (!gathered_receives_.empty()) post_chains(gathered_receives_);
+        if (!gathered_sends_.empty()) post_chains(gathered_sends_);]]
+    [[        if (!gathered_sends_.empty()) post_chains(gathered_sends_);
+        if (!gathered_receives_.empty()) post_chains(gathered_receives_);]])
 
 mutation(urgent-send-overtakes-receives rdma/detail/work_queue.hpp
     [[        if (sends_) router_.post_gathered_receives();]]

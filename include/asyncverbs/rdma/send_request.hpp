@@ -72,7 +72,9 @@ struct SendOptions {
     bool fence = false;       ///< starts after all reads and atomics that were posted before
     bool inline_data = false; ///< copied when posted: slices are free at once, lkeys are not used
     bool signaled = true;     ///< false: completes on success with the next signaled request
-    bool at_once = false;     ///< not gathered with others, see AsyncQp: earlier, but costs more
+    /// posted by the call also while the router delivers a batch, see AsyncQp: this send does not
+    /// wait for the other coroutines of the batch, but the later ones take another doorbell
+    bool at_once = false;
 };
 
 namespace detail {

@@ -207,7 +207,7 @@ private:
         explicit Delivery(RouterState& state) noexcept : state_(state) { state.delivering_ = true; }
         Delivery(const Delivery&) = delete;
         Delivery& operator=(const Delivery&) = delete;
-        ~Delivery() {
+        [[gnu::always_inline]] ~Delivery() {
             state_.post_gathered();
             state_.delivering_ = false;
             if (state_.closed_) const auto last = std::move(state_.alive_);
@@ -230,9 +230,9 @@ private:
     void collect_stopped() noexcept;
     void resume_ready();
     // The peer may answer a send at once, so the receives come first.
-    void post_gathered() noexcept {
-        post_chains(gathered_receives_);
-        post_chains(gathered_sends_);
+    [[gnu::always_inline]] void post_gathered() noexcept {
+        if (!gathered_receives_.empty()) post_chains(gathered_receives_);
+        if (!gathered_sends_.empty()) post_chains(gathered_sends_);
     }
     static void post_chains(IntrusiveList<ListNode>& queues) noexcept;
 

@@ -95,16 +95,17 @@ public:
     /// std::bad_alloc; then none of them was posted, and the operations are as before.
     void submit_chain(std::span<const SendRequest> requests, std::span<Operation> operations);
 
-    /// Hands the chain to the device. If that rejects a request, this ends the operations of all
-    /// requests that the device has not got: none may overtake the one that was rejected. Returns
-    /// the error, which they report, or 0.
+    /// Hands the chain, which is not empty, to the device. If that rejects a request, this ends the
+    /// operations of all requests that the device has not got: none may overtake the one that was
+    /// rejected. Returns the error, which they report, or 0.
     int post_chain() noexcept;
 
     /// Posts what was gathered. Before sends, also the receives of all queues of the router: the
     /// peer may answer at once.
     void flush() noexcept {
         if (sends_) router_.post_gathered_receives();
-        post_chain();
+        unlink(); // from the router's list
+        if (chain_length_ > 0) post_chain();
     }
 
     // --- completions ---
@@ -210,6 +211,10 @@ private:
         } else {
             receive_chain_ = std::make_unique<ibv_recv_wr[]>(requests);
         }
+        for (std::size_t i = 0; i < requests; ++i) {
+            ibv_sge*& list = sends_ ? send_chain_[i].sg_list : receive_chain_[i].sg_list;
+            list = sges.get() + i * max_slices_;
+        }
         chain_sges_ = std::move(sges);
         chain_capacity_ = static_cast<std::uint32_t>(requests);
     }
@@ -227,7 +232,7 @@ private:
     [[gnu::always_inline]] void append(Operation* operation, const SendView& request) noexcept {
         ibv_send_wr& wr = send_chain_[chain_length_];
         const std::uint32_t index = acquire_slot(operation, request);
-        write(wr, request, chain_sges_.get() + std::size_t{chain_length_} * max_slices_, index);
+        write(wr, request, index);
         if (chain_length_ > 0) send_chain_[chain_length_ - 1].next = &wr;
         ++chain_length_;
     }
@@ -239,7 +244,6 @@ private:
         ibv_recv_wr& wr = receive_chain_[chain_length_];
         wr.wr_id = wr_id_ | index;
         wr.next = nullptr;
-        wr.sg_list = chain_sges_.get() + std::size_t{chain_length_} * max_slices_;
         wr.num_sge = static_cast<int>(slices.size());
         write(wr.sg_list, slices);
         if (chain_length_ > 0) receive_chain_[chain_length_ - 1].next = &wr;
@@ -351,15 +355,14 @@ private:
         }
     }
 
-    [[gnu::always_inline]] void write(ibv_send_wr& wr, const SendView& request, ibv_sge* sges,
+    [[gnu::always_inline]] void write(ibv_send_wr& wr, const SendView& request,
                                       std::uint32_t index) noexcept {
-        write(sges, request.slices);
+        write(wr.sg_list, request.slices);
         const SendWork& work = request.work;
         const SendOptions& options = work.options;
         slots_[index].signaled = must_signal(options);
         wr.wr_id = wr_id_ | index;
         wr.next = nullptr;
-        wr.sg_list = sges;
         wr.num_sge = static_cast<int>(request.slices.size());
         wr.opcode = work.opcode;
         const auto flag = [](bool set, unsigned bit) { return set ? bit : 0u; };
@@ -396,7 +399,7 @@ private:
         finish(operation);
     }
 
-    int reject_chain(std::ptrdiff_t posted, const char* verb, int result) noexcept;
+    int reject_chain(std::uint64_t wr_id, const char* verb, int result) noexcept;
     void resume_idle_waiters() noexcept;
 
     [[gnu::always_inline]] void complete_slot(std::uint32_t index, const ibv_wc& wc) noexcept {
@@ -469,7 +472,7 @@ private:
 
     std::unique_ptr<ibv_send_wr[]> send_chain_; // of a send queue
     std::unique_ptr<ibv_recv_wr[]> receive_chain_;
-    std::unique_ptr<ibv_sge[]> chain_sges_; // max_slices_ for each request
+    std::unique_ptr<ibv_sge[]> chain_sges_; // the sg_list of each
     std::uint32_t chain_capacity_ = 0;
     std::uint32_t chain_length_ = 0; // of what has slots, but is not with the device yet
 };
@@ -527,16 +530,14 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
 }
 
 [[gnu::noinline]] inline int WorkQueue::post_chain() noexcept {
-    if (chain_length_ == 0) return 0;
-    unlink(); // from the router's list
     const auto post = [this](auto verb, const char* name, auto* queue, auto* first) {
         auto* bad = decltype(first){};
         errno = 0;
         const int result = verb(queue, first, &bad);
         if (result == 0) [[likely]]
             return 0;
-        const std::ptrdiff_t posted = bad != nullptr ? bad - first : 0;
-        return reject_chain(posted, failed_post(name, queue, bad), result);
+        if (bad == nullptr) bad = first;
+        return reject_chain(bad->wr_id, failed_post(name, queue, bad), result);
     };
     int error = 0;
     if (sends_) {
@@ -550,14 +551,15 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     return error;
 }
 
-// The device has got the first `posted` requests of the chain. Returns the error.
-[[gnu::noinline]] inline int WorkQueue::reject_chain(std::ptrdiff_t posted, const char* verb,
+// The device has got the requests of the chain before the one with `wr_id`. Returns the error.
+[[gnu::noinline]] inline int WorkQueue::reject_chain(std::uint64_t wr_id, const char* verb,
                                                      int result) noexcept {
     const int error = verb_errno(result);
     const auto slot = [&](std::uint32_t i) {
         return WrId::slot(sends_ ? send_chain_[i].wr_id : receive_chain_[i].wr_id);
     };
-    const auto first = static_cast<std::uint32_t>(posted);
+    std::uint32_t first = 0;
+    while (slot(first) != WrId::slot(wr_id)) ++first;
     for (std::uint32_t i = first; i < chain_length_; ++i) {
         if (Operation* const operation = slots_[slot(i)].operation) reject(*operation, verb, error);
     }
@@ -658,7 +660,7 @@ inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept
 }
 
 inline void RouterState::post_chains(IntrusiveList<ListNode>& queues) noexcept {
-    while (!queues.empty()) static_cast<WorkQueue&>(queues.front()).post_chain(); // leaves the list
+    while (!queues.empty()) static_cast<WorkQueue&>(queues.take_front()).post_chain();
 }
 
 inline void RouterState::fail_queues() noexcept {
