@@ -12,7 +12,19 @@
 #include "support/catch.hpp"
 #include "support/process.hpp"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define ASYNCVERBS_IS_SANITIZED true
+#elif defined(__has_feature)
+#define ASYNCVERBS_IS_SANITIZED __has_feature(address_sanitizer)
+#else
+#define ASYNCVERBS_IS_SANITIZED false
+#endif
+
 namespace asyncverbs::device {
+
+// A program with the sanitizers of the preset clang-asan needs descriptors to look at the types of
+// objects, and takes them for wrong ones if there are none.
+constexpr bool can_run_without_descriptors = !ASYNCVERBS_IS_SANITIZED;
 
 inline std::string device_address() {
     const char* const text = std::getenv("RDMA_ADDRESS");
