@@ -50,8 +50,9 @@ struct AsyncCqAccess;
 /// Errors: a failing verb or a failing notifier is final. It is thrown as a std::system_error that
 /// names the verb, to all current and later waiters; try_poll() still takes the completions that
 /// have arrived. An overrun of the CQ and the loss of its device are such errors, too, if the
-/// program reads DeviceEvents. An error *completion* is not an error here: look at `wc.status`;
-/// then only wr_id, status, qp_num and vendor_err are valid.
+/// program reads DeviceEvents; so is a lack of memory (not_enough_memory) in poll_wr_id() or after
+/// a stop. An error *completion* is not an error here: look at `wc.status`; then only wr_id,
+/// status, qp_num and vendor_err are valid.
 ///
 /// Thread safety: none, except for stop tokens. Everything happens on the thread that runs the
 /// notifier's loop; a waiting coroutine resumes there.
