@@ -35,11 +35,19 @@ public:
         for (const int fd : {saved_, end_, terminal_}) ::close(fd);
     }
 
-    // What was written, once.
+    // What was written, once. The kernel may pass it on in several parts.
     std::string written() const {
-        std::array<char, 1000> bytes{};
-        const ssize_t size = ::read(terminal_, bytes.data(), bytes.size());
-        return {bytes.data(), static_cast<std::size_t>(size < 0 ? 0 : size)};
+        constexpr char end_of_text = '\x04';
+        REQUIRE(::write(end_, &end_of_text, 1) == 1);
+        std::string text;
+        std::array<char, 1000> part;
+        while (text.empty() || text.back() != end_of_text) {
+            const ssize_t size = ::read(terminal_, part.data(), part.size());
+            REQUIRE(size > 0);
+            text.append(part.data(), static_cast<std::size_t>(size));
+        }
+        text.pop_back();
+        return text;
     }
 
 private:
