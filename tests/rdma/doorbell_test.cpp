@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "support/escaping.hpp"
+
 using namespace asyncverbs;
 using namespace asyncverbs::support;
 
@@ -435,21 +437,7 @@ TEST_CASE("Doorbell: what was posted before the router is destroyed is posted", 
 
 namespace {
 
-// A coroutine whose exceptions reach the caller of resume().
-struct Throwing {
-    struct promise_type {
-        Throwing get_return_object() noexcept {
-            return {std::coroutine_handle<promise_type>::from_promise(*this)};
-        }
-        std::suspend_never initial_suspend() const noexcept { return {}; }
-        std::suspend_always final_suspend() const noexcept { return {}; }
-        void return_void() const noexcept {}
-        void unhandled_exception() const { throw; }
-    };
-    std::coroutine_handle<promise_type> handle;
-};
-
-Throwing post_and_throw(Operation& operation, std::function<void()> post) {
+Escaping post_and_throw(Operation& operation, std::function<void()> post) {
     co_await operation;
     post();
     throw std::runtime_error("from a coroutine");
@@ -465,7 +453,7 @@ TEST_CASE("Doorbell: an exception of a coroutine does not lose what was posted",
     std::vector<Operation> operations;
     Awaited outcome;
     std::vector<Coroutine> waiters;
-    const Throwing thrower = post_and_throw(receive, [&] {
+    const Escaping thrower = post_and_throw(receive, [&] {
         operations.push_back(f.write_to(200));
         operations.push_back(f.a->recv(f.slice(110, 1)));
         if (rejected) waiters.push_back(await(f.send_what_is_rejected(), outcome));

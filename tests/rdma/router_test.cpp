@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cerrno>
-#include <coroutine>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -13,6 +12,8 @@
 #include <system_error>
 #include <utility>
 #include <vector>
+
+#include "support/escaping.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::support;
@@ -346,21 +347,7 @@ TEST_CASE("Router: moved, and assigned to", "[rdma]") {
 
 namespace {
 
-// A coroutine whose exceptions reach the caller of resume().
-struct Throwing {
-    struct promise_type {
-        Throwing get_return_object() noexcept {
-            return {std::coroutine_handle<promise_type>::from_promise(*this)};
-        }
-        std::suspend_never initial_suspend() const noexcept { return {}; }
-        std::suspend_always final_suspend() const noexcept { return {}; }
-        void return_void() const noexcept {}
-        void unhandled_exception() const { throw; }
-    };
-    std::coroutine_handle<promise_type> handle;
-};
-
-Throwing throw_after(Operation& operation) {
+Escaping throw_after(Operation& operation) {
     co_await operation;
     throw std::runtime_error("from a coroutine");
 }
@@ -370,7 +357,7 @@ Throwing throw_after(Operation& operation) {
 TEST_CASE("Router: an exception of a resumed coroutine reaches the caller of the loop", "[rdma]") {
     Fixture f;
     Operation receive = f.b->recv(f.slice(100, 1));
-    const Throwing thrower = throw_after(receive);
+    const Escaping thrower = throw_after(receive);
     Awaiting behind(f.b->recv(f.slice(100, 1)));
     Operation sent = f.a->send(f.slice(0, 1));
     CHECK_THROWS_WITH(f.run(), contains("from a coroutine"));

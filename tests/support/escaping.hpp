@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A coroutine whose exception reaches the event loop. A completion queue must survive it.
+// A coroutine whose exception reaches its resumer, and so the event loop. A completion queue must
+// survive it.
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
@@ -12,7 +13,7 @@
 
 namespace asyncverbs::support {
 
-// Polls once, then throws into its resumer.
+// As a return type it makes any coroutine throw into its resumer. run() polls once, then throws.
 struct Escaping {
     struct promise_type {
         Escaping get_return_object() noexcept {
