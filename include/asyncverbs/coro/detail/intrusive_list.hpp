@@ -15,7 +15,10 @@ public:
 
     /// Does nothing if the node is in no list.
     void unlink() noexcept {
-        if (linked()) leave();
+        if (!linked()) return;
+        prev_->next_ = next_;
+        next_->prev_ = prev_;
+        prev_ = next_ = nullptr;
     }
 
     /// Replaces `other`, which must be in a list, at its position in that list.
@@ -29,12 +32,6 @@ public:
 private:
     template <class T>
     friend class IntrusiveList;
-
-    void leave() noexcept {
-        prev_->next_ = next_;
-        next_->prev_ = prev_;
-        prev_ = next_ = nullptr;
-    }
 
     ListNode* prev_ = nullptr;
     ListNode* next_ = nullptr;
@@ -54,7 +51,7 @@ public:
     T& front() noexcept { return static_cast<T&>(*ring_.next_); }
     T& take_front() noexcept {
         T& first = front();
-        static_cast<ListNode&>(first).leave();
+        first.unlink();
         return first;
     }
 
