@@ -57,19 +57,19 @@ mutation(full-queue-takes-more rdma/detail/work_queue.hpp
     [[{ return in_flight_ <= capacity_; }]])
 
 mutation(region-is-not-kept rdma/detail/work_queue.hpp
-    [[    std::construct_at(&slot.region, slices.front().region);]]
+    [[        std::construct_at(&slot.memory, use_of(slices.front()));]]
     "")
 
 mutation(only-the-first-region-is-kept rdma/detail/work_queue.hpp
-    [[        more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;]]
+    [[        for (const Slice& slice : slices) *memory++ = MemoryHold(use_of(slice));]]
     "")
 
 mutation(peer-of-a-datagram-is-not-kept rdma/detail/work_queue.hpp
-    [[        more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;]]
+    [[            peers_[index] = *request.work.peer;]]
     "")
 
 mutation(regions-are-never-released rdma/detail/work_queue.hpp
-    [[    slot.region.reset();]]
+    [[        slot.memory.reset();]]
     "")
 
 mutation(rejected-request-keeps-its-slot rdma/detail/work_queue.hpp
@@ -201,6 +201,41 @@ mutation(queue-pair-is-used-before-its-posts rdma/async_qp.hpp
 
 mutation(limit-ignores-gathered-receives rdma/async_srq.hpp
     [[        state_->receives.flush();]]
+    "")
+
+set(tests rdma/region_uses_test.cpp)
+
+mutation(region-in-use-is-deregistered rdma/detail/region_uses.hpp
+    [[        if (idle()) {]]
+    [[        if (abandoned()) {]])
+
+mutation(last-request-does-not-release-its-region verbs/detail/memory_use.hpp
+    [=[        if (left == 0 && abandoned()) [[unlikely]]
+            release(); // may destroy this]=]
+    "")
+
+mutation(every-request-releases-its-region verbs/detail/memory_use.hpp
+    [[if (left == 0 && abandoned())]]
+    [[if (left == 0)]])
+
+mutation(destroyed-region-is-mistaken-for-a-later-one rdma/detail/region_uses.hpp
+    [[        region_.store(nullptr, std::memory_order_relaxed);]]
+    "")
+
+mutation(router-does-not-look-at-a-destroyed-region rdma/detail/region_uses.hpp
+    [[    wake.request_stop(); // calls the notifier, hence with no lock held]]
+    "")
+
+mutation(uses-of-destroyed-regions-pile-up rdma/detail/region_uses.hpp
+    [[        if (use->is_spare()) {]]
+    [[        if (false) {]])
+
+mutation(request-that-waits-for-room-keeps-no-region rdma/send_request.hpp
+    [[        return MemoryHold(use);]]
+    [[        return MemoryHold();]])
+
+mutation(region-of-a-request-that-waits-is-looked-up-again rdma/send_request.hpp
+    [[        slice.keeper = use;]]
     "")
 
 set(tests rdma/router_test.cpp)
@@ -392,7 +427,7 @@ mutation(cancelled-call-stays-busy rdma/detail/stream_awaiters.hpp
 set(tests rdma/buffer_pool_test.cpp)
 
 mutation(buffer-is-back-before-its-completion rdma/detail/work_queue.hpp
-    [[    std::construct_at(&slot.region, slices.front().region);]]
+    [[        std::construct_at(&slot.memory, use_of(slices.front()));]]
     "")
 
 mutation(buffer-goes-to-a-stopped-waiter rdma/detail/buffer_pool_state.hpp
@@ -403,9 +438,17 @@ mutation(buffer-of-a-destroyed-waiter-is-lost rdma/buffer_pool.hpp
     [[        if (buffer != nullptr) operation_.pool_->put(*buffer);]]
     "")
 
-mutation(last-slice-does-not-return-its-buffer rdma/detail/buffer_pool_state.hpp
-    [[{ pool_->put(*buffer_); }]]
-    [[{}]])
+mutation(owner-that-is-last-does-not-return-its-buffer rdma/detail/buffer_pool_state.hpp
+    [[        if (idle()) release();]]
+    "")
+
+mutation(buffer-returns-while-a-request-uses-it rdma/detail/buffer_pool_state.hpp
+    [[        if (idle()) release();]]
+    [[        release();]])
+
+mutation(buffer-is-acquired-and-abandoned rdma/detail/buffer_pool_state.hpp
+    [[        set_abandoned(false);]]
+    "")
 
 mutation(buffers-share-a-cache-line rdma/detail/buffer_pool_state.hpp
     [[        return lines * line;]]

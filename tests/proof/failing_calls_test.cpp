@@ -752,11 +752,11 @@ const auto executor_operations = std::to_array<Operation>({
          EpollExecutor executor;
          struct Local {
              static Task<> wait(BufferPool<EpollExecutor>& pool) {
-                 const Slice buffer = co_await pool.acquire();
+                 const PooledBuffer buffer = co_await pool.acquire();
              }
              static Task<> cancelled(BufferPool<EpollExecutor>& pool, std::stop_token stop) {
                  try {
-                     const Slice buffer = co_await pool.acquire(stop);
+                     const PooledBuffer buffer = co_await pool.acquire(stop);
                  } catch (const std::system_error& error) {
                      if (error.code() != std::errc::operation_canceled) throw;
                      co_return;
@@ -765,7 +765,7 @@ const auto executor_operations = std::to_array<Operation>({
              }
              static Task<> run(EpollExecutor& loop, const ProtectionDomain& domain) {
                  BufferPool pool(loop, domain, 1, 64);
-                 std::optional<Slice> held = pool.try_acquire();
+                 std::optional<PooledBuffer> held = pool.try_acquire();
                  std::stop_source stop;
                  Scope scope;
                  scope.spawn(cancelled(pool, stop.get_token()));

@@ -43,6 +43,9 @@ using Pool = BufferPool<EpollExecutor>;
 
 static_assert(!std::is_copy_constructible_v<Pool>);
 static_assert(std::is_nothrow_move_constructible_v<Pool>);
+// A slice of a temporary would be of a buffer that is back in the pool.
+static_assert(std::is_convertible_v<const PooledBuffer&, Slice>);
+static_assert(!std::is_convertible_v<PooledBuffer, Slice>);
 
 namespace {
 
@@ -86,7 +89,7 @@ struct Waiter {
     }
 
     std::stop_source stop;
-    std::optional<Slice> buffer;
+    std::optional<PooledBuffer> buffer;
     Coroutine coroutine;
 };
 
@@ -97,8 +100,8 @@ TEST_CASE("BufferPool: each buffer is acquired once", "[rdma][buffer_pool]") {
     CHECK(f.pool->count() == 3);
     CHECK(f.pool->buffer_size() == 100);
     CHECK(f.pool->available() == 3);
-    std::vector<Slice> buffers;
-    while (std::optional<Slice> buffer = f.pool->try_acquire()) {
+    std::vector<PooledBuffer> buffers;
+    while (std::optional<PooledBuffer> buffer = f.pool->try_acquire()) {
         const std::span<std::byte> bytes = buffer->bytes();
         CHECK(reinterpret_cast<std::uintptr_t>(bytes.data()) % 64 == 0);
         CHECK(std::ranges::count(bytes, std::byte{0}) == 100);
@@ -115,31 +118,24 @@ TEST_CASE("BufferPool: each buffer is acquired once", "[rdma][buffer_pool]") {
     CHECK(f.pool->region().bytes().data() == buffers.front().bytes().data());
 }
 
-TEST_CASE("BufferPool: a buffer returns with its last slice", "[rdma][buffer_pool]") {
+TEST_CASE("BufferPool: the slices of a buffer", "[rdma][buffer_pool]") {
     Fixture f(2);
-    const std::optional<Slice> other = f.pool->try_acquire();
-    std::optional<Slice> whole = f.pool->try_acquire();
-    CHECK(whole->address == other->address + 128);
-    CHECK(whole->length == 100);
-    CHECK(whole->lkey == f.pool->region().lkey());
-    CHECK(whole->region.get() == f.pool->region().native_handle());
-    std::optional<Slice> part = whole->slice(10, 20).slice(5);
-    std::shared_ptr<ibv_mr> held_by_request = part->region;
-    whole.reset();
-    part.reset();
-    CHECK(f.pool->available() == 0);
-    held_by_request.reset();
-    CHECK(f.pool->available() == 1);
-}
+    const std::optional<PooledBuffer> other = f.pool->try_acquire();
+    std::optional<PooledBuffer> buffer = f.pool->try_acquire();
+    const Slice whole = buffer->slice();
+    CHECK(whole.address == other->slice().address + 128);
+    CHECK(whole.length == 100);
+    CHECK(whole.lkey == f.pool->region().lkey());
+    CHECK(buffer->slice(10, 20).slice(5).address == whole.address + 15);
+    CHECK(buffer->slice(90).length == 10);
+    CHECK_THROWS_WITH(buffer->slice(90, 11), contains("outside its region of size 100"));
 
-TEST_CASE("BufferPool: a weak_ptr to a buffer delays its return", "[rdma][buffer_pool]") {
-    Fixture f(1);
-    std::optional<Slice> buffer = f.pool->try_acquire();
-    std::weak_ptr<ibv_mr> weak = buffer->region;
+    PooledBuffer moved(std::move(*buffer));
+    CHECK(buffer->slice().length == 0);
+    CHECK(buffer->bytes().empty());
     buffer.reset();
-    CHECK(weak.expired());
     CHECK(f.pool->available() == 0);
-    weak.reset();
+    moved = PooledBuffer();
     CHECK(f.pool->available() == 1);
 }
 
@@ -159,7 +155,7 @@ TEST_CASE("BufferPool: what it cannot be made of", "[rdma][buffer_pool]") {
 
 TEST_CASE("BufferPool: waiters are served in order, by the loop", "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
     Waiter third(*f.pool);
@@ -185,11 +181,11 @@ TEST_CASE("BufferPool: acquiring allocates nothing", "[rdma][buffer_pool]") {
     Fixture f(1);
     struct Local {
         static Coroutine acquire(Pool& pool, std::stop_token stop, int times) {
-            for (int i = 0; i < times; ++i) const Slice buffer = co_await pool.acquire(stop);
+            for (int i = 0; i < times; ++i) const PooledBuffer buffer = co_await pool.acquire(stop);
         }
     };
     const std::stop_source stop;
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     const support::Counters before = support::counters();
     const Coroutine coroutine = Local::acquire(*f.pool, stop.get_token(), 10);
     held.reset();
@@ -204,13 +200,13 @@ TEST_CASE("BufferPool: many waiters need no stack", "[rdma][buffer_pool]") {
     constexpr int waiters = 20000;
     struct Local {
         static Task<> acquire(Pool& pool, int& served) {
-            const Slice buffer = co_await pool.acquire();
+            const PooledBuffer buffer = co_await pool.acquire();
             ++served;
         }
     };
     int served = 0;
     Scope scope;
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     for (int i = 0; i < waiters; ++i) scope.spawn(Local::acquire(*f.pool, served));
     held.reset();
     f.run();
@@ -233,7 +229,7 @@ TEST_CASE("BufferPool: an acquisition can be moved until it is awaited", "[rdma]
 
 TEST_CASE("BufferPool: a stop before there is a buffer cancels", "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
     first.stop.request_stop();
@@ -250,7 +246,7 @@ TEST_CASE("BufferPool: a token that was stopped before cancels at once", "[rdma]
     Fixture f(1);
     struct Local {
         static Coroutine acquire(Pool& pool, std::stop_token stop) {
-            const Slice buffer = co_await pool.acquire(stop);
+            const PooledBuffer buffer = co_await pool.acquire(stop);
         }
     };
     std::stop_source stop;
@@ -264,7 +260,7 @@ TEST_CASE("BufferPool: a token that was stopped before cancels at once", "[rdma]
 TEST_CASE("BufferPool: a buffer that returns after a stop goes to the next waiter",
           "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
     first.stop.request_stop();
@@ -285,7 +281,7 @@ TEST_CASE("BufferPool: a buffer that returns after a stop goes to the next waite
 TEST_CASE("BufferPool: a buffer that was assigned before a stop is delivered",
           "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
     held.reset();
@@ -300,7 +296,7 @@ TEST_CASE("BufferPool: a buffer that was assigned before a stop is delivered",
 TEST_CASE("BufferPool: a coroutine that waits for a buffer may be destroyed",
           "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
     SECTION("while it waits") {
@@ -330,8 +326,8 @@ TEST_CASE("BufferPool: a coroutine that waits for a buffer may be destroyed",
 
 TEST_CASE("BufferPool: buffers and waiters outlive the pool", "[rdma][buffer_pool]") {
     Fixture f(2);
-    std::optional<Slice> first = f.pool->try_acquire();
-    std::optional<Slice> second = f.pool->try_acquire();
+    std::optional<PooledBuffer> first = f.pool->try_acquire();
+    std::optional<PooledBuffer> second = f.pool->try_acquire();
     Waiter served(*f.pool);
     Waiter stopped(*f.pool);
     Waiter destroyed(*f.pool);
@@ -354,7 +350,7 @@ TEST_CASE("BufferPool: buffers and waiters outlive the pool", "[rdma][buffer_poo
 
 TEST_CASE("BufferPool: a pool that was moved is the same pool", "[rdma][buffer_pool]") {
     Fixture f(1);
-    std::optional<Slice> held = f.pool->try_acquire();
+    std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter waiter(*f.pool);
     Pool moved(std::move(*f.pool));
     f.pool.reset();
@@ -370,7 +366,7 @@ TEST_CASE("BufferPool: a waiting coroutine may outlive the executor", "[rdma][bu
     const ProtectionDomain domain(Context::open("sim0"));
     std::optional<EpollExecutor> executor(std::in_place);
     Pool pool(*executor, domain, 1, 64);
-    std::optional<Slice> held = pool.try_acquire();
+    std::optional<PooledBuffer> held = pool.try_acquire();
     Waiter first(pool);
     Waiter second(pool);
     Waiter third(pool);
@@ -387,11 +383,11 @@ TEST_CASE("BufferPool: a waiting coroutine may outlive the executor", "[rdma][bu
 TEST_CASE("BufferPool: a resumed coroutine may destroy other waiters and the pool",
           "[rdma][buffer_pool]") {
     Fixture f(2);
-    std::optional<Slice> first = f.pool->try_acquire();
-    std::optional<Slice> second = f.pool->try_acquire();
+    std::optional<PooledBuffer> first = f.pool->try_acquire();
+    std::optional<PooledBuffer> second = f.pool->try_acquire();
     struct Local {
         static Coroutine destroy(Fixture& fixture, std::optional<Waiter>& other) {
-            const Slice buffer = co_await fixture.pool->acquire();
+            const PooledBuffer buffer = co_await fixture.pool->acquire();
             other.reset();
             fixture.pool.reset();
         }
@@ -418,9 +414,11 @@ TEST_CASE("BufferPool: the buffer of a destroyed operation returns after its com
     EpollExecutor executor;
     Pool pool(executor, ends.domain, 3, 64);
     {
+        std::vector<PooledBuffer> buffers;
         std::vector<Slice> scattered;
-        while (std::optional<Slice> buffer = pool.try_acquire()) {
+        while (std::optional<PooledBuffer> buffer = pool.try_acquire()) {
             scattered.push_back(buffer->slice(0, 2));
+            buffers.push_back(std::move(*buffer));
         }
         const Operation forgotten = ends.b->post_recv(scattered);
     }
@@ -432,11 +430,69 @@ TEST_CASE("BufferPool: the buffer of a destroyed operation returns after its com
     CHECK(pool.available() == 3);
 }
 
+TEST_CASE("BufferPool: a buffer returns after its last request and its owner, in any order",
+          "[rdma][buffer_pool]") {
+    support::RouterFixture ends;
+    EpollExecutor executor;
+    Pool pool(executor, ends.domain, 1, 64);
+    std::optional<PooledBuffer> buffer = pool.try_acquire();
+    const int count = GENERATE(2, 6); // there is room for four
+    ends.sim.hold_delivery();
+    std::vector<Operation> writes;
+    for (int i = 0; i < count; ++i) {
+        writes.push_back(ends.a->write(buffer->slice(0, 8), ends.remote(200, 8)));
+    }
+    SECTION("the owner is first") {
+        buffer.reset();
+        writes.clear(); // what waits for room is not posted any more
+        CHECK(pool.available() == 0);
+        ends.sim.deliver(1);
+        ends.run();
+        CHECK(pool.available() == 0);
+    }
+    SECTION("the owner is in the middle") {
+        ends.sim.deliver(1);
+        ends.run();
+        buffer.reset();
+        CHECK(pool.available() == 0);
+    }
+    SECTION("the owner is last") {
+        ends.sim.release_delivery();
+        ends.run();
+        CHECK(pool.available() == 0);
+        buffer.reset();
+        CHECK(pool.available() == 1);
+    }
+    ends.sim.release_delivery();
+    ends.run();
+    CHECK(pool.available() == 1);
+    CHECK(pool.try_acquire().has_value()); // and may be used again
+    CHECK(pool.available() == 1);
+}
+
+TEST_CASE("BufferPool: requests keep the memory of a pool that was destroyed",
+          "[rdma][buffer_pool]") {
+    support::RouterFixture ends;
+    EpollExecutor executor;
+    std::optional<Pool> pool(std::in_place, executor, ends.domain, 2, 64);
+    for (int i = 0; i < 2; ++i) (void)ends.b->post_recv(pool->try_acquire()->slice());
+    pool.reset();
+    CHECK(ends.sim.calls("ibv_dereg_mr") == 0);
+    ends.write(0, "hello");
+    (void)ends.a->send(ends.slice(0, 5));
+    ends.run();
+    CHECK(ends.sim.calls("ibv_dereg_mr") == 0);
+    SECTION("until the last of them has completed") { (void)ends.a->send(ends.slice(0, 5)); }
+    SECTION("until the queue pair is destroyed") { ends.b.reset(); }
+    ends.run();
+    CHECK(ends.sim.calls("ibv_dereg_mr") == 1);
+}
+
 TEST_CASE("BufferPool: a buffer returns when its queue pair is destroyed", "[rdma][buffer_pool]") {
     support::RouterFixture ends;
     EpollExecutor executor;
     Pool pool(executor, ends.domain, 1, 64);
-    Operation receive = ends.b->post_recv(*pool.try_acquire());
+    Operation receive = ends.b->post_recv(pool.try_acquire()->slice());
     CHECK(pool.available() == 0);
     ends.b.reset();
     CHECK(pool.available() == 1);
@@ -477,7 +533,7 @@ TEST_CASE("BufferPool: works on any loop", "[rdma][buffer_pool]") {
     const ProtectionDomain domain(Context::open("sim0"));
     ListLoop loop;
     BufferPool pool(loop, domain, 1, 64);
-    std::optional<Slice> held = pool.try_acquire();
+    std::optional<PooledBuffer> held = pool.try_acquire();
     Waiter first(pool);
     Waiter second(pool);
     held.reset();
@@ -549,7 +605,7 @@ private:
         return static_cast<std::size_t>(step - stop_first) % waiters;
     }
 
-    std::optional<Slice>* holder() {
+    std::optional<PooledBuffer>* holder() {
         if (held) return &held;
         for (std::optional<Waiter>& waiter : all) {
             if (waiter && waiter->delivered()) return &waiter->buffer;
@@ -572,7 +628,7 @@ private:
     }
 
     Fixture& f;
-    std::optional<Slice> held;
+    std::optional<PooledBuffer> held;
     std::array<std::optional<Waiter>, waiters> all;
     std::size_t arrived = 0;
     std::array<bool, waiters> served{};
@@ -628,7 +684,7 @@ TEST_CASE("BufferPool: stops from another thread lose no buffer", "[rdma][buffer
             for (int i = 0; i < rounds; ++i) {
                 const std::stop_token stop = targets.renew(self);
                 try {
-                    const Slice buffer = co_await f.pool->acquire(stop);
+                    const PooledBuffer buffer = co_await f.pool->acquire(stop);
                     co_await f.executor.schedule();
                 } catch (const std::system_error&) {
                 }

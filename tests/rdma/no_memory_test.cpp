@@ -115,7 +115,7 @@ Coroutine read(Stream& stream) {
 
 Coroutine take_twice(BufferPool<EpollExecutor>& pool, std::stop_token stop) {
     for (int i = 0; i < 2; ++i) {
-        const Slice buffer = co_await pool.acquire(stop);
+        const PooledBuffer buffer = co_await pool.acquire(stop);
     }
 }
 
@@ -378,7 +378,7 @@ const auto sweeps = std::to_array<Sweep>({
              stop.emplace();
          });
          BufferPool pool(*executor, f.domain, 1, 64);
-         std::optional<Slice> held = pool.try_acquire();
+         std::optional<PooledBuffer> held = pool.try_acquire();
          const Coroutine waiters[] = {take_twice(pool, {}), take_twice(pool, stop->get_token()),
                                       take_twice(pool, {})};
          held.reset();

@@ -119,8 +119,7 @@ TEST_CASE("simulated audit: a region is not deregistered under a request", "[sim
     Pair p;
     std::optional<asyncverbs::MemoryRegion> region =
         asyncverbs::MemoryRegion::allocate(p.domain, 64);
-    // Without an owner, so that the slice does not keep the region.
-    const Slice slice(region->bytes().data(), 8, region->lkey());
+    const Slice slice = region->slice(0, 8);
     bool reported = false;
     SECTION("a posted receive") {
         REQUIRE(p.a.receive(1, slice) == 0);

@@ -101,10 +101,10 @@ TEST_CASE("close: another owner keeps the native object", "[verbs][close]") {
         QueuePair queue_pair = parents.queue_pair();
         check_close(sim, parents.cq, [&] { CHECK(queue_pair.close() == std::error_code()); });
     }
-    SECTION("a slice") {
+    SECTION("a memory region") {
         MemoryRegion region = MemoryRegion::allocate(parents.domain, 8);
-        Slice slice = region.slice();
-        check_close(sim, region, [&] { slice = Slice(); });
+        auto handle = region.shared_handle();
+        check_close(sim, region, [&] { handle.reset(); });
     }
     SECTION("a shared handle") {
         QueuePair queue_pair = parents.queue_pair();

@@ -33,7 +33,7 @@ static_assert(std::is_nothrow_move_constructible_v<ProtectionDomain>);
 static_assert(!std::is_copy_constructible_v<MemoryRegion>);
 static_assert(std::is_nothrow_move_constructible_v<MemoryRegion>);
 
-static_assert(std::is_nothrow_copy_constructible_v<Slice>);
+static_assert(std::is_trivially_copyable_v<Slice>);
 static_assert(!std::is_aggregate_v<Slice>,
               "GCC 12 destroys aggregates twice in expressions that await");
 
@@ -134,7 +134,7 @@ TEST_CASE("a memory region keeps its domain and device", "[verbs][memory_region]
     CHECK(verbs.live_objects() == 0);
 }
 
-TEST_CASE("a slice keeps its region registered", "[verbs][memory_region]") {
+TEST_CASE("a slice keeps nothing", "[verbs][memory_region]") {
     SimulatedVerbs verbs;
     std::array<std::byte, 64> memory{};
     Slice part;
@@ -142,9 +142,8 @@ TEST_CASE("a slice keeps its region registered", "[verbs][memory_region]") {
         const MemoryRegion region(ProtectionDomain(Context::open("sim0")), memory);
         part = region.slice(16).slice(8, 8);
     }
-    CHECK(verbs.calls("ibv_dereg_mr") == 0);
-    part = Slice();
     CHECK(verbs.calls("ibv_dereg_mr") == 1);
+    CHECK(part.bytes().data() == memory.data() + 24); // may still be looked at
 }
 
 TEST_CASE("an empty span cannot be registered", "[verbs][memory_region]") {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <system_error>
 #include <utility>
@@ -23,23 +24,75 @@ namespace asyncverbs {
 namespace detail {
 template <Scheduler Loop>
 class AcquireOperation;
-}
+template <class Loop>
+class AcquireAwaiter;
+} // namespace detail
+
+/// A buffer of a BufferPool, acquired until this is destroyed and the last operation that uses a
+/// slice of it has completed.
+///
+/// Thread: that of the pool. Move-only; a PooledBuffer that was moved from, or made by default, has
+/// no buffer: its bytes and slices are empty.
+class PooledBuffer {
+public:
+    PooledBuffer() noexcept = default;
+    PooledBuffer(PooledBuffer&& other) noexcept : use_(std::exchange(other.use_, nullptr)) {}
+    PooledBuffer& operator=(PooledBuffer&& other) noexcept {
+        PooledBuffer old(std::move(other));
+        std::swap(use_, old.use_);
+        return *this;
+    }
+    ~PooledBuffer() {
+        if (use_ != nullptr) use_->abandon();
+    }
+
+    /// The whole buffer, to be passed to an operation while this exists; see Slice.
+    [[nodiscard]] Slice slice() const noexcept { return use_ != nullptr ? use_->slice() : Slice(); }
+
+    /// The same, for `qp.recv(buffer)`. Not of a temporary, whose buffer returns to the pool.
+    operator Slice() const& noexcept { return slice(); }
+    operator Slice() const&& = delete;
+
+    /// The bytes from `offset` to the end; see Slice::slice().
+    [[nodiscard]] Slice slice(std::size_t offset) const { return slice().slice(offset); }
+
+    /// The `length` bytes at `offset`; see Slice::slice().
+    [[nodiscard]] Slice slice(std::size_t offset, std::size_t length) const {
+        return slice().slice(offset, length);
+    }
+
+    /// The memory itself.
+    [[nodiscard]] std::span<std::byte> bytes() const noexcept { return slice().bytes(); }
+
+private:
+    template <Scheduler Loop>
+    friend class BufferPool;
+    template <class Loop>
+    friend class detail::AcquireAwaiter;
+
+    PooledBuffer(std::shared_ptr<detail::BufferPoolState> pool, detail::BufferUse& use) noexcept
+        : use_(&use) {
+        use.acquire(std::move(pool));
+    }
+
+    detail::BufferUse* use_ = nullptr;
+};
 
 /// One memory region, divided into buffers that coroutines acquire.
 ///
 ///     BufferPool pool(executor, domain, 64, 4096);
-///     const Slice buffer = co_await pool.acquire();
+///     const PooledBuffer buffer = co_await pool.acquire();
+///     co_await qp.recv(buffer);
 ///
-/// A buffer returns to the pool when its last slice is destroyed, including those that work
-/// requests hold: the buffer of a cancelled operation is not reused while the device may write to
-/// it.
+/// A buffer returns to the pool when its PooledBuffer is destroyed and no operation uses it: the
+/// buffer of a cancelled operation is not reused while the device may write to it.
 ///
 /// Waiters are served in order. They resume in an iteration of the loop, never inside the
-/// destructor of a slice, nor inside request_stop().
+/// destructor of a PooledBuffer, nor inside request_stop().
 ///
-/// Thread: that of the loop, which also copies and destroys the slices; stop requests may come from
-/// any thread.
-/// Lifetime: the loop outlives the pool. Slices keep the memory after the pool is destroyed, and a
+/// Thread: that of the loop, which also uses the buffers, and runs the routers of the operations
+/// that use them; stop requests may come from any thread.
+/// Lifetime: the loop outlives the pool. Buffers keep the memory after the pool is destroyed, and a
 /// coroutine that still waits then gets the next buffer that returns. A waiting coroutine may be
 /// destroyed at any time; a buffer that was assigned to it goes to the next waiter.
 /// Move-only; a moved-from BufferPool can only be destroyed or assigned to.
@@ -57,17 +110,17 @@ public:
     BufferPool(BufferPool&&) noexcept = default;
     BufferPool& operator=(BufferPool&&) noexcept = default;
 
-    /// Awaits a buffer: a Slice of the whole buffer. Allocates nothing. Throws std::system_error
-    /// (operation_canceled) if `stop` is requested before a buffer is free.
+    /// Awaits a PooledBuffer. Allocates nothing. Throws std::system_error (operation_canceled) if
+    /// `stop` is requested before a buffer is free.
     [[nodiscard]] detail::AcquireOperation<Loop> acquire(std::stop_token stop = {}) {
         return {*loop_, state_, std::move(stop)};
     }
 
     /// A buffer, if one is free now.
-    [[nodiscard]] std::optional<Slice> try_acquire() noexcept {
-        detail::PooledBuffer* const buffer = state_->take();
+    [[nodiscard]] std::optional<PooledBuffer> try_acquire() noexcept {
+        detail::BufferUse* const buffer = state_->take();
         if (buffer == nullptr) return std::nullopt;
-        return detail::make_pooled_slice(state_, *buffer);
+        return PooledBuffer(state_, *buffer);
     }
 
     /// The region of all buffers, with the key for RDMA of a peer.
@@ -88,9 +141,6 @@ private:
 };
 
 namespace detail {
-
-template <class Loop>
-class AcquireAwaiter;
 
 // May be moved until it is awaited.
 template <Scheduler Loop>
@@ -137,11 +187,9 @@ public:
         stop_callback_.set(operation_.stop_, *this);
     }
 
-    Slice await_resume() {
+    PooledBuffer await_resume() {
         if (coroutine_) rescheduling_.await_resume();
-        if (buffer != nullptr) {
-            return make_pooled_slice(operation_.pool_, *std::exchange(buffer, nullptr));
-        }
+        if (buffer != nullptr) return {operation_.pool_, *std::exchange(buffer, nullptr)};
         throw std::system_error(std::make_error_code(std::errc::operation_canceled),
                                 "BufferPool::acquire");
     }

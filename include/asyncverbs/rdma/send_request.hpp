@@ -15,6 +15,7 @@
 #include <utility>
 
 #include <asyncverbs/verbs/address_handle.hpp>
+#include <asyncverbs/verbs/detail/memory_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
@@ -217,8 +218,8 @@ struct SendView : SendRequestKinds<SendView> {
 } // namespace detail
 
 /// A work request of a send queue, to be posted by AsyncQp::post(). It holds one slice, but refers
-/// to several, which must exist until it is posted. The regions of the slices are kept from the
-/// post to the completion.
+/// to several, which must exist until it is posted. The regions of the slices must exist until
+/// then, too; they are kept from the post to the completion.
 ///
 ///     const SendRequest requests[] = {SendRequest::write(data, remote), SendRequest::send(done)};
 ///     std::array<Operation, 2> operations;
@@ -255,15 +256,22 @@ private:
 
 namespace detail {
 
-// A request, or a receive, that waits for room in its queue, with copies of its slices. Allocates
-// nothing for one slice.
+// A request, or a receive, that waits for room in its queue, with copies of its slices. It keeps
+// their memory, as a posted one does. Allocates nothing for one slice.
 class DeferredRequest {
 public:
-    explicit DeferredRequest(const SendView& view) : request_(view.work, view.slices) {
+    /// `use_of` returns the MemoryUse of a slice, or null.
+    template <class UseOf>
+    DeferredRequest(const SendView& view, UseOf use_of) : request_(view.work, view.slices) {
+        if (request_.has_one_) one_hold_ = hold(request_.one_, use_of);
         const std::size_t count = request_.several_.size();
         if (count == 0) return;
         copies_ = std::make_unique<Slice[]>(count);
-        for (std::size_t i = 0; i < count; ++i) copies_[i] = request_.several_[i];
+        holds_ = std::make_unique<MemoryHold[]>(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            copies_[i] = request_.several_[i];
+            holds_[i] = hold(copies_[i], use_of);
+        }
         request_.several_ = std::span<const Slice>(copies_.get(), count);
     }
 
@@ -271,8 +279,18 @@ public:
     SendView view() const noexcept { return request_.view(); }
 
 private:
+    // From now on the slice refers to the use: its region may be destroyed before there is room.
+    template <class UseOf>
+    static MemoryHold hold(Slice& slice, UseOf& use_of) {
+        MemoryUse* const use = use_of(slice);
+        slice.keeper = use;
+        return MemoryHold(use);
+    }
+
     SendRequest request_;
     std::unique_ptr<Slice[]> copies_; // several_ refers to them
+    MemoryHold one_hold_;
+    std::unique_ptr<MemoryHold[]> holds_;
 };
 
 } // namespace detail

@@ -16,6 +16,7 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/verbs/detail/memory_use.hpp>
 #include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
@@ -61,22 +62,26 @@ private:
     detail::Handle<ibv_pd> pd_;
 };
 
-/// `length` bytes at `address` in the memory region of `lkey`. The region stays registered as long
-/// as the slice, or a copy, exists; the memory itself only if the region owns it. A slice that was
-/// made from an address and a key, without an owner, keeps nothing.
+/// `length` bytes at `address` in the memory region of `lkey`: a view, which is cheap to copy and
+/// keeps nothing alive.
+///
+/// Lifetime: the MemoryRegion, or the PooledBuffer, that a slice was made from must exist during a
+/// call that posts the slice, and no thread may destroy it meanwhile. From then on, until the
+/// operation has completed, the queue keeps the region registered, and the memory itself if the
+/// region owns it. For a slice that was made from an address and a key, the caller does that.
 struct Slice {
     Slice() noexcept = default; ///< An empty slice, of no region.
 
-    /// `count` bytes in the region of `key`, which `owner` keeps registered.
+    /// `count` bytes in the region of `key`. Nothing is kept unless there is a `memory_keeper`.
     // Slice is no aggregate: GCC 12 destroys aggregates twice in expressions that await.
     Slice(std::byte* bytes, std::size_t count, std::uint32_t key,
-          detail::Handle<ibv_mr> owner = nullptr) noexcept
-        : address(bytes), length(count), lkey(key), region(std::move(owner)) {}
+          detail::MemoryKeeper* memory_keeper = nullptr) noexcept
+        : address(bytes), length(count), lkey(key), keeper(memory_keeper) {}
 
-    std::byte* address = nullptr;  ///< of the first byte
-    std::size_t length = 0;        ///< in bytes
-    std::uint32_t lkey = 0;        ///< of the memory region, for local use
-    detail::Handle<ibv_mr> region; ///< kept registered; may be nullptr
+    std::byte* address = nullptr;           ///< of the first byte
+    std::size_t length = 0;                 ///< in bytes
+    std::uint32_t lkey = 0;                 ///< of the memory region, for local use
+    detail::MemoryKeeper* keeper = nullptr; ///< of the region or buffer that it was made from
 
     /// The bytes from `offset` to the end. Throws as slice(offset, count) does.
     [[nodiscard]] Slice slice(std::size_t offset) const {
@@ -92,7 +97,7 @@ struct Slice {
                                     std::to_string(offset) + " is outside its region of size " +
                                     std::to_string(length));
         }
-        return {address + offset, count, lkey, region};
+        return {address + offset, count, lkey, keeper};
     }
 
     /// The memory itself.
@@ -118,8 +123,11 @@ struct Slice {
 };
 
 /// Owns the registration of a range of memory (ibv_mr); keeps its protection domain alive.
-/// The caller's memory must outlive the region, its slices, and every work request that names it.
-/// A region made by allocate() owns its memory, and frees it after it was deregistered.
+/// The caller's memory must outlive the region and every work request that names it. A region made
+/// by allocate() owns its memory, and frees it after it was deregistered.
+///
+/// May be destroyed on any thread while operations use its slices: then it stays registered until
+/// the last of them has completed, or its queue pair was destroyed. See Slice.
 /// Move-only. A moved-from MemoryRegion owns nothing: native_handle() is nullptr, bytes() is empty,
 /// anything else throws invalid_argument. See ibv_reg_mr(3).
 class MemoryRegion {
@@ -146,8 +154,14 @@ public:
     MemoryRegion& operator=(MemoryRegion&&) noexcept = default;
 
     /// Deregisters the memory, and reports as Context::close() does: device_or_resource_busy while
-    /// a slice of the region exists, or a memory window is bound to it.
-    [[nodiscard]] std::error_code close() noexcept { return detail::close(mr_); }
+    /// an operation uses a slice of the region, or a memory window is bound to it. As during the
+    /// destructor, no thread may post a slice of it meanwhile.
+    [[nodiscard]] std::error_code close() noexcept {
+        if (state_ == nullptr) return {};
+        if (const std::error_code error = state_->close()) return error;
+        state_.reset();
+        return {};
+    }
 
     /// The key that names the region in local scatter/gather elements.
     [[nodiscard]] std::uint32_t lkey() const { return get()->lkey; }
@@ -157,13 +171,14 @@ public:
 
     /// The registered memory.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept {
-        return mr_ ? std::span(static_cast<std::byte*>(mr_->addr), mr_->length)
-                   : std::span<std::byte>();
+        if (state_ == nullptr) return {};
+        return {static_cast<std::byte*>(get()->addr), get()->length};
     }
 
     /// The whole region.
     [[nodiscard]] Slice slice() const {
-        return {static_cast<std::byte*>(get()->addr), mr_->length, mr_->lkey, mr_};
+        const ibv_mr& region = *get();
+        return {static_cast<std::byte*>(region.addr), region.length, region.lkey, state_.get()};
     }
 
     /// The bytes from `offset` to the end; see Slice::slice().
@@ -175,11 +190,15 @@ public:
     }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
-    [[nodiscard]] ibv_mr* native_handle() const noexcept { return mr_.get(); }
+    [[nodiscard]] ibv_mr* native_handle() const noexcept {
+        return state_ != nullptr ? state_->region().get() : nullptr;
+    }
 
     /// Shares ownership: the region, its parents and the memory that it owns live as long as the
     /// pointer, or a copy, exists.
-    [[nodiscard]] const std::shared_ptr<ibv_mr>& shared_handle() const noexcept { return mr_; }
+    [[nodiscard]] std::shared_ptr<ibv_mr> shared_handle() const noexcept {
+        return state_ != nullptr ? state_->region() : nullptr;
+    }
 
 private:
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes, int access,
@@ -193,7 +212,8 @@ private:
             return ibv_reg_mr(pd.get(), bytes.data(), bytes.size(), static_cast<unsigned>(access));
         };
         ibv_mr* native = detail::create("ibv_reg_mr", register_bytes, detail::locked_memory_hint);
-        mr_ = detail::own<ibv_dereg_mr>(native, std::move(memory), pd);
+        state_ = std::make_shared<detail::RegionState>(
+            detail::own<ibv_dereg_mr>(native, std::move(memory), pd));
     }
 
     // Zeroed pages. They come from the kernel, not from the heap: no other object ever shares a
@@ -208,9 +228,11 @@ private:
         return {pages, unmap};
     }
 
-    [[nodiscard]] ibv_mr* get() const { return detail::checked(mr_, "MemoryRegion").get(); }
+    [[nodiscard]] ibv_mr* get() const {
+        return detail::checked(state_, "MemoryRegion")->region().get();
+    }
 
-    detail::Handle<ibv_mr> mr_;
+    std::shared_ptr<detail::RegionState> state_; // not shared: slices refer to it
 };
 
 } // namespace asyncverbs

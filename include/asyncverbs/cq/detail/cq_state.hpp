@@ -83,6 +83,10 @@ public:
         int none = nothing_reported;
         return reported_event_.compare_exchange_strong(none, event);
     }
+
+    // --- for other threads ---
+
+    /// To be followed by request_stop(), which wakes the wait loop.
     std::stop_source prepare_wake() noexcept { return wake_source_.prepare(); }
 
     // --- for the wait loop, see WaitLoopOwner ---

@@ -3,7 +3,6 @@
 
 #include <infiniband/verbs.h>
 
-#include <array>
 #include <atomic>
 #include <cstddef>
 #include <limits>
@@ -14,15 +13,38 @@
 #include <vector>
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
+#include <asyncverbs/verbs/detail/memory_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs::detail {
 
-struct PooledBuffer {
+class BufferPoolState;
+
+// A buffer, and the requests that use it. It returns to the pool when its PooledBuffer is destroyed
+// and no request uses it.
+class BufferUse final : public MemoryUse {
+public:
     std::byte* memory = nullptr;
-    // Of the pointer that the slices share while the buffer is acquired.
-    alignas(std::max_align_t) std::array<std::byte, 64> control_block;
+
+    /// It belongs to a PooledBuffer from now on.
+    void acquire(std::shared_ptr<BufferPoolState> pool) noexcept {
+        pool_ = std::move(pool);
+        set_abandoned(false);
+    }
+    /// The PooledBuffer was destroyed.
+    void abandon() noexcept override {
+        set_abandoned(true);
+        if (idle()) release();
+    }
+
+    /// Of all of it, while it is acquired.
+    Slice slice() noexcept;
+
+private:
+    void release() noexcept override;
+
+    std::shared_ptr<BufferPoolState> pool_; // while it is acquired
 };
 
 // A coroutine that waits for a buffer. It is woken once, with a buffer or by a stop: whichever
@@ -36,14 +58,14 @@ public:
     bool claim_wake() noexcept { return !woken_.exchange(true, std::memory_order_acq_rel); }
     void wake() noexcept { wake_(*this); }
 
-    PooledBuffer* buffer = nullptr; // the buffer that was assigned to it
+    BufferUse* buffer = nullptr; // the buffer that was assigned to it
 
 private:
     const Wake wake_;
     std::atomic<bool> woken_{false};
 };
 
-// State of a BufferPool, shared with its slices and waiters: the memory, and the free buffers.
+// State of a BufferPool, shared with its buffers and waiters: the memory, and the free buffers.
 class BufferPoolState {
 public:
     BufferPoolState(const ProtectionDomain& domain, std::size_t count, std::size_t size, int access)
@@ -51,7 +73,7 @@ public:
           region_(MemoryRegion::allocate(domain, count * stride_, access)), buffers_(count) {
         free_.reserve(count);
         for (std::size_t i = count; i > 0; --i) {
-            PooledBuffer& buffer = buffers_[i - 1];
+            BufferUse& buffer = buffers_[i - 1];
             buffer.memory = region_.bytes().data() + (i - 1) * stride_;
             free_.push_back(&buffer);
         }
@@ -60,9 +82,9 @@ public:
     BufferPoolState& operator=(const BufferPoolState&) = delete;
 
     // Null if none is free. The one that was used last, which may still be in the CPU's caches.
-    [[nodiscard]] PooledBuffer* take() noexcept {
+    [[nodiscard]] BufferUse* take() noexcept {
         if (free_.empty()) return nullptr;
-        PooledBuffer* const buffer = free_.back();
+        BufferUse* const buffer = free_.back();
         free_.pop_back();
         return buffer;
     }
@@ -71,7 +93,7 @@ public:
 
     // Gives the buffer to the first waiter that was not stopped. So no buffer is free while a
     // coroutine waits.
-    void put(PooledBuffer& buffer) noexcept {
+    void put(BufferUse& buffer) noexcept {
         while (!waiters_.empty()) {
             BufferWaiter& first = waiters_.take_front();
             if (!first.claim_wake()) continue;
@@ -104,52 +126,18 @@ private:
     std::size_t size_;
     std::size_t stride_;
     MemoryRegion region_;
-    std::vector<PooledBuffer> buffers_;
-    std::vector<PooledBuffer*> free_;
+    std::vector<BufferUse> buffers_;
+    std::vector<BufferUse*> free_;
     IntrusiveList<BufferWaiter> waiters_;
 };
 
-// Places the control block of the slices' pointer in the pool, so that acquiring a buffer allocates
-// nothing. The buffer returns to the pool with the control block, which a weak_ptr keeps longer
-// than the last slice.
-template <class T>
-class PooledSliceAllocator {
-public:
-    using value_type = T;
+inline Slice BufferUse::slice() noexcept {
+    return {memory, pool_->size(), pool_->region().lkey(), this};
+}
 
-    PooledSliceAllocator(std::shared_ptr<BufferPoolState> pool, PooledBuffer& buffer) noexcept
-        : pool_(std::move(pool)), buffer_(&buffer) {}
-    template <class U>
-    PooledSliceAllocator(const PooledSliceAllocator<U>& other) noexcept
-        : pool_(other.pool_), buffer_(other.buffer_) {}
-
-    T* allocate(std::size_t) noexcept {
-        static_assert(sizeof(T) <= sizeof(PooledBuffer::control_block));
-        static_assert(alignof(T) <= alignof(std::max_align_t));
-        return reinterpret_cast<T*>(buffer_->control_block.data());
-    }
-    void deallocate(T*, std::size_t) noexcept { pool_->put(*buffer_); }
-
-    friend bool operator==(const PooledSliceAllocator&,
-                           const PooledSliceAllocator&) noexcept = default;
-
-private:
-    template <class>
-    friend class PooledSliceAllocator;
-
-    std::shared_ptr<BufferPoolState> pool_;
-    PooledBuffer* buffer_;
-};
-
-// A slice of `buffer`, which was taken from `pool` and returns to it after the last slice: every
-// slice of the buffer, also one in a work request, shares the pointer to the region.
-[[nodiscard]] inline Slice make_pooled_slice(const std::shared_ptr<BufferPoolState>& pool,
-                                             PooledBuffer& buffer) noexcept {
-    ibv_mr* const region = pool->region().native_handle();
-    const auto leave_registered = [](ibv_mr*) {};
-    std::shared_ptr<ibv_mr> owner(region, leave_registered,
-                                  PooledSliceAllocator<ibv_mr>(pool, buffer));
-    return {buffer.memory, pool->size(), region->lkey, std::move(owner)};
+inline void BufferUse::release() noexcept {
+    const std::shared_ptr<BufferPoolState> pool = std::move(pool_); // may destroy this at last
+    pool->put(*this);
 }
 
 } // namespace asyncverbs::detail

@@ -19,6 +19,7 @@
 #include <asyncverbs/coro/detail/stop_callback.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
+#include <asyncverbs/rdma/detail/region_uses.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs::detail {
@@ -115,7 +116,7 @@ struct WrId {
 // before the first waiter is resumed. work_queue.hpp has the functions that use work queues.
 class RouterState final : public CompletionHandler {
 public:
-    explicit RouterState(AsyncCq cq) : cq_state_(AsyncCqAccess::state(cq)) {
+    explicit RouterState(AsyncCq cq) : cq_state_(AsyncCqAccess::state(cq)), regions_(*cq_state_) {
         cq_.emplace(std::move(cq));
     }
 
@@ -126,6 +127,7 @@ public:
     void close(std::shared_ptr<RouterState> self) noexcept {
         stop(std::move(self));
         cq_.reset();
+        regions_.release_abandoned(); // a wake that tells about one is lost
     }
 
     /// The same, or returns the error of AsyncCq::close(); then only another close may follow.
@@ -168,6 +170,13 @@ public:
     }
     void post_gathered_receives() noexcept { post_chains(gathered_receives_); }
 
+    /// The memory regions that requests use.
+    RegionUses& regions() noexcept { return regions_; }
+    /// Requests have ended without completions.
+    void on_queue_destroyed() noexcept {
+        if (failure_) regions_.release_abandoned(); // a wake that tells about one may be lost
+    }
+
     // --- for the wait loop, see CompletionHandler ---
 
     void on_completions(std::size_t count) override {
@@ -177,6 +186,7 @@ public:
     }
     void on_wake() override {
         const Delivery delivery(*this);
+        regions_.on_wake();
         collect_stopped();
         resume_ready();
     }
@@ -237,6 +247,7 @@ private:
     static void post_chains(IntrusiveList<ListNode>& queues) noexcept;
 
     const std::shared_ptr<CqState> cq_state_;
+    RegionUses regions_;
     std::optional<AsyncCq> cq_;
     Failure failure_;
     bool delivering_ = false;

@@ -14,11 +14,14 @@
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
+#include <asyncverbs/rdma/detail/region_uses.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/operation.hpp>
 #include <asyncverbs/rdma/send_request.hpp>
+#include <asyncverbs/verbs/detail/memory_use.hpp>
 #include <asyncverbs/verbs/detail/native.hpp>
 #include <asyncverbs/verbs/error.hpp>
+#include <asyncverbs/verbs/memory.hpp>
 
 namespace asyncverbs::detail {
 
@@ -48,7 +51,7 @@ struct WorkQueueOptions {
 // with the queue, and the operations that wait for room.
 //
 // A slot belongs to the device from the post to the completion, even if its operation is destroyed
-// meanwhile: it keeps the memory regions of its request.
+// meanwhile: it keeps the memory of its request.
 //
 // A request is written to the chain, and the chain is handed to the device: by the call, or, while
 // the router delivers a batch, at the end of that batch. On soft-RoCE, where a doorbell is a system
@@ -64,6 +67,9 @@ public:
     ~WorkQueue() {
         router_.remove(wr_id_);
         fail_all(Failure::canceled("the queue was destroyed"));
+        slots_.reset();
+        more_memory_.reset();
+        router_.on_queue_destroyed();
         router_.wake();
     }
 
@@ -140,13 +146,14 @@ public:
 private:
     struct Slot {
         Operation* operation = nullptr; // null: it was destroyed, or the slot is free
-        std::shared_ptr<ibv_mr> region; // of its first slice
+        MemoryHold memory;              // of its first slice
+        std::uint32_t more_slices = 0;  // which have a place in more_memory_
         std::uint32_t next_free = 0;    // receives: of a free slot
         ibv_wc_opcode opcode = IBV_WC_RECV;
         bool in_flight = false;
         bool signaled = true;
     };
-    static_assert(sizeof(Slot) <= 48);
+    static_assert(sizeof(Slot) <= 32);
 
     // Of what is gathered. Longer chains gain little: a doorbell is then a small part of the cost.
     static constexpr std::uint32_t max_gathered = 32;
@@ -165,11 +172,26 @@ private:
     // request is known; rare paths are not inlined. Measured: without that, an operation costs a
     // third more.
 
-    void check(Slices slices) const {
+    // Throws if the slices cannot be posted. Afterwards use_of() does not throw for them.
+    void check(Slices slices) {
         bool fits = slices.size() <= max_slices_;
         for (const Slice& slice : slices) fits &= slice.length <= UINT32_MAX;
         if (!fits) [[unlikely]]
             throw_bad_slices(slices);
+        for (const Slice& slice : slices) (void)use_of(slice);
+    }
+
+    // What counts the requests that use the slice; null if nothing does. Throws std::bad_alloc.
+    MemoryUse* use_of(const Slice& slice) {
+        if (slice.keeper == nullptr) return nullptr;
+        if (last_use_->is_of(*slice.keeper)) [[likely]]
+            return last_use_;
+        return find_use(*slice.keeper);
+    }
+    [[gnu::noinline]] MemoryUse* find_use(MemoryKeeper& keeper) {
+        if (MemoryUse* const use = keeper.use()) return use;
+        last_use_ = &router_.regions().find_or_add(static_cast<RegionState&>(keeper));
+        return last_use_;
     }
 
     [[noreturn]] void throw_bad_slices(Slices slices) const {
@@ -194,8 +216,12 @@ private:
         if (capacity_ == 0) throw_bad_slices({});
         operation.failure_ = router_.failure();
         if (operation.failure_) return;
-        operation.deferred_.emplace(request);
+        defer(operation, request);
         enqueue_deferred(operation);
+    }
+
+    void defer(Operation& operation, const SendView& request) {
+        operation.deferred_.emplace(request, [this](const Slice& slice) { return use_of(slice); });
     }
 
     void enqueue_deferred(Operation& operation) noexcept {
@@ -286,7 +312,7 @@ private:
         next_ = after(index);
         fill_slot(index, operation, request.work.completes_as, request.slices);
         if (keeps_peers_ && request.work.peer != nullptr) {
-            more_kept_[(std::size_t{index} + 1) * more_per_slot_ - 1] = *request.work.peer;
+            peers_[index] = *request.work.peer;
         }
         return index;
     }
@@ -300,21 +326,30 @@ private:
         ++in_flight_;
         if (operation != nullptr) operation->slot_operation_ = &slot.operation;
         if (slices.empty()) return;
-        // The pointer is null: constructing in place costs less than an assignment.
-        std::construct_at(&slot.region, slices.front().region);
-        for (std::size_t i = 1; i < slices.size(); ++i) {
-            more_kept_[std::size_t{index} * more_per_slot_ + i - 1] = slices[i].region;
-        }
+        // It holds nothing: constructing in place costs less than an assignment.
+        std::construct_at(&slot.memory, use_of(slices.front()));
+        if (slices.size() > 1) [[unlikely]]
+            hold_more(slot, index, slices.subspan(1));
+    }
+
+    [[gnu::noinline]] void hold_more(Slot& slot, std::uint32_t index, Slices slices) noexcept {
+        slot.more_slices = static_cast<std::uint32_t>(slices.size());
+        MemoryHold* memory = &more_memory_[std::size_t{index} * (max_slices_ - 1)];
+        for (const Slice& slice : slices) *memory++ = MemoryHold(use_of(slice));
+    }
+    [[gnu::noinline]] void release_more(Slot& slot, std::uint32_t index) noexcept {
+        MemoryHold* memory = &more_memory_[std::size_t{index} * (max_slices_ - 1)];
+        for (; slot.more_slices > 0; --slot.more_slices) (memory++)->reset();
     }
 
     // The device has finished with the slot, or never got it.
     [[gnu::always_inline]] void release_slot(std::uint32_t index) noexcept {
         Slot& slot = slots_[index];
         slot.in_flight = false;
-        slot.region.reset();
-        for (std::size_t i = 0; i < more_per_slot_; ++i) {
-            more_kept_[std::size_t{index} * more_per_slot_ + i].reset();
-        }
+        slot.memory.reset();
+        if (slot.more_slices > 0) [[unlikely]]
+            release_more(slot, index);
+        if (keeps_peers_) peers_[index].reset();
         --in_flight_;
     }
 
@@ -458,9 +493,10 @@ private:
     FlushCause* const cause_;
     std::uint64_t wr_id_ = 0; // of slot 0
 
-    const std::uint32_t more_per_slot_;
     std::unique_ptr<Slot[]> slots_;
-    std::unique_ptr<std::shared_ptr<void>[]> more_kept_; // for the slots' other slices, and peers
+    std::unique_ptr<MemoryHold[]> more_memory_;        // of the slots' other slices
+    std::unique_ptr<std::shared_ptr<ibv_ah>[]> peers_; // of the slots, if keeps_peers_
+    RegionUse* last_use_;                              // that a slice needed
     std::uint32_t first_free_ = 0; // receives: the first of the list of free slots
     std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
     std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
@@ -481,8 +517,7 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
     : router_(router), qp_(options.qp), srq_(options.srq),
       qp_num_(options.qp != nullptr ? options.qp->qp_num : 0), sends_(options.sends),
       keeps_peers_(options.keeps_peers), capacity_(options.capacity),
-      max_slices_(options.max_slices), cause_(options.cause),
-      more_per_slot_((max_slices_ > 0 ? max_slices_ - 1 : 0) + (keeps_peers_ ? 1 : 0)) {
+      max_slices_(options.max_slices), cause_(options.cause), last_use_(&router.regions().first()) {
     if (capacity_ >= WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
                     "a work queue of " + std::to_string(capacity_) +
@@ -490,7 +525,10 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
                         " is the most");
     }
     slots_ = std::make_unique<Slot[]>(capacity_);
-    more_kept_ = std::make_unique<std::shared_ptr<void>[]>(std::size_t{capacity_} * more_per_slot_);
+    if (max_slices_ > 1) {
+        more_memory_ = std::make_unique<MemoryHold[]>(std::size_t{capacity_} * (max_slices_ - 1));
+    }
+    if (keeps_peers_) peers_ = std::make_unique<std::shared_ptr<ibv_ah>[]>(capacity_);
     reserve_chain(capacity_ < max_gathered ? capacity_ : max_gathered);
     for (std::uint32_t i = 0; i < capacity_; ++i) slots_[i].next_free = i + 1;
     wr_id_ = router_.add(*this);
@@ -512,7 +550,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     reserve_chain(count);
     try {
         for (std::size_t i = 0; i < deferred.size(); ++i) {
-            deferred[i].deferred_.emplace(requests[count + i].view());
+            defer(deferred[i], requests[count + i].view());
         }
     } catch (...) {
         for (Operation& operation : deferred) operation.deferred_.reset();
