@@ -57,8 +57,8 @@ static_assert(!std::movable<IoUringPoller>);
 
 namespace {
 
-struct Fixture {
-    explicit Fixture(unsigned entries = 64, unsigned flags = 0) : ring(entries, flags) {}
+struct IoUringFixture {
+    explicit IoUringFixture(unsigned entries = 64, unsigned flags = 0) : ring(entries, flags) {}
 
     auto readable(std::stop_token token = {}) { return notifier->readable(token); }
     auto readable_for(std::chrono::nanoseconds time) { return notifier->readable({}, time); }
@@ -138,7 +138,7 @@ TEST_CASE("IoUringPoller and IoUringNotifier without memory", "[ring][no_memory]
     std::size_t skip = 0;
     for (; failed; ++skip) {
         INFO((once ? "only allocation " : "all from allocation ") << skip);
-        Fixture f;
+        IoUringFixture f;
         std::stop_source stop;
         const Wait stopped(f.readable(stop.get_token()));
         f.ring.foreign.reserve(64);
@@ -163,7 +163,7 @@ TEST_CASE("IoUringPoller and IoUringNotifier without memory", "[ring][no_memory]
 }
 
 TEST_CASE("IoUringPoller: leaves other completions to the loop", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     const auto user_data = GENERATE(as<std::uint64_t>{}, 0, 1, 0x7fff'ffff'ffff, ~0ULL << 48);
     f.ring.queue_nop(user_data);
     f.iterate();
@@ -172,7 +172,7 @@ TEST_CASE("IoUringPoller: leaves other completions to the loop", "[ring]") {
 }
 
 TEST_CASE("IoUringPoller: two on one ring, each with its own tag", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     IoUringPoller other(f.ring.get(), 7);
     struct Both {
         bool complete(const io_uring_cqe& cqe) { return a.complete(cqe) || b.complete(cqe); }
@@ -191,7 +191,7 @@ TEST_CASE("IoUringPoller: two on one ring, each with its own tag", "[ring]") {
 }
 
 TEST_CASE("IoUringNotifier: readable() gives the errors of the kernel", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     SECTION("no descriptor") {
         IoUringNotifier none = f.poller.notifier(-1);
         const Wait wait(none.readable());
@@ -230,7 +230,7 @@ TEST_CASE("IoUringNotifier: a ring that refuses polls fails all waits at once", 
 }
 
 TEST_CASE("IoUringPoller: when its own requests fail, so do all waits", "[ring]") {
-    Fixture f(4);
+    IoUringFixture f(4);
     const Wait wait(f.readable());
     f.iterate();
     // Ends the poll by which stop requests wake the loop: number 1, slot 0.
@@ -250,7 +250,7 @@ TEST_CASE("IoUringPoller: when its own requests fail, so do all waits", "[ring]"
 }
 
 TEST_CASE("IoUringNotifier: a full submission queue is submitted", "[ring]") {
-    Fixture f(4);
+    IoUringFixture f(4);
     f.fill_submission_queue();
     const Wait wait(f.readable());
     f.pipe.put();
@@ -260,7 +260,7 @@ TEST_CASE("IoUringNotifier: a full submission queue is submitted", "[ring]") {
 }
 
 TEST_CASE("IoUringNotifier: a submission queue that the kernel does not empty", "[ring]") {
-    Fixture f(4);
+    IoUringFixture f(4);
     f.iterate();
     SECTION("for the moment") {
         const int error = GENERATE(EAGAIN, EBUSY, EINTR);
@@ -368,7 +368,7 @@ TEST_CASE("IoUringNotifier: a multishot poll that ends is requested again", "[ri
 }
 
 TEST_CASE("IoUringPoller: survives that the program cancels all requests of the ring", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     const Wait cancelled(f.readable());
     f.iterate();
     io_uring_sqe* const sqe = io_uring_get_sqe(&f.ring.get());
@@ -404,7 +404,7 @@ TEST_CASE("IoUringPoller: survives that the program cancels all requests of the 
 TEST_CASE("IoUringNotifier: the kernel releases the descriptor when it is destroyed", "[ring]") {
     const unsigned flags = GENERATE(0U, support::deferred);
     if (!support::kernel_has(flags)) return;
-    Fixture f(64, flags);
+    IoUringFixture f(64, flags);
     const Wait wait(f.readable());
     SECTION("before it was submitted") {}
     SECTION("while it is polled") { f.iterate(); }
@@ -467,7 +467,7 @@ TEST_CASE("IoUringNotifier: a destroyed wait of no time leaves nothing behind", 
         }
     };
     SECTION("level-triggered") {
-        Fixture f;
+        IoUringFixture f;
         test(f, *f.notifier);
     }
     SECTION("edge-triggered") {
@@ -477,7 +477,7 @@ TEST_CASE("IoUringNotifier: a destroyed wait of no time leaves nothing behind", 
 }
 
 TEST_CASE("IoUringPoller: a completion that is passed twice does no harm", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     struct Twice {
         bool complete(const io_uring_cqe& cqe) {
             return poller.complete(cqe), poller.complete(cqe);
@@ -501,7 +501,7 @@ TEST_CASE("IoUringPoller: a completion that is passed twice does no harm", "[rin
 }
 
 TEST_CASE("IoUringPoller: a late completion is not taken for another request's", "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     Wait first(f.readable());
     f.iterate();
     f.pipe.put();
@@ -544,7 +544,7 @@ TEST_CASE("IoUringPoller: a late completion is not taken for another request's",
 
 TEST_CASE("IoUringPoller: an exception of a coroutine leaves complete(), and the others go on",
           "[ring]") {
-    Fixture f;
+    IoUringFixture f;
     struct Local {
         static Escaping throws(IoUringNotifier& notifier) {
             co_await notifier.readable({}, 0ns);

@@ -28,7 +28,7 @@ using asyncverbs::support::text;
 namespace {
 
 // Several clients, which send their names, and acceptors that take one request each.
-struct Fixture : CmFixture {
+struct ListenerFixture : CmFixture {
     Coroutine client(std::string name) {
         std::optional<QueuePairOwner> end;
         const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
@@ -85,7 +85,7 @@ struct EdgeTriggered {
 } // namespace
 
 TEST_CASE("Listener: requests are kept in order until they are taken") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine a = f.client("a");
     const Coroutine b = f.client("b");
     const Coroutine c = f.client("c");
@@ -99,7 +99,7 @@ TEST_CASE("Listener: requests are kept in order until they are taken") {
 }
 
 TEST_CASE("Listener: waiters are served in the order of their arrival") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine second = f.acceptor(1, f.outcomes[1]);
     const Coroutine third = f.acceptor(2, f.outcomes[2]);
@@ -114,7 +114,7 @@ TEST_CASE("Listener: waiters are served in the order of their arrival") {
 }
 
 TEST_CASE("Listener: an acceptor that comes after a request does not overtake the one it wakes") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine a = f.client("a");
     while (f.sim.calls("rdma_connect") == 0) f.run(1);
@@ -132,7 +132,7 @@ TEST_CASE("Listener: a request that its acceptor does not take is left to the ne
     for (int iterations = 0; iterations < 12; ++iterations) {
         for (const bool destroyed : {false, true}) {
             INFO(iterations << " iterations, " << (destroyed ? "destroyed" : "cancelled"));
-            Fixture f;
+            ListenerFixture f;
             std::stop_source stop;
             Coroutine first = f.acceptor(0, f.outcomes[0], stop.get_token());
             const Coroutine second = f.acceptor(1, f.outcomes[1]);
@@ -158,7 +158,7 @@ TEST_CASE("Listener: an acceptor that goes before it has read on leaves that to 
     // After each number of iterations since a request was sent, which the first acceptor takes.
     for (int iterations = 0; iterations < 12; ++iterations) {
         INFO(iterations << " iterations");
-        Fixture f;
+        ListenerFixture f;
         const Coroutine first = f.acceptor(0, f.outcomes[0]);
         Coroutine second = f.acceptor(1, f.outcomes[1]);
         const Coroutine third = f.acceptor(2, f.outcomes[2]);
@@ -173,7 +173,7 @@ TEST_CASE("Listener: an acceptor that goes before it has read on leaves that to 
 }
 
 TEST_CASE("Listener: a token that was stopped before takes no request") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine a = f.client("a");
     f.run();
     std::stop_source stop;
@@ -186,7 +186,7 @@ TEST_CASE("Listener: a token that was stopped before takes no request") {
 }
 
 TEST_CASE("Listener: its destructor rejects the requests and cancels the acceptors") {
-    Fixture f;
+    ListenerFixture f;
     SECTION("requests, read and not read") {
         const Coroutine a = f.client("a");
         const Coroutine b = f.client("b");
@@ -234,7 +234,7 @@ TEST_CASE("Listener: its destructor rejects the requests and cancels the accepto
 
 TEST_CASE("Listener: a request that cannot be moved to its own channel is rejected, the next one "
           "is not") {
-    Fixture f;
+    ListenerFixture f;
     const char* const call = GENERATE("rdma_create_event_channel", "rdma_migrate_id");
     const Coroutine a = f.client("a");
     const Coroutine b = f.client("b");
@@ -252,7 +252,7 @@ TEST_CASE("Listener: a request that cannot be moved to its own channel is reject
 }
 
 TEST_CASE("Listener: if its events cannot be read, all acceptors fail, also later ones") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine first = f.acceptor(0, f.outcomes[0]);
     const Coroutine second = f.acceptor(1, f.outcomes[1]);
     f.run();
@@ -268,7 +268,7 @@ TEST_CASE("Listener: if its events cannot be read, all acceptors fail, also late
 }
 
 TEST_CASE("Listener: its device is removed") {
-    Fixture f;
+    ListenerFixture f;
     const Coroutine acceptor = f.acceptor(0, f.outcomes[0]);
     f.cm.push(f.cm.newest(), RDMA_CM_EVENT_DEVICE_REMOVAL);
     f.run();
@@ -276,7 +276,7 @@ TEST_CASE("Listener: its device is removed") {
 }
 
 TEST_CASE("Listener: an interrupted read of an event is repeated") {
-    Fixture f;
+    ListenerFixture f;
     // With edge triggering, the descriptor is not reported again.
     EdgeTriggered edges{f.loop};
     f.listener.emplace(edges, CmFixture::host, f.port);
@@ -290,7 +290,7 @@ TEST_CASE("Listener: an interrupted read of an event is repeated") {
 }
 
 TEST_CASE("Listener: address, port and backlog") {
-    Fixture f;
+    ListenerFixture f;
     CHECK(f.listener->port() != 0);
     const Listener other(f.loop, "", "7471", {.backlog = 1});
     CHECK(other.port() == 7471);
@@ -298,7 +298,7 @@ TEST_CASE("Listener: address, port and backlog") {
 }
 
 TEST_CASE("Listener: a port in use is address_in_use, also if the kernel says otherwise") {
-    Fixture f;
+    ListenerFixture f;
     const std::string host = GENERATE(std::string(CmFixture::host), std::string());
     const Listener first(f.loop, host, "7471");
     for (const std::string& other : {std::string(CmFixture::host), std::string()}) {
@@ -318,7 +318,7 @@ TEST_CASE("Listener: a port in use is address_in_use, also if the kernel says ot
 TEST_CASE("Listener: without a host it serves peers of both families, on iWARP too") {
     const bool iwarp = GENERATE(false, true);
     CAPTURE(iwarp);
-    Fixture f;
+    ListenerFixture f;
     if (iwarp) f.make_device_iwarp();
     f.listener.emplace(f.loop, "", f.port = "7471");
     for (const char* const peer : {"10.7.0.1", "fd00::1"}) {

@@ -36,8 +36,8 @@ Coroutine run(Task<> task, int& ended) {
 }
 
 // Allocations of the simulation do not fail.
-struct Fixture : CmFixture {
-    Fixture() {
+struct CmNoMemoryFixture : CmFixture {
+    CmNoMemoryFixture() {
         sim.on_call([this](const simulated::Call& call) {
             if (call.moment == simulated::Call::Moment::before) {
                 shelter.emplace();
@@ -46,7 +46,7 @@ struct Fixture : CmFixture {
             }
         });
     }
-    ~Fixture() { sim.on_call(nullptr); }
+    ~CmNoMemoryFixture() { sim.on_call(nullptr); }
 
     void start(Task<> task) {
         coroutines.at(started) = ::run(std::move(task), ended);
@@ -128,7 +128,7 @@ TEST_CASE("no memory: connections", "[cm][no_memory]") {
     bool failed = true;
     for (std::size_t skip = 0; failed; ++skip) {
         INFO((once ? "only allocation " : "all from allocation ") << skip);
-        Fixture f;
+        CmNoMemoryFixture f;
         once ? support::fail_allocation(skip) : support::run_out_of_memory(skip);
         std::exception_ptr wrong;
         try {

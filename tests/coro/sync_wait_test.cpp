@@ -16,9 +16,9 @@ using namespace asyncverbs::support;
 
 namespace {
 
-struct Immovable {
-    Immovable() = default;
-    Immovable(const Immovable&) = delete;
+struct ImmovableText {
+    ImmovableText() = default;
+    ImmovableText(const ImmovableText&) = delete;
     bool await_ready() const noexcept { return true; }
     void await_suspend(std::coroutine_handle<>) const noexcept {}
     std::string&& await_resume() noexcept { return std::move(text); }
@@ -37,9 +37,9 @@ TEST_CASE("sync_wait: returns the result of the awaitable", "[sync_wait]") {
     Task<int> task = number(3);
     CHECK(sync_wait(std::move(task)) == 3);
 
-    static_assert(std::is_same_v<decltype(sync_wait(Immovable())), std::string>);
-    CHECK(sync_wait(Immovable()) == "text");
-    Immovable lvalue;
+    static_assert(std::is_same_v<decltype(sync_wait(ImmovableText())), std::string>);
+    CHECK(sync_wait(ImmovableText()) == "text");
+    ImmovableText lvalue;
     CHECK(sync_wait(lvalue) == "text");
     CHECK_THROWS_WITH(sync_wait(fails("failed")), "failed");
 }

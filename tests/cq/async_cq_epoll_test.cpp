@@ -56,8 +56,8 @@ Task<> consume(AsyncCq& cq, std::vector<std::uint64_t>& got, std::size_t count) 
     }
 }
 
-struct Fixture {
-    explicit Fixture(int depth) : cq(AsyncCq::create(context, depth, executor)) {}
+struct AsyncCqEpollFixture {
+    explicit AsyncCqEpollFixture(int depth) : cq(AsyncCq::create(context, depth, executor)) {}
 
     SimulatedVerbs sim;
     Context context = Context::open();
@@ -168,7 +168,7 @@ TEST_CASE("AsyncCq on EpollExecutor: an arm that the device has lost is repeated
 }
 
 TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no allocation") {
-    Fixture f(1024);
+    AsyncCqEpollFixture f(1024);
     for (std::uint64_t id = 0; id < 1000; ++id) f.sim.complete(f.native, id);
     struct Local {
         static Task<Counters> run(AsyncCq& queue) {
@@ -187,7 +187,7 @@ TEST_CASE("AsyncCq on EpollExecutor: a ready poll costs no system call and no al
 
 TEST_CASE("AsyncCq on EpollExecutor: a sleeping poll costs one epoll_wait and no allocation") {
     // What the verbs cost on a real device is counted on one: tests/device.
-    Fixture f(16);
+    AsyncCqEpollFixture f(16);
     std::vector<std::uint64_t> got;
     got.reserve(200);
     bool posted = false;
@@ -247,7 +247,7 @@ TEST_CASE("AsyncCq: nothing is lost under level- and edge-triggered epoll (I3)",
 TEST_CASE(
     "AsyncCq on EpollExecutor: a removed device fails every waiter, and the loop does not spin",
     "[field-20][I5]") {
-    Fixture f(16);
+    AsyncCqEpollFixture f(16);
     struct Local {
         static Task<std::error_code> wait(AsyncCq& queue) {
             std::array<ibv_wc, 1> wcs{};

@@ -30,11 +30,11 @@ bool readable(int fd) {
     return ::poll(&entry, 1, 0) == 1;
 }
 
-struct Fixture {
-    explicit Fixture(const ProviderModel& provider = rxe, unsigned ack_batch = 16)
+struct CqPollerFixture {
+    explicit CqPollerFixture(const ProviderModel& provider = rxe, unsigned ack_batch = 16)
         : sim(provider), context(Context::open()), poller(CompletionQueue(context, 8), ack_batch),
           cq(poller.completion_queue().native_handle()) {}
-    explicit Fixture(const AsyncCqOptions& options)
+    explicit CqPollerFixture(const AsyncCqOptions& options)
         : context(Context::open()), poller(CompletionQueue(context, 8), options),
           cq(poller.completion_queue().native_handle()) {}
 
@@ -53,7 +53,7 @@ struct Fixture {
 TEST_CASE("CqPoller: a completion between the poll and the arm is found by the second poll (I1)",
           "[field-1][I1]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
-    Fixture f(ProviderModel{.arm_model = model});
+    CqPollerFixture f(ProviderModel{.arm_model = model});
     bool once = true;
     f.sim.on_call([&](const Call& call) {
         if (call.verb == "ibv_req_notify_cq" && call.moment == Call::Moment::before && once) {
@@ -68,7 +68,7 @@ TEST_CASE("CqPoller: a completion between the poll and the arm is found by the s
 }
 
 TEST_CASE("CqPoller: an outstanding arm is not repeated", "[I1]") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     REQUIRE(f.poll_or_arm() == 0);
     CHECK(f.poller.may_wait());
@@ -77,7 +77,7 @@ TEST_CASE("CqPoller: an outstanding arm is not repeated", "[I1]") {
 }
 
 TEST_CASE("CqPoller: an armed CQ makes its fd readable; consuming the event disarms it") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     CHECK_FALSE(readable(f.poller.fd()));
     f.complete(1);
@@ -93,7 +93,7 @@ TEST_CASE("CqPoller: an armed CQ makes its fd readable; consuming the event disa
 
 TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked for it (I2, I4)",
           "[field-14][field-26][I2][I4]") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.sim.push_false_readiness(f.poller.completion_queue().channel().native_handle());
     CHECK_FALSE(f.poller.consume());
@@ -104,7 +104,7 @@ TEST_CASE("CqPoller: a wake without an event is spurious, and nothing is acked f
 }
 
 TEST_CASE("CqPoller: EINTR is retried", "[field-15][I5]") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.complete(1);
     f.sim.fail("ibv_get_cq_event", {.error = EINTR, .times = 3});
@@ -122,7 +122,7 @@ TEST_CASE("CqPoller: a channel handed over in blocking mode does not block", "[f
 }
 
 TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)", "[field-25][I4]") {
-    std::optional<Fixture> f(std::in_place, rxe, 3u);
+    std::optional<CqPollerFixture> f(std::in_place, rxe, 3u);
     for (int i = 0; i < 5; ++i) {
         REQUIRE(f->poll_or_arm() == 0);
         f->complete(1);
@@ -135,14 +135,14 @@ TEST_CASE("CqPoller: events are acked in batches and the rest at the end (I4)", 
 }
 
 TEST_CASE("CqPoller: an event that was queued but never read is not acked (I4)", "[field-30][I4]") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.complete(1);
     CHECK(f.sim.queued_events(f.poller.completion_queue().channel().native_handle()) == 1);
 }
 
 TEST_CASE("CqPoller: the event counts may wrap", "[field-28][I4]") {
-    Fixture f(rxe, 2);
+    CqPollerFixture f(rxe, 2);
     f.sim.start_event_counts_at(f.cq, 0xfffffffeu);
     for (int i = 0; i < 5; ++i) {
         REQUIRE(f.poll_or_arm() == 0);
@@ -172,7 +172,7 @@ TEST_CASE(
 
 TEST_CASE("CqPoller: stale events cannot hide a completion", "[field-6][I2][I3]") {
     const auto model = GENERATE(ArmModel::flag, ArmModel::index);
-    Fixture f(ProviderModel{.arm_model = model});
+    CqPollerFixture f(ProviderModel{.arm_model = model});
     REQUIRE(f.poll_or_arm() == 0);
     f.sim.push_events(f.cq, 3);
     for (int i = 0; i < 4; ++i) {
@@ -186,7 +186,7 @@ TEST_CASE("CqPoller: stale events cannot hide a completion", "[field-6][I2][I3]"
 }
 
 TEST_CASE("CqPoller: a dropped event is found by arming again", "[I3]") {
-    Fixture f;
+    CqPollerFixture f;
     REQUIRE(f.poll_or_arm() == 0);
     f.sim.drop_events(f.cq);
     f.complete(1);
@@ -202,7 +202,7 @@ TEST_CASE("CqPoller: a dropped event is found by arming again", "[I3]") {
 TEST_CASE("CqPoller: every failing verb is named, in either sign (I5)", "[field-7][field-50][I5]") {
     const auto sign =
         GENERATE(ErrnoSign::usual, ErrnoSign::positive, ErrnoSign::negative, ErrnoSign::minus_one);
-    Fixture f;
+    CqPollerFixture f;
     SECTION("arm") {
         f.sim.fail("ibv_req_notify_cq", {.error = ENOMEM, .sign = sign});
         CHECK_THROWS_WITH(f.poll_or_arm(), "ibv_req_notify_cq: Cannot allocate memory");
@@ -239,7 +239,7 @@ TEST_CASE("CqPoller: bad input") {
 // --- spin, then sleep ---
 
 TEST_CASE("CqPoller: busy polling finds a completion without arming") {
-    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 1h}});
+    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 1h}});
     int polls = 0;
     f.sim.on_call([&](const Call& call) {
         const bool polled = call.verb == "ibv_poll_cq" && call.moment == Call::Moment::after;
@@ -253,7 +253,7 @@ TEST_CASE("CqPoller: busy polling finds a completion without arming") {
 }
 
 TEST_CASE("CqPoller: after busy polling the CQ is armed and polled once more (I1)", "[I1]") {
-    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 100us}});
+    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 100us}});
     CHECK(f.poll_or_arm() == 0);
     CHECK(f.poller.may_wait());
     CHECK(f.sim.armed(f.cq));
@@ -266,7 +266,7 @@ TEST_CASE("CqPoller: after busy polling the CQ is armed and polled once more (I1
 }
 
 TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {
-    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 1h, .adaptive = true}});
+    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 1h, .adaptive = true}});
     CHECK(f.poll_or_arm() == 0);
     CHECK(f.poller.statistics().busy_polls == 0);
     f.complete(1);
@@ -285,7 +285,7 @@ TEST_CASE("CqPoller: adaptive busy polling begins when sleeps are short") {
 }
 
 TEST_CASE("CqPoller: an idle CQ is polled for shorter and shorter times, also with bounded waits") {
-    Fixture f(AsyncCqOptions{.busy_poll = {.limit = 20ms, .adaptive = true}});
+    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 20ms, .adaptive = true}});
     // On a busy machine the first sleeps may take longer than the limit.
     for (int i = 0; i < 1000 && f.poller.statistics().busy_polls == 0; ++i) {
         CHECK(f.poll_or_arm() == 0);
@@ -307,7 +307,7 @@ TEST_CASE("CqPoller: an idle CQ is polled for shorter and shorter times, also wi
 // --- solicited completions ---
 
 TEST_CASE("CqPoller: with an arm for solicited completions, others do not wake", "[field-9]") {
-    Fixture f(AsyncCqOptions{.solicited_only = true});
+    CqPollerFixture f(AsyncCqOptions{.solicited_only = true});
     CHECK(f.poll_or_arm() == 0);
     f.complete(1);
     CHECK_FALSE(readable(f.poller.fd()));

@@ -57,7 +57,7 @@ Coroutine poll_until_error(AsyncCq& cq, Outcome& outcome) {
 }
 
 // One device with two AsyncCqs that are driven by hand, and its events.
-struct Fixture {
+struct DeviceEventsFixture {
     ibv_event_type next() {
         const auto body = [&]() -> Task<ibv_async_event> { co_return co_await events.next(); };
         return executor.run(body()).event_type;
@@ -78,7 +78,7 @@ struct Fixture {
 } // namespace
 
 TEST_CASE("DeviceEvents: events are delivered in order, with and without a waiter") {
-    Fixture f;
+    DeviceEventsFixture f;
     f.sim.push_async_event(f.context.native_handle(), port_event(IBV_EVENT_PORT_ERR));
     f.sim.push_async_event(f.context.native_handle(), port_event(IBV_EVENT_PORT_ACTIVE));
     CHECK(f.next() == IBV_EVENT_PORT_ERR);
@@ -95,7 +95,7 @@ TEST_CASE("DeviceEvents: events are delivered in order, with and without a waite
 }
 
 TEST_CASE("DeviceEvents: a wait for events can be stopped") {
-    Fixture f;
+    DeviceEventsFixture f;
     std::stop_source stop;
     std::error_code error;
     const auto wait = [&]() -> Coroutine {
@@ -112,7 +112,7 @@ TEST_CASE("DeviceEvents: a wait for events can be stopped") {
 }
 
 TEST_CASE("DeviceEvents: a failing verb is named, an interrupted one repeated") {
-    Fixture f;
+    DeviceEventsFixture f;
     f.sim.push_async_event(f.context.native_handle(), port_event(IBV_EVENT_PORT_ERR));
     f.sim.fail("ibv_get_async_event", {.error = EINTR});
     CHECK(f.next() == IBV_EVENT_PORT_ERR);
@@ -121,14 +121,14 @@ TEST_CASE("DeviceEvents: a failing verb is named, an interrupted one repeated") 
 }
 
 TEST_CASE("DeviceEvents: a moved-from Context is an error") {
-    Fixture f;
+    DeviceEventsFixture f;
     Context moved = std::move(f.context);
     CHECK_THROWS_WITH(DeviceEvents(f.context, ManualNotifier()), contains("moved from"));
 }
 
 TEST_CASE("DeviceEvents: a failed completion queue fails its own waiters, and no others",
           "[field-53][I10]") {
-    Fixture f;
+    DeviceEventsFixture f;
     const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
     const Coroutine other = poll_until_error(f.other, f.other_outcome);
 
@@ -150,7 +150,7 @@ TEST_CASE("DeviceEvents: a failed completion queue fails its own waiters, and no
 
 TEST_CASE("DeviceEvents: the completions in an overrun queue are delivered before its failure",
           "[field-53][I10]") {
-    Fixture f;
+    DeviceEventsFixture f;
     const int depth = f.cq->native_handle()->cqe;
     for (int i = 0; i <= depth; ++i) {
         f.sim.complete(f.cq->native_handle(), static_cast<std::uint64_t>(i));
@@ -170,7 +170,7 @@ TEST_CASE("DeviceEvents: the completions in an overrun queue are delivered befor
 }
 
 TEST_CASE("DeviceEvents: the first error of an AsyncCq stays its error", "[I10]") {
-    Fixture f;
+    DeviceEventsFixture f;
     const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
     f.sim.break_cq(f.cq->native_handle());
     CHECK(f.next() == IBV_EVENT_CQ_ERR);
@@ -183,7 +183,7 @@ TEST_CASE("DeviceEvents: the first error of an AsyncCq stays its error", "[I10]"
 
 TEST_CASE("DeviceEvents: when no memory is left to name the event, the waiters fail nevertheless",
           "[no_memory][I5][I10]") {
-    Fixture f;
+    DeviceEventsFixture f;
     const Coroutine waiter = poll_until_error(*f.cq, f.outcome);
     f.sim.break_cq(f.cq->native_handle());
     CHECK(f.next() == IBV_EVENT_CQ_ERR);
@@ -195,7 +195,7 @@ TEST_CASE("DeviceEvents: when no memory is left to name the event, the waiters f
 }
 
 TEST_CASE("DeviceEvents: a failed device fails all AsyncCqs of its Context", "[I10]") {
-    Fixture f;
+    DeviceEventsFixture f;
     const Context second = Context::open();
     ManualNotifier spared_notifier;
     AsyncCq spared(CompletionQueue(second, 4), spared_notifier);
@@ -216,7 +216,7 @@ TEST_CASE("DeviceEvents: a failed device fails all AsyncCqs of its Context", "[I
 }
 
 TEST_CASE("DeviceEvents: an AsyncCq that was moved fails, one that was destroyed does not") {
-    Fixture f;
+    DeviceEventsFixture f;
     const Coroutine orphan = poll_until_error(*f.cq, f.outcome);
     f.cq.reset();
     f.cq.emplace(std::move(f.other));

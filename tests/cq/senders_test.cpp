@@ -226,7 +226,7 @@ struct Receiver {
 
 using Polled = std::span<ibv_wc>;
 
-struct Fixture : support::CqFixture<> {
+struct SenderFixture : support::CqFixture<> {
     std::array<ibv_wc, 4> wcs{};
     Outcome<Polled> outcome;
 };
@@ -234,7 +234,7 @@ struct Fixture : support::CqFixture<> {
 } // namespace
 
 TEST_CASE("Senders: poll() completes with a value", "[senders]") {
-    Fixture f;
+    SenderFixture f;
     OperationState operation = connect(f.cq->poll(f.wcs), Receiver<Polled>(f.outcome));
     SECTION("when it is started") {
         f.complete({1});
@@ -255,7 +255,7 @@ TEST_CASE("Senders: poll() completes with a value", "[senders]") {
 }
 
 TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]") {
-    Fixture f;
+    SenderFixture f;
     std::stop_source stop;
     OperationState operation =
         connect(f.cq->poll(f.wcs, stop.get_token()), Receiver<Polled>(f.outcome));
@@ -282,7 +282,7 @@ TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]
 }
 
 TEST_CASE("Senders: a sender that is not started has no effect", "[senders]") {
-    Fixture f;
+    SenderFixture f;
     Outcome<Polled> never;
     {
         const PollOperation dropped = f.cq->poll(f.wcs);
@@ -302,14 +302,14 @@ TEST_CASE("Senders: a sender that is not started has no effect", "[senders]") {
 }
 
 TEST_CASE("Senders: a receiver starts the next operation, 10,000 times", "[senders]") {
-    Fixture f;
+    SenderFixture f;
     int rounds = 0;
     std::optional<OperationState> operations[2];
     const auto start = [&] {
         std::optional<OperationState>& next = operations[rounds % 2];
         next.reset(); // completed in the round before the last
         struct Connect {
-            Fixture& f;
+            SenderFixture& f;
             operator OperationState() const {
                 return connect(f.cq->poll(f.wcs), Receiver<Polled>(f.outcome));
             }

@@ -41,8 +41,8 @@ static_assert(std::movable<SharedChannel<ManualNotifier>>);
 
 namespace {
 
-struct Fixture {
-    explicit Fixture(std::size_t count = 2, const ProviderModel& provider = rxe)
+struct SharedChannelFixture {
+    explicit SharedChannelFixture(std::size_t count = 2, const ProviderModel& provider = rxe)
         : sim(provider), context(Context::open()),
           channel(std::in_place, CompletionChannel(context), notifier) {
         for (std::size_t i = 0; i < count; ++i) add();
@@ -76,7 +76,7 @@ Coroutine poll_on(AsyncCq& cq, WrIds& got) { return poll_until(cq, got, SIZE_MAX
 // --- events ---
 
 TEST_CASE("SharedChannel: an event wakes the CQ that it names, and no other", "[field-18][I4]") {
-    Fixture f;
+    SharedChannelFixture f;
     WrIds first, second;
     const Coroutine on_first = poll_once(*f.cqs[0], first);
     const Coroutine on_second = poll_once(*f.cqs[1], second);
@@ -94,7 +94,7 @@ TEST_CASE("SharedChannel: an event wakes the CQ that it names, and no other", "[
 }
 
 TEST_CASE("SharedChannel: one wait for all CQs, and none without a waiter") {
-    Fixture f;
+    SharedChannelFixture f;
     CHECK_FALSE(f.notifier.waiting());
     WrIds first, second;
     const Coroutine on_first = poll_once(*f.cqs[0], first);
@@ -110,7 +110,7 @@ TEST_CASE("SharedChannel: one wait for all CQs, and none without a waiter") {
 
 TEST_CASE("SharedChannel: a wake without an event, and an event without a completion",
           "[field-14][I2]") {
-    Fixture f;
+    SharedChannelFixture f;
     WrIds got;
     const Coroutine consumer = poll_once(*f.cqs[0], got);
     CHECK(f.wake());
@@ -128,7 +128,7 @@ TEST_CASE("SharedChannel: a wake without an event, and an event without a comple
 
 TEST_CASE("SharedChannel: an event that is read while its CQ has no waiter is not lost",
           "[field-3][I1][I3]") {
-    Fixture f;
+    SharedChannelFixture f;
     std::stop_source stop;
     std::error_code error;
     const Coroutine stopped = poll_error(*f.cqs[1], error, stop.get_token());
@@ -149,7 +149,7 @@ TEST_CASE("SharedChannel: an event that is read while its CQ has no waiter is no
 }
 
 TEST_CASE("SharedChannel: events are acked in batches, each to its CQ", "[field-27][I4]") {
-    Fixture f(0);
+    SharedChannelFixture f(0);
     f.add({.ack_batch = 2});
     f.add({.ack_batch = 16});
     std::array<WrIds, 2> got;
@@ -168,7 +168,7 @@ TEST_CASE("SharedChannel: events are acked in batches, each to its CQ", "[field-
 
 TEST_CASE("SharedChannel: a CQ is destroyed with an event that was read and not taken",
           "[field-25][I4]") {
-    Fixture f;
+    SharedChannelFixture f;
     WrIds first, second;
     std::optional<Coroutine> leaving(poll_once(*f.cqs[0], first));
     leaving.reset(); // its CQ is armed
@@ -183,7 +183,7 @@ TEST_CASE("SharedChannel: a CQ is destroyed with an event that was read and not 
 }
 
 TEST_CASE("SharedChannel: an event of a queue without an AsyncCq is acked", "[I4]") {
-    Fixture f;
+    SharedChannelFixture f;
     const std::shared_ptr<ibv_cq> kept = f.cqs[0]->completion_queue().shared_handle();
     WrIds first, second;
     {
@@ -198,10 +198,10 @@ TEST_CASE("SharedChannel: an event of a queue without an AsyncCq is acked", "[I4
 
 TEST_CASE("SharedChannel: a resumed coroutine destroys a CQ whose event was read with its own",
           "[I8]") {
-    Fixture f(3);
+    SharedChannelFixture f(3);
     WrIds second, third;
     struct Local {
-        static Coroutine destroy_other(Fixture& fixture) {
+        static Coroutine destroy_other(SharedChannelFixture& fixture) {
             std::array<ibv_wc, 1> wcs{};
             co_await fixture.cqs[0]->poll(wcs);
             fixture.cqs[1].reset();
@@ -218,9 +218,9 @@ TEST_CASE("SharedChannel: a resumed coroutine destroys a CQ whose event was read
 }
 
 TEST_CASE("SharedChannel: a resumed coroutine destroys everything", "[I8][I12]") {
-    Fixture f;
+    SharedChannelFixture f;
     struct Local {
-        static Coroutine destroy_all(Fixture& fixture) {
+        static Coroutine destroy_all(SharedChannelFixture& fixture) {
             std::array<ibv_wc, 1> wcs{};
             co_await fixture.cqs[0]->poll(wcs);
             fixture.channel.reset();
@@ -239,7 +239,7 @@ TEST_CASE("SharedChannel: a resumed coroutine destroys everything", "[I8][I12]")
 }
 
 TEST_CASE("SharedChannel: its CQs may outlive it") {
-    Fixture f;
+    SharedChannelFixture f;
     WrIds got;
     const Coroutine consumer = poll_on(*f.cqs[0], got);
     f.channel.reset();
@@ -254,7 +254,7 @@ TEST_CASE("SharedChannel: its CQs may outlive it") {
 // --- stops ---
 
 TEST_CASE("SharedChannel: a stop ends the wait for one CQ", "[field-37][I7]") {
-    Fixture f;
+    SharedChannelFixture f;
     std::stop_source stop;
     std::error_code error;
     WrIds got;
@@ -278,7 +278,7 @@ TEST_CASE("SharedChannel: a stop ends the wait for one CQ", "[field-37][I7]") {
 // --- errors ---
 
 TEST_CASE("SharedChannel: a failing channel fails all its CQs, now and later", "[field-44][I5]") {
-    Fixture f;
+    SharedChannelFixture f;
     std::error_code first, second, later;
     const Coroutine on_first = poll_error(*f.cqs[0], first);
     const Coroutine on_second = poll_error(*f.cqs[1], second);
@@ -310,7 +310,7 @@ TEST_CASE("SharedChannel: a failing channel fails all its CQs, now and later", "
 
 TEST_CASE("SharedChannel: an exception that escapes a coroutine concerns its CQ alone",
           "[I5][I8]") {
-    Fixture f(3);
+    SharedChannelFixture f(3);
     const bool destroys = GENERATE(false, true);
     WrIds got;
     const Coroutine before = poll_on(*f.cqs[1], got);
@@ -331,7 +331,7 @@ TEST_CASE("SharedChannel: an exception that escapes a coroutine concerns its CQ 
 }
 
 TEST_CASE("SharedChannel: an exception escapes after everything else was destroyed", "[I8][I12]") {
-    Fixture f(1);
+    SharedChannelFixture f(1);
     f.channel.reset();
     const Escaping escaping = Escaping::run(f.cqs[0], true);
     f.complete(0, 1);
@@ -342,7 +342,7 @@ TEST_CASE("SharedChannel: an exception escapes after everything else was destroy
 }
 
 TEST_CASE("SharedChannel: bad input") {
-    Fixture f;
+    SharedChannelFixture f;
     CompletionQueue elsewhere(f.context, 8);
     CHECK_THROWS_WITH(f.channel->notifier(elsewhere), contains("not on this SharedChannel"));
     CHECK_THROWS_WITH(f.channel->notifier(f.cqs[0]->completion_queue()),
@@ -357,7 +357,7 @@ TEST_CASE("SharedChannel: bad input") {
 }
 
 TEST_CASE("SharedChannel: a coroutine that awaits the notifier can be destroyed", "[field-41]") {
-    Fixture f(0);
+    SharedChannelFixture f(0);
     const CompletionQueue queue(f.context, 8, f.channel->channel());
     auto notifier = f.channel->notifier(queue);
     struct Local {
@@ -442,7 +442,7 @@ namespace {
 // What is wrong with this schedule; "" if nothing is.
 std::string play(const ProviderModel& provider, const std::vector<int>& schedule) {
     constexpr int queues = 3;
-    Fixture f(queues, provider);
+    SharedChannelFixture f(queues, provider);
     std::array<WrIds, queues> got;
     std::array<std::stop_source, queues> stops;
     std::array<std::error_code, queues> errors;

@@ -73,8 +73,8 @@ std::string text(std::span<const std::byte> data) {
 bool is_in_error(const QueuePair& qp) { return device::is_iwarp() || qp.state() == IBV_QPS_ERR; }
 
 // A queue pair with its parents, memory and its own completion queue.
-struct End {
-    explicit End(const Context& device)
+struct CmEnd {
+    explicit CmEnd(const Context& device)
         : context(device.shared_handle()), cq(context, 8),
           qp(domain, cq, cq, {.max_send_wr = 4, .max_recv_wr = 4}) {}
 
@@ -132,8 +132,8 @@ struct Fixture {
 
     EpollExecutor loop;
     std::optional<Listener> listener;
-    std::optional<End> server_end;
-    std::optional<End> client_end;
+    std::optional<CmEnd> server_end;
+    std::optional<CmEnd> client_end;
     std::optional<Connection> server;
     std::optional<Connection> client;
     std::string request;
@@ -156,7 +156,8 @@ std::optional<std::system_error> failure_of(EpollExecutor& loop, Operation opera
 }
 
 Task<Connection> dial(EpollExecutor& loop, std::string host, std::string port,
-                      std::optional<End>& end, ConnectOptions options, std::stop_token stop = {}) {
+                      std::optional<CmEnd>& end, ConnectOptions options,
+                      std::stop_token stop = {}) {
     const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
         return end.emplace(outgoing.context()).qp;
     };
@@ -205,7 +206,7 @@ TEST_CASE("device: either end disconnects, and both queue pairs are flushed", "[
         co_await left.disconnect(); // returns: already disconnected
     };
     run_bounded(f.loop, body(f, by_client));
-    for (End* end : {&*f.client_end, &*f.server_end}) {
+    for (CmEnd* end : {&*f.client_end, &*f.server_end}) {
         CHECK(is_in_error(end->qp));
         const ibv_wc receive = run_bounded(f.loop, end->received(f.loop));
         CHECK(receive.status == IBV_WC_WR_FLUSH_ERR);
@@ -259,7 +260,7 @@ TEST_CASE("device: connecting to a port without a listener is refused", "[cm][iw
     Fixture f;
     const std::string port = f.port();
     f.listener.reset();
-    std::optional<End> end;
+    std::optional<CmEnd> end;
     try {
         static_cast<void>(run_bounded(f.loop, dial(f.loop, ipv4(), port, end, {})));
         FAIL("it was accepted");
@@ -276,7 +277,7 @@ TEST_CASE("device: many simultaneous connections are matched to their requests",
     constexpr int count = 60;
     constexpr int acceptors = 4;
     Fixture f;
-    std::vector<std::optional<End>> ends(2 * count);
+    std::vector<std::optional<CmEnd>> ends(2 * count);
     std::vector<Connection> connections;
     std::set<std::string> served;
     const auto serve = [&](int first) -> Task<> {
@@ -284,7 +285,7 @@ TEST_CASE("device: many simultaneous connections are matched to their requests",
             IncomingConnection incoming = co_await f.listener->accept();
             const std::string name = text(incoming.private_data());
             served.insert(name);
-            std::optional<End>& end = ends[static_cast<std::size_t>(count + std::stoi(name))];
+            std::optional<CmEnd>& end = ends[static_cast<std::size_t>(count + std::stoi(name))];
             end.emplace(incoming.context());
             const std::string reply = "for " + name;
             Connection connection =
@@ -294,7 +295,7 @@ TEST_CASE("device: many simultaneous connections are matched to their requests",
     };
     const auto client = [&](int i) -> Task<> {
         const std::string name = std::to_string(i);
-        std::optional<End>& end = ends[static_cast<std::size_t>(i)];
+        std::optional<CmEnd>& end = ends[static_cast<std::size_t>(i)];
         Connection connection = co_await dial(f.loop, ipv4(), f.port(), end,
                                               {.private_data = bytes(name), .timeout = 40s});
         CHECK(text(connection.private_data()) == "for " + name);
@@ -315,7 +316,7 @@ TEST_CASE("device: requests wait for accept(), and the peer keeps those beyond t
           "[cm]") {
     constexpr std::size_t count = 3;
     Fixture f(ipv4(), {.backlog = 1});
-    std::vector<std::optional<End>> ends(2 * count);
+    std::vector<std::optional<CmEnd>> ends(2 * count);
     const auto client = [&](std::size_t i) -> Task<> {
         const Connection connection =
             co_await dial(f.loop, ipv4(), f.port(), ends[i], {.timeout = 30s});
@@ -370,7 +371,7 @@ TEST_CASE("device: bad addresses are reported", "[cm][iwarp]") {
 
 TEST_CASE("device: every step has a timeout", "[cm]") {
     Fixture f;
-    std::optional<End> end;
+    std::optional<CmEnd> end;
     SECTION("connect") { // the request is queued and never answered
         const auto error =
             failure_of(f.loop, dial(f.loop, ipv4(), f.port(), end, {.timeout = 50ms}));
@@ -397,7 +398,7 @@ TEST_CASE("device: every step has a timeout", "[cm]") {
             other.run_once();
             f.loop.run_once();
         }
-        std::optional<End> server_end(incoming->context());
+        std::optional<CmEnd> server_end(incoming->context());
         const auto error = failure_of(f.loop, incoming->accept(server_end->qp, {.timeout = 50ms}));
         REQUIRE(error);
         CHECK(error->code() == std::errc::timed_out);
@@ -425,7 +426,7 @@ TEST_CASE("device: every step has a timeout", "[cm]") {
 
 TEST_CASE("device: every step can be cancelled", "[cm]") {
     Fixture f;
-    std::optional<End> end;
+    std::optional<CmEnd> end;
     std::stop_source stop;
     const bool before = GENERATE(true, false);
     Scope scope;
@@ -456,7 +457,7 @@ TEST_CASE("device: a listener is destroyed while requests are queued or coroutin
           "[cm][iwarp]") {
     Fixture f;
     SECTION("requests") {
-        std::vector<std::optional<End>> ends(3);
+        std::vector<std::optional<CmEnd>> ends(3);
         int rejected = 0;
         const auto client = [&](std::size_t i) -> Task<> {
             try {

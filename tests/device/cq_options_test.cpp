@@ -26,7 +26,7 @@ using asyncverbs::device::run_bounded;
 
 namespace {
 
-Task<ibv_wc> next(AsyncCq& cq) {
+Task<ibv_wc> next_completion(AsyncCq& cq) {
     std::array<ibv_wc, 1> wcs{};
     const std::span<ibv_wc> done = co_await cq.poll(wcs);
     co_return done[0];
@@ -40,8 +40,8 @@ TEST_CASE("device: a CQ is never armed if busy polling finds every completion") 
     for (std::uint64_t id = 0; id < 100; ++id) {
         pair.post_recv(id);
         pair.post_send(id);
-        CHECK(run_bounded(executor, next(*pair.recv_cq)).wr_id == id);
-        CHECK(run_bounded(executor, next(*pair.send_cq)).wr_id == id);
+        CHECK(run_bounded(executor, next_completion(*pair.recv_cq)).wr_id == id);
+        CHECK(run_bounded(executor, next_completion(*pair.send_cq)).wr_id == id);
     }
     CHECK(pair.recv_cq->statistics().arms == 0);
     CHECK(pair.send_cq->statistics().arms == 0);
@@ -87,7 +87,7 @@ TEST_CASE("device: a failed send, or max_wait, ends a wait for solicited complet
     Pair pair(executor, {.max_wait = 20ms, .solicited_only = true}, once);
     pair.receiver.reset();
     pair.post_send(1);
-    CHECK(run_bounded(executor, next(*pair.send_cq)).status == IBV_WC_RETRY_EXC_ERR);
+    CHECK(run_bounded(executor, next_completion(*pair.send_cq)).status == IBV_WC_RETRY_EXC_ERR);
     if (pair.send_cq->statistics().events == 0) {
         WARN("errors of sends wake no solicited-only CQ of " << pair.context.name());
     }

@@ -32,8 +32,8 @@ using asyncverbs::support::Ring;
 
 namespace {
 
-struct Fixture {
-    explicit Fixture(unsigned flags = 0) : ring(64, flags) {}
+struct IoUringDeviceFixture {
+    explicit IoUringDeviceFixture(unsigned flags = 0) : ring(64, flags) {}
 
     void run(const Coroutine& until) {
         for (int turns = 0; turns < 1'000'000 && !until.done(); ++turns)
@@ -72,7 +72,7 @@ TEMPLATE_TEST_CASE("device, io_uring: conformance", "[ring][conformance]", suppo
 }
 
 TEST_CASE("device, io_uring: bursts and gaps, every completion once and in order", "[ring]") {
-    Fixture f;
+    IoUringDeviceFixture f;
     constexpr std::uint64_t count = 5'000;
     std::uint64_t sent = 0;
     std::uint64_t received = 0;
@@ -97,7 +97,7 @@ TEST_CASE("device, io_uring: bursts and gaps, every completion once and in order
 TEST_CASE("device, io_uring: a sleep costs one io_uring_enter, one read and one arm", "[ring]") {
     constexpr int rounds = 50;
     const auto calls = support::count_system_calls([] {
-        Fixture f;
+        IoUringDeviceFixture f;
         std::uint64_t next = 0;
         constexpr std::uint64_t last = rounds;
         const Coroutine receiver = take(*f.pair->recv_cq, next, last + 1);

@@ -16,11 +16,13 @@
 #include <string>
 #include <system_error>
 
+#include "device/environment.hpp"
 #include "device/pair.hpp"
 #include "support/catch.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
+using asyncverbs::device::environment;
 using asyncverbs::device::run_bounded;
 using asyncverbs::support::contains;
 
@@ -28,15 +30,9 @@ namespace {
 
 constexpr const char* service = "7471";
 
-std::string environment(const char* name) {
-    const char* const value = std::getenv(name);
-    if (value == nullptr) throw std::runtime_error(std::string(name) + " is not set");
-    return value;
-}
-
 // A queue pair with its parents.
-struct End {
-    explicit End(const Context& device)
+struct CmEnd {
+    explicit CmEnd(const Context& device)
         : context(device.shared_handle()), domain(context), cq(context, 4),
           qp(domain, cq, cq, {.max_send_wr = 1, .max_recv_wr = 1}) {}
 
@@ -56,7 +52,7 @@ Task<> serve(EpollExecutor& loop) {
     IncomingConnection incoming = co_await listener.accept();
     CHECK(text(incoming.private_data()) == "to guest 0");
     CHECK_THAT(incoming.peer_address().text(), contains(environment("RDMA_PEER_ADDRESS") + ":"));
-    const End end(incoming.context());
+    const CmEnd end(incoming.context());
     const std::string reply = "to guest 1";
     Connection connection = co_await incoming.accept(
         end.qp, {.private_data = std::as_bytes(std::span(reply)), .timeout = 30s});
@@ -65,7 +61,7 @@ Task<> serve(EpollExecutor& loop) {
 }
 
 // Returns std::nullopt if the other guest does not listen yet.
-Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<End>& end) {
+Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<CmEnd>& end) {
     const auto make_qp = [&end](const OutgoingConnection& outgoing) -> QueuePair& {
         return end.emplace(outgoing.context()).qp;
     };
@@ -83,7 +79,7 @@ Task<std::optional<Connection>> try_connect(EpollExecutor& loop, std::optional<E
 }
 
 Task<> dial(EpollExecutor& loop) {
-    std::optional<End> end;
+    std::optional<CmEnd> end;
     std::optional<Connection> connection;
     while (!connection) {
         co_await loop.sleep_for(50ms);

@@ -23,21 +23,17 @@
 
 #include "../examples/02_rc_pingpong/handshake.hpp"
 #include "device/end.hpp"
+#include "device/environment.hpp"
 #include "support/catch.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
 using asyncverbs::device::End;
+using asyncverbs::device::environment;
 using asyncverbs::device::open_device;
 using asyncverbs::device::run_bounded;
 
 namespace {
-
-std::string environment(const char* name) {
-    const char* value = std::getenv(name);
-    if (value == nullptr) throw std::runtime_error(std::string(name) + " is not set");
-    return value;
-}
 
 // 0 or 1.
 const int guest = std::stoi(environment("SOFT_ROCE_GUEST"));

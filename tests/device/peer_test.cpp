@@ -123,9 +123,9 @@ private:
 };
 
 // The surviving process's end of a connection. Each message contains its number and is echoed.
-class Connection {
+class PeerConnection {
 public:
-    Connection(const ProtectionDomain& domain, const AsyncCq& cq, Peer& peer)
+    PeerConnection(const ProtectionDomain& domain, const AsyncCq& cq, Peer& peer)
         : end_(domain, cq, sizeof(std::uint64_t)), peer_(peer) {
         peer.connect(end_);
         while (end_.sends_posted() < End::window) send();
@@ -164,14 +164,14 @@ private:
     std::uint64_t echoed_ = 0;
 };
 
-using Connections = std::deque<Connection>;
+using Connections = std::deque<PeerConnection>;
 
 Task<> exchange(AsyncCq& cq, Connections& connections, std::function<bool()> done) {
     std::array<ibv_wc, 8> wcs{};
     while (!done()) {
         const std::span<ibv_wc> got = co_await cq.poll(wcs);
         for (const ibv_wc& wc : got) {
-            for (Connection& each : connections) {
+            for (PeerConnection& each : connections) {
                 if (each.end().qp_num() == wc.qp_num) each.on_completion(wc);
             }
         }
@@ -190,13 +190,13 @@ TEST_CASE("device: a killed peer fails its own connection, and no other") {
     AsyncCq cq = AsyncCq::create(context, count * End::depth, loop);
     Connections connections;
     for (Peer& peer : peers) connections.emplace_back(domain, cq, peer);
-    Connection& lost = connections[1];
+    PeerConnection& lost = connections[1];
 
     const auto exchange_until = [&](const std::function<bool()>& done) {
         run_bounded(loop, exchange(cq, connections, done));
     };
     const auto all_have_echoed = [&](std::uint64_t messages) {
-        return std::ranges::all_of(connections, [&](const Connection& each) {
+        return std::ranges::all_of(connections, [&](const PeerConnection& each) {
             return &each == &lost || each.echoed() >= messages;
         });
     };
@@ -217,7 +217,7 @@ TEST_CASE("device: a killed peer fails its own connection, and no other") {
     const std::uint64_t before =
         std::max(connections.front().echoed(), connections.back().echoed());
     exchange_until([&] { return all_have_echoed(before + 1000); });
-    for (const Connection& each : connections) {
+    for (const PeerConnection& each : connections) {
         if (&each != &lost) CHECK(each.end().errors().empty());
     }
     CHECK(lost.end().outstanding() == 0);

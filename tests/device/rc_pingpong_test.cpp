@@ -35,12 +35,12 @@ std::string environment(const char* name, const char* otherwise) {
     return value != nullptr ? value : otherwise;
 }
 
-const std::string device = environment("RDMA_DEVICE", "rxe0");
-const std::string gid_index = environment("RDMA_GID_INDEX", "1");
+const std::string device_name = environment("RDMA_DEVICE", "rxe0");
+const std::string gid_index_option = environment("RDMA_GID_INDEX", "1");
 const std::string ib_port = environment("RDMA_PORT", "1");
 
 Arguments command(const std::string& program, const Arguments& more) {
-    Arguments all{program, "-d", device, "-i", ib_port, "-g", gid_index, "-e"};
+    Arguments all{program, "-d", device_name, "-i", ib_port, "-g", gid_index_option, "-e"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
 }
@@ -218,13 +218,13 @@ TEST_CASE("rc_pingpong ends when its peer violates the protocol") {
 }
 
 TEST_CASE("rc_pingpong rejects invalid options and names the valid ones") {
-    const std::string port_name = "port " + ib_port + " of " + device;
+    const std::string port_name = "port " + ib_port + " of " + device_name;
     check_failure(run({ours, "-d", "nosuch"}), "no RDMA device is named \"nosuch\"; there are: ");
-    check_failure(run({ours, "-d", device, "-i", "99"}), "port number 99 is out of range for");
+    check_failure(run({ours, "-d", device_name, "-i", "99"}), "port number 99 is out of range for");
     check_failure(run(command(ours, {"-g", "254"})), "GID index 254 of " + port_name);
     check_failure(run(command(ours, {"-s", "0"})), "--size: Value 0 not in range");
     check_failure(run(command(ours, {"-s", "4294967295"})), port_name + " takes at most");
-    check_failure(run(command(ours, {"-r", "1000000000"})), device + " takes at most");
+    check_failure(run(command(ours, {"-r", "1000000000"})), device_name + " takes at most");
     check_failure(run(command(ours, {"--nosuch"})), "not expected: --nosuch; see --help");
     check_failure(run(command(ours, {""})), "HOST: must not be empty");
     check_failure(run(command(ours, {"localhost"})), "TCP port 18515: Connection refused");

@@ -30,7 +30,7 @@ using asyncverbs::support::Process;
 
 namespace {
 
-constexpr const char* theirs = "rping";
+constexpr const char* their_rping = "rping";
 
 using Arguments = std::vector<std::string>;
 
@@ -76,15 +76,15 @@ int run_client(const std::string& program, const Arguments& arguments, std::stri
 // Before version 61, rdma-core's rping destroys its event channel while another of its threads may
 // still read it. It then fails although all pings succeeded.
 bool ended_well(int status, const std::string& program, const std::string& output) {
-    return status == 0 || (program == theirs && status == 255 &&
+    return status == 0 || (program == their_rping && status == 255 &&
                            output.find("rdma_get_cm_event: ") != std::string::npos);
 }
 
 } // namespace
 
 TEST_CASE("rping: either end may be rdma-core's", "[rping][iwarp]") {
-    const auto [server_program, client_program] =
-        GENERATE(std::pair(RPING, theirs), std::pair(theirs, RPING), std::pair(RPING, RPING));
+    const auto [server_program, client_program] = GENERATE(
+        std::pair(RPING, their_rping), std::pair(their_rping, RPING), std::pair(RPING, RPING));
     const std::string size = GENERATE("64", "65535");
     CAPTURE(server_program, client_program, size);
     static int next_port = 7180;
@@ -116,10 +116,10 @@ TEST_CASE("rping: one server, several clients, one of which is killed", "[rping]
     {
         Process killed(with(RPING, {"-c", "-v", "-a", device_address(), "-p", port}));
         await_output(killed, "rdma-ping-5:");
-        const int status =
-            run_client(theirs, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output);
+        const int status = run_client(
+            their_rping, {"-c", "-V", "-C", "3", "-a", device_address(), "-p", port}, output);
         INFO(output);
-        CHECK(ended_well(status, theirs, output));
+        CHECK(ended_well(status, their_rping, output));
         killed.kill();
         CHECK(killed.wait() == 128 + SIGKILL);
     }

@@ -28,8 +28,8 @@ using asyncverbs::device::run_bounded;
 namespace {
 
 // One end of a conversation: a queue pair with its own CQ.
-struct End {
-    End(const ProtectionDomain& domain, SharedChannel<EpollNotifier>& channel, Slice s)
+struct Speaker {
+    Speaker(const ProtectionDomain& domain, SharedChannel<EpollNotifier>& channel, Slice s)
         : cq(AsyncCq::create(domain.context(), 8, channel)),
           queue_pair(domain, cq.completion_queue(), cq.completion_queue(),
                      {.max_send_wr = 2, .max_recv_wr = 2}),
@@ -92,9 +92,9 @@ TEST_CASE("device: conversations over CQs of one channel, while CQs are created 
     SharedChannel channel(context, executor);
 
     const auto connected = [&](std::size_t number) {
-        auto ends = std::make_unique<std::array<End, 2>>(
-            std::array<End, 2>{End(domain, channel, region.slice(128 * number, 64)),
-                               End(domain, channel, region.slice(128 * number + 64, 64))});
+        auto ends = std::make_unique<std::array<Speaker, 2>>(
+            std::array<Speaker, 2>{Speaker(domain, channel, region.slice(128 * number, 64)),
+                                   Speaker(domain, channel, region.slice(128 * number + 64, 64))});
         auto& [ping, pong] = *ends;
         ping.queue_pair.connect(pong.queue_pair.local_address());
         pong.queue_pair.connect(ping.queue_pair.local_address());
@@ -106,17 +106,17 @@ TEST_CASE("device: conversations over CQs of one channel, while CQs are created 
     };
 
     Scope scope;
-    std::vector<std::unique_ptr<std::array<End, 2>>> all;
+    std::vector<std::unique_ptr<std::array<Speaker, 2>>> all;
     for (std::size_t i = 0; i < conversations; ++i) {
         all.push_back(connected(i));
-        for (End& end : *all.back()) scope.spawn(end.converse(messages));
+        for (Speaker& end : *all.back()) scope.spawn(end.converse(messages));
     }
     struct Local {
         static Task<> come_and_go(EpollExecutor& loop, decltype(connected)& connect) {
             for (int i = 0; i < 10; ++i) {
                 auto ends = connect(conversations);
                 Scope short_lived;
-                for (End& end : *ends) short_lived.spawn(end.converse(5));
+                for (Speaker& end : *ends) short_lived.spawn(end.converse(5));
                 co_await short_lived.join();
                 co_await loop.schedule();
             }
@@ -126,7 +126,7 @@ TEST_CASE("device: conversations over CQs of one channel, while CQs are created 
     run_bounded(executor, join(scope));
 
     for (const auto& ends : all) {
-        for (const End& end : *ends) {
+        for (const Speaker& end : *ends) {
             CHECK(end.cq.statistics().completions == 2 * messages);
             CHECK(end.cq.statistics().events <= end.cq.statistics().arms);
         }

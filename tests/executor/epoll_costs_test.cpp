@@ -24,16 +24,16 @@ using asyncverbs::support::Wait;
 
 namespace {
 
-constexpr std::size_t rounds = 100;
+constexpr std::size_t measured_rounds = 100;
 
-struct Fixture {
-    /// What it costs to await `operation()` as many times as there are rounds.
+struct EpollCostsFixture {
+    /// What it costs to await `operation()` as many times as there are measured_rounds.
     template <class Operation>
     Counters cost_of(Operation operation) {
         Counters cost;
         const auto body = [&]() -> Task<> {
             const Counters before = counters();
-            for (std::size_t i = 0; i < rounds; ++i) co_await operation();
+            for (std::size_t i = 0; i < measured_rounds; ++i) co_await operation();
             cost = counters() - before;
         };
         executor.run(body());
@@ -48,16 +48,16 @@ struct Fixture {
 
 // One epoll_wait per round, no allocation, and `settings` of the timer.
 void check(const Counters& cost, std::size_t settings = 0) {
-    CHECK(cost.epoll_wait == rounds);
+    CHECK(cost.epoll_wait == measured_rounds);
     CHECK(cost.timerfd_settime == settings);
-    CHECK(cost.system_calls() == rounds + settings);
+    CHECK(cost.system_calls() == measured_rounds + settings);
     CHECK(cost.allocations == 0);
 }
 
 } // namespace
 
 TEST_CASE("cost: a wait and a wake are one epoll_wait", "[epoll_costs]") {
-    Fixture f;
+    EpollCostsFixture f;
     f.pipe.put(); // never read: it is readable in every wait
     const std::stop_token token = GENERATE(false, true) ? f.stop.get_token() : std::stop_token();
     f.cost_of([&] { return f.notifier.readable(token); }); // the first wait sets the stop callback
@@ -67,24 +67,24 @@ TEST_CASE("cost: a wait and a wake are one epoll_wait", "[epoll_costs]") {
 }
 
 TEST_CASE("cost: bounded waits that do not time out set the timer once", "[epoll_costs]") {
-    Fixture f;
+    EpollCostsFixture f;
     f.pipe.put();
     const Counters cost = f.cost_of([&] { return f.notifier.readable({}, 1h); });
     check(cost, 1);
-    CHECK(cost.steady_clock_now == rounds);
+    CHECK(cost.steady_clock_now == measured_rounds);
 }
 
 TEST_CASE("cost: a wait of no time is one epoll_wait", "[epoll_costs]") {
-    Fixture f;
+    EpollCostsFixture f;
     const Counters cost = f.cost_of([&] { return f.notifier.readable({}, 0ns); });
     check(cost);
     CHECK(cost.steady_clock_now == 0);
 }
 
 TEST_CASE("cost: coroutines that schedule share one epoll_wait an iteration", "[epoll_costs]") {
-    Fixture f;
+    EpollCostsFixture f;
     const auto yields = [&]() -> Coroutine {
-        for (std::size_t i = 0; i < rounds; ++i) co_await f.executor.schedule();
+        for (std::size_t i = 0; i < measured_rounds; ++i) co_await f.executor.schedule();
     };
     const Coroutine other = yields();
     const Counters cost = f.cost_of([&] { return f.executor.schedule(); });
@@ -93,12 +93,12 @@ TEST_CASE("cost: coroutines that schedule share one epoll_wait an iteration", "[
 }
 
 TEST_CASE("cost: a sleep sets the timer and allocates nothing", "[epoll_costs]") {
-    Fixture f;
-    check(f.cost_of([&] { return f.executor.sleep_for(1us); }), rounds);
+    EpollCostsFixture f;
+    check(f.cost_of([&] { return f.executor.sleep_for(1us); }), measured_rounds);
 }
 
 TEST_CASE("cost: a sleep until a time that has passed sets no timer", "[epoll_costs]") {
-    Fixture f;
+    EpollCostsFixture f;
     const auto past = std::chrono::steady_clock::now();
     check(f.cost_of([&] { return f.executor.sleep_until(past); }));
 }
@@ -109,7 +109,7 @@ TEST_CASE("cost: a wake by another coroutine's write, read in between", "[epoll_
     const auto echo = [&](const Pipe& in, const Pipe& out, Counters& cost) -> Task<> {
         EpollNotifier notifier = executor.notifier(in.reader());
         Counters before;
-        for (std::size_t i = 0; i <= rounds; ++i) {
+        for (std::size_t i = 0; i <= measured_rounds; ++i) {
             if (i == 1) before = counters();
             co_await notifier.readable();
             in.take();
@@ -124,17 +124,17 @@ TEST_CASE("cost: a wake by another coroutine's write, read in between", "[epoll_
     const Coroutine other_side = drive(std::move(other));
     pipes[0].put();
     executor.run(echo(pipes[0], pipes[1], a));
-    CHECK(a.epoll_wait == 2 * rounds); // one per wake; each side has one wake per round
-    CHECK(a.read == 2 * rounds);
-    CHECK(a.write == 2 * rounds);
-    CHECK(a.system_calls() == 6 * rounds);
+    CHECK(a.epoll_wait == 2 * measured_rounds); // one per wake; each side has one wake per round
+    CHECK(a.read == 2 * measured_rounds);
+    CHECK(a.write == 2 * measured_rounds);
+    CHECK(a.system_calls() == 6 * measured_rounds);
     CHECK(a.steady_clock_now == 0);
     CHECK(a.allocations == 0);
 }
 
 TEST_CASE("cost: a stop request on the running thread is no system call", "[epoll_costs]") {
-    Fixture f;
-    std::array<std::stop_source, rounds> stops;
+    EpollCostsFixture f;
+    std::array<std::stop_source, measured_rounds> stops;
     const auto body = [&]() -> Task<> {
         co_await f.executor.schedule();
         for (std::stop_source& stop : stops) {
@@ -158,9 +158,9 @@ TEST_CASE("cost: a post is one allocation, and one write for all until the next 
     std::size_t calls = 0;
     std::size_t writes_while_awake = 0;
     const Counters before = counters();
-    for (std::size_t i = 0; i < rounds; ++i) executor.post([&calls] { ++calls; });
+    for (std::size_t i = 0; i < measured_rounds; ++i) executor.post([&calls] { ++calls; });
     const Counters posts = counters() - before;
-    CHECK(posts.allocations == rounds);
+    CHECK(posts.allocations == measured_rounds);
     CHECK(posts.write == 1);
     CHECK(posts.system_calls() == 1);
 
@@ -177,5 +177,5 @@ TEST_CASE("cost: a post is one allocation, and one write for all until the next 
     });
     executor.run();
     CHECK(writes_while_awake == 0);
-    CHECK(calls == rounds + 2);
+    CHECK(calls == measured_rounds + 2);
 }

@@ -44,7 +44,7 @@ static_assert(std::is_nothrow_move_constructible_v<EpollNotifier>);
 
 namespace {
 
-struct Fixture {
+struct EpollNotifierFixture {
     auto readable(std::stop_token token = {}) { return notifier->readable(token); }
     auto readable_for(std::chrono::nanoseconds time, std::stop_token token = {}) {
         return notifier->readable(token, time);
@@ -151,7 +151,7 @@ TEST_CASE("EpollNotifier: on a completion channel, each event wakes once", "[epo
 
 TEST_CASE("EpollNotifier: a hang-up wakes, and does not spin without a waiter",
           "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     SECTION("while a coroutine waits") {
         const Wait wait(f.readable());
         f.pipe.close_writer();
@@ -178,7 +178,7 @@ TEST_CASE("EpollNotifier: a hang-up wakes, and does not spin without a waiter",
 }
 
 TEST_CASE("EpollNotifier: a stop request for an earlier wait's token", "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     f.pipe.put();
     const Wait first(f.readable(f.token()));
     f.executor.run_once();
@@ -213,7 +213,7 @@ TEST_CASE("EpollNotifier: a stop request for an earlier wait's token", "[epoll_n
 }
 
 TEST_CASE("EpollNotifier: one wait at a time", "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     const Wait first(f.readable());
     const Wait second(f.readable());
     CHECK(second.result == std::errc::device_or_resource_busy);
@@ -224,7 +224,7 @@ TEST_CASE("EpollNotifier: one wait at a time", "[epoll_notifier]") {
 
 TEST_CASE("EpollNotifier: a wait that has ended is not resumed again while its awaiter lives",
           "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     Pipe never;
     EpollNotifier other(f.executor, never.reader());
     bool resumed = false;
@@ -257,7 +257,7 @@ TEST_CASE("EpollNotifier: a wait that has ended is not resumed again while its a
 }
 
 TEST_CASE("EpollNotifier: destroying it cancels its wait", "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     SECTION("unreadable") {
         const Wait wait(f.readable());
         f.notifier.reset();
@@ -287,7 +287,7 @@ TEST_CASE("EpollNotifier: destroying it cancels its wait", "[epoll_notifier]") {
 }
 
 TEST_CASE("EpollNotifier: it can be moved, also during a wait", "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     const Wait wait(f.readable());
     EpollNotifier moved = std::move(*f.notifier);
     f.notifier.reset();
@@ -359,7 +359,7 @@ TEST_CASE("EpollNotifier: many descriptors", "[epoll_notifier]") {
 }
 
 TEST_CASE("EpollNotifier: a wait is an object that can be moved and combined", "[epoll_notifier]") {
-    Fixture f;
+    EpollNotifierFixture f;
     f.pipe.put();
     const auto body = [&]() -> Task<> {
         auto operation = f.readable();

@@ -34,7 +34,7 @@ struct Seen {
     int calls = 0;
 };
 
-Task<> nothing(EpollExecutor&, std::size_t) { co_return; }
+Task<> no_work(EpollExecutor&, std::size_t) { co_return; }
 
 Task<> forever(EpollExecutor& executor, std::size_t) {
     for (;;) co_await executor.schedule();
@@ -108,7 +108,7 @@ TEST_CASE("ExecutorPool: a CPU that is not available is an error", "[executor_po
         CHECK_THAT(error.what(), contains("pthread_setaffinity_np"));
     }
     CHECK(called < 3);
-    pool.run(nothing);
+    pool.run(no_work);
 }
 
 TEST_CASE("ExecutorPool: more executors than there are descriptors", "[executor_pool]") {
@@ -156,7 +156,7 @@ TEST_CASE("ExecutorPool: an exception ends the run and reaches the caller", "[ex
                         std::logic_error);
     }
     CHECK(alive == 0);
-    pool.run(nothing);
+    pool.run(no_work);
 }
 
 TEST_CASE("ExecutorPool: stop ends the run", "[executor_pool]") {
@@ -204,12 +204,12 @@ TEST_CASE("ExecutorPool: stop ends the run", "[executor_pool]") {
         std::atomic<int> called = 0;
         CHECK(is_canceled([&](EpollExecutor& executor, std::size_t index) {
             ++called;
-            return nothing(executor, index);
+            return no_work(executor, index);
         }));
         CHECK(called == 0);
     }
     CHECK(alive == 0);
-    pool.run(nothing); // used up
+    pool.run(no_work); // used up
 }
 
 TEST_CASE("ExecutorPool: it runs once at a time", "[executor_pool]") {
@@ -217,7 +217,7 @@ TEST_CASE("ExecutorPool: it runs once at a time", "[executor_pool]") {
     std::atomic<int> rejected = 0;
     pool.run([&](EpollExecutor&, std::size_t) -> Task<> {
         try {
-            pool.run(nothing);
+            pool.run(no_work);
         } catch (const std::logic_error&) {
             ++rejected;
         }

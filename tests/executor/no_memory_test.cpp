@@ -101,40 +101,41 @@ Task<> all_at_once(EpollExecutor& executor) {
     }
 }
 
-struct Fixture {
+struct ExecutorNoMemoryFixture {
     EpollExecutor executor;
     support::Pipe pipe;
 };
 
-struct Operation {
+struct NamedOperation {
     const char* name;
-    void (*run)(Fixture&);
+    void (*run)(ExecutorNoMemoryFixture&);
 };
 
-const auto operations = std::to_array<Operation>({
-    {"an executor", [](Fixture&) { EpollExecutor(); }},
+const auto operations = std::to_array<NamedOperation>({
+    {"an executor", [](ExecutorNoMemoryFixture&) { EpollExecutor(); }},
     {"post",
-     [](Fixture& f) {
+     [](ExecutorNoMemoryFixture& f) {
          for (int i = 0; i < 2; ++i) f.executor.post([long_text = text()] {});
          f.executor.run_once();
      }},
-    {"run", [](Fixture& f) { static_cast<void>(f.executor.run(number(f.executor))); }},
+    {"run",
+     [](ExecutorNoMemoryFixture& f) { static_cast<void>(f.executor.run(number(f.executor))); }},
     {"run, stopped",
-     [](Fixture& f) {
+     [](ExecutorNoMemoryFixture& f) {
          f.executor.stop();
          static_cast<void>(f.executor.run(number(f.executor)));
      }},
-    {"a task that fails", [](Fixture& f) { f.executor.run(fail(f.executor)); }},
+    {"a task that fails", [](ExecutorNoMemoryFixture& f) { f.executor.run(fail(f.executor)); }},
     {"a scope of sleeps and waits",
-     [](Fixture& f) { run(f.executor, all_in_a_scope(f.executor, f.pipe)); }},
-    {"when_all", [](Fixture& f) { run(f.executor, all_at_once(f.executor)); }},
+     [](ExecutorNoMemoryFixture& f) { run(f.executor, all_in_a_scope(f.executor, f.pipe)); }},
+    {"when_all", [](ExecutorNoMemoryFixture& f) { run(f.executor, all_at_once(f.executor)); }},
     {"sync_wait",
-     [](Fixture& f) {
+     [](ExecutorNoMemoryFixture& f) {
          static_cast<void>(
              sync_wait([](EpollExecutor&) -> Task<std::string> { co_return text(); }(f.executor)));
      }},
     {"a pool",
-     [](Fixture&) {
+     [](ExecutorNoMemoryFixture&) {
          ExecutorPool pool({.size = 2});
          pool.run([&pool](EpollExecutor& executor, std::size_t index) -> Task<> {
              pool[1 - index].post([long_text = text()] {});
@@ -146,7 +147,7 @@ const auto operations = std::to_array<Operation>({
 });
 
 // Only a lack of memory may end the operation, or what the operation is expected to throw.
-void attempt(const Operation& operation, Fixture& fixture) {
+void attempt(const NamedOperation& operation, ExecutorNoMemoryFixture& fixture) {
     try {
         operation.run(fixture);
     } catch (const std::bad_alloc&) {
@@ -161,13 +162,13 @@ void attempt(const Operation& operation, Fixture& fixture) {
 
 TEST_CASE("no memory: the executor and coroutines", "[no_memory]") {
     const bool once = GENERATE(true, false);
-    for (const Operation& operation : operations) {
+    for (const NamedOperation& operation : operations) {
         bool failed = true;
         std::size_t skip = 0;
         for (; failed; ++skip) {
             INFO(operation.name << (once ? ": only allocation " : ": all from allocation ")
                                 << skip);
-            Fixture fixture;
+            ExecutorNoMemoryFixture fixture;
             once ? support::fail_allocation(skip) : support::run_out_of_memory(skip);
             std::exception_ptr wrong;
             try {

@@ -16,7 +16,6 @@
 
 using namespace asyncverbs;
 using namespace asyncverbs::support;
-using Fixture = RouterFixture;
 
 static_assert(std::movable<Operation> && !std::copyable<Operation>);
 static_assert(std::movable<Router> && !std::copyable<Router>);
@@ -26,7 +25,7 @@ static_assert(std::is_trivially_destructible_v<Completion>);
 // --- data ---
 
 TEST_CASE("AsyncQp: a message is sent and received", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.write(0, "hello");
     Awaiting received(f.b->post_recv(f.slice(100, 64)));
     Awaiting sent(f.a->send(f.slice(0, 5)));
@@ -43,7 +42,7 @@ TEST_CASE("AsyncQp: a message is sent and received", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: operations are posted by the call and awaited in any order", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Operation first = f.b->post_recv(f.slice(100, 8));
     Operation second = f.b->post_recv(f.slice(200, 8));
     CHECK(f.sim.posted_receives(f.b->queue_pair().native_handle()) == 2);
@@ -64,7 +63,7 @@ TEST_CASE("AsyncQp: operations are posted by the call and awaited in any order",
 }
 
 TEST_CASE("AsyncQp: immediates are in host order", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Awaiting by_send(f.b->recv(f.slice(100, 8)));
     Awaiting by_write(f.b->recv(Slices()));
     Operation send = f.a->send_with_imm(f.slice(0, 1), 0x01020304);
@@ -79,7 +78,7 @@ TEST_CASE("AsyncQp: immediates are in host order", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: one-sided operations work on the peer's memory", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.write(0, "written!");
     Awaiting written(f.a->write(f.slice(0, 8), f.remote(200, 8)));
     f.run();
@@ -107,7 +106,7 @@ TEST_CASE("AsyncQp: one-sided operations work on the peer's memory", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: several slices, inline data", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.write(0, "scatter and gather");
     const std::array<Slice, 3> from{f.slice(0, 7), f.slice(7, 5), f.slice(12, 6)};
     const std::vector<Slice> to{f.slice(100, 4), f.slice(200, 64)};
@@ -123,7 +122,7 @@ TEST_CASE("AsyncQp: several slices, inline data", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: datagrams", "[rdma]") {
-    Fixture f(simulated::rxe, {.type = IBV_QPT_UD, .max_send_wr = 4, .max_recv_wr = 4});
+    RouterFixture f(simulated::rxe, {.type = IBV_QPT_UD, .max_send_wr = 4, .max_recv_wr = 4});
     std::optional<AddressHandle> peer(std::in_place, f.domain, f.a->queue_pair(),
                                       f.b->queue_pair().local_address());
     f.write(0, "datagram");
@@ -143,7 +142,7 @@ TEST_CASE("AsyncQp: datagrams", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: bad input throws at once", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     const std::vector<Slice> many(4, f.slice(0, 1));
     CHECK_THROWS_WITH(f.a->send(many), contains("4 slices in one work request of a queue for 3"));
     CHECK_THROWS_WITH(f.a->recv(many), contains("4 slices in one work request of a queue for 3"));
@@ -164,7 +163,7 @@ TEST_CASE("AsyncQp: bad input throws at once", "[rdma]") {
 // --- full queues ---
 
 TEST_CASE("AsyncQp: operations wait for room in a full queue, in order", "[rdma][I10]") {
-    Fixture f;
+    RouterFixture f;
     std::vector<Operation> receives;
     std::vector<Operation> sends;
     f.sim.hold_delivery();
@@ -186,7 +185,7 @@ TEST_CASE("AsyncQp: operations wait for room in a full queue, in order", "[rdma]
 
 TEST_CASE("AsyncQp: operations that waited for room are posted in order", "[rdma]") {
     const bool chained = GENERATE(true, false);
-    Fixture f;
+    RouterFixture f;
     f.write(0, "abcdefghij");
     std::vector<SendRequest> requests;
     for (std::size_t i = 0; i < 10; ++i) {
@@ -208,7 +207,7 @@ TEST_CASE("AsyncQp: operations that waited for room are posted in order", "[rdma
 }
 
 TEST_CASE("AsyncQp: an operation that waits for room holds copies of its slices", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
     for (int i = 0; i < 4; ++i) sends.push_back(f.a->send(f.slice(0, 1)));
@@ -227,7 +226,7 @@ TEST_CASE("AsyncQp: an operation that waits for room holds copies of its slices"
 
 TEST_CASE("AsyncQp: an operation that waits for room is not posted after it is destroyed",
           "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
     for (std::size_t i = 0; i < 4; ++i) sends.push_back(f.a->send(f.slice(i, 1)));
@@ -245,7 +244,7 @@ TEST_CASE("AsyncQp: an operation that waits for room is not posted after it is d
 }
 
 TEST_CASE("AsyncQp: the next signaled send releases the slots of unsignaled sends", "[rdma]") {
-    Fixture f(simulated::mlx5);
+    RouterFixture f(simulated::mlx5);
     std::vector<Operation> receives;
     std::vector<Operation> sends;
     for (std::size_t i = 0; i < 32; ++i) {
@@ -263,7 +262,7 @@ TEST_CASE("AsyncQp: the next signaled send releases the slots of unsignaled send
 }
 
 TEST_CASE("AsyncQp: half of a queue may be unsignaled, not more", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     const auto write = [&f] {
         return f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false});
     };
@@ -277,7 +276,7 @@ TEST_CASE("AsyncQp: half of a queue may be unsignaled, not more", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: an unsignaled success is that of its own request", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Operation write = f.a->write(f.slice(0, 4), f.remote(200, 4), {.signaled = false});
     Operation send = f.a->send(Slices());
     Operation receive = f.b->recv(Slices());
@@ -293,7 +292,7 @@ TEST_CASE("AsyncQp: an unsignaled success is that of its own request", "[rdma]")
 // --- chains ---
 
 TEST_CASE("AsyncQp: a chain takes one doorbell", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.write(0, "onetwo");
     const SendRequest requests[] = {SendRequest::write(f.slice(0, 3), f.remote(200, 3)),
                                     SendRequest::write(f.slice(3, 3), f.remote(203, 3)),
@@ -310,7 +309,7 @@ TEST_CASE("AsyncQp: a chain takes one doorbell", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: a chain that is too long waits for room", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     std::vector<SendRequest> requests;
     for (std::size_t i = 0; i < 11; ++i) {
         requests.push_back(SendRequest::write(f.slice(i, 1), f.remote(200 + i, 1)));
@@ -327,7 +326,7 @@ TEST_CASE("AsyncQp: a chain that is too long waits for room", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: if a chain is rejected, the posted part of it completes", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.write(0, "ab");
     const SendRequest requests[] = {
         SendRequest::write(f.slice(0, 1), f.remote(200, 1)),
@@ -359,7 +358,7 @@ TEST_CASE("AsyncQp: if a chain is rejected, the posted part of it completes", "[
 }
 
 TEST_CASE("AsyncQp: a chain and its operations must match", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     const SendRequest requests[] = {SendRequest::send(Slices())};
     std::array<Operation, 2> operations;
     CHECK_THROWS_WITH(f.a->post(requests, operations), contains("1 requests and 2 operations"));
@@ -368,7 +367,7 @@ TEST_CASE("AsyncQp: a chain and its operations must match", "[rdma]") {
 // --- destroyed and moved operations ---
 
 TEST_CASE("AsyncQp: slot and region outlive a destroyed operation", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::optional<Operation> receive(f.b->recv(f.slice(100, 8)));
     std::optional<Operation> send(f.a->send(f.slice(0, 8)));
@@ -382,7 +381,7 @@ TEST_CASE("AsyncQp: slot and region outlive a destroyed operation", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: all regions of a request are kept", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     std::array<std::byte, 8> more{};
     std::optional<MemoryRegion> other(std::in_place, f.domain, more, all_access);
     f.sim.hold_delivery();
@@ -399,7 +398,7 @@ TEST_CASE("AsyncQp: all regions of a request are kept", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: a destroyed coroutine leaves its operation to the device", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     Awaited outcome;
     {
@@ -416,7 +415,7 @@ TEST_CASE("AsyncQp: a destroyed coroutine leaves its operation to the device", "
 }
 
 TEST_CASE("AsyncQp: a pending operation may be moved", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> operations;
     for (int i = 0; i < 4; ++i) operations.push_back(f.a->send(f.slice(0, 1)));
@@ -436,7 +435,7 @@ TEST_CASE("AsyncQp: a pending operation may be moved", "[rdma]") {
 // --- cancellation ---
 
 TEST_CASE("AsyncQp: a stop ends the wait, not the operation", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Operation receive = f.b->recv(f.slice(100, 8));
     std::stop_source stop;
     std::error_code error;
@@ -466,7 +465,7 @@ TEST_CASE("AsyncQp: a stop ends the wait, not the operation", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: the stop of the call applies unless the wait has another", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     std::stop_source stop;
     Operation receive = f.b->recv(f.slice(100, 8), stop.get_token());
     std::error_code by_call;
@@ -490,7 +489,7 @@ TEST_CASE("AsyncQp: the stop of the call applies unless the wait has another", "
 }
 
 TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     std::stop_source stop;
     Awaiting outcome(f.b->recv(f.slice(100, 8)), stop.get_token());
     std::thread([&] { stop.request_stop(); }).join();
@@ -501,7 +500,7 @@ TEST_CASE("AsyncQp: a stop from another thread", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: a completion that came before the stop was seen is delivered", "[rdma][I7]") {
-    Fixture f;
+    RouterFixture f;
     std::stop_source stop;
     Awaiting outcome(f.b->recv(f.slice(100, 8)), stop.get_token());
     Operation sent = f.a->send(f.slice(0, 3));
@@ -517,7 +516,7 @@ TEST_CASE("AsyncQp: a completion that came before the stop was seen is delivered
 // --- errors ---
 
 TEST_CASE("AsyncQp: a failed operation reports the cause", "[rdma][I11]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     Awaiting failed(f.a->send(f.slice(0, 1)));
     Awaiting flushed(f.a->send(f.slice(0, 1)));
@@ -543,7 +542,7 @@ TEST_CASE("AsyncQp: a failed operation reports the cause", "[rdma][I11]") {
 }
 
 TEST_CASE("AsyncQp: the cause may come after the flushes", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     Operation receive = f.a->recv(f.slice(100, 1));
     Operation send = f.a->send(f.slice(0, 1));
@@ -559,7 +558,7 @@ TEST_CASE("AsyncQp: the cause may come after the flushes", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: the first failure is the cause of the flushes", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     Operation sends[] = {f.a->send(f.slice(0, 1)), f.a->send(f.slice(0, 1)),
                          f.a->send(f.slice(0, 1))};
@@ -576,7 +575,7 @@ TEST_CASE("AsyncQp: the first failure is the cause of the flushes", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: errors without exceptions", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     Operation send = f.a->send(f.slice(0, 1));
     f.sim.time_out();
@@ -591,7 +590,7 @@ TEST_CASE("AsyncQp: errors without exceptions", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: a request that the device rejects takes no room", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     for (int i = 0; i < 10; ++i) {
         f.sim.fail("ibv_post_send", {.error = EINVAL});
         f.sim.fail("ibv_post_recv", {.error = EINVAL});
@@ -616,7 +615,7 @@ TEST_CASE("AsyncQp: a request that the device rejects takes no room", "[rdma]") 
 }
 
 TEST_CASE("AsyncQp: what iWARP lacks is named", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     f.context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
     const auto check = [](const Awaiting& outcome, const char* text) {
         REQUIRE(outcome.error);
@@ -631,7 +630,7 @@ TEST_CASE("AsyncQp: what iWARP lacks is named", "[rdma]") {
 }
 
 TEST_CASE("AsyncQp: a failure of the completion queue fails all operations", "[rdma][I5]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> sends;
     for (int i = 0; i < 5; ++i) sends.push_back(f.a->send(f.slice(0, 1)));
@@ -652,7 +651,7 @@ TEST_CASE("AsyncQp: a failure of the completion queue fails all operations", "[r
 // --- draining and destroying ---
 
 TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
-    Fixture f(simulated::mlx5);
+    RouterFixture f(simulated::mlx5);
     std::vector<Operation> operations;
     for (int i = 0; i < 6; ++i) operations.push_back(f.b->recv(f.slice(100, 1)));
     // These succeed without a completion: drain has to cause one.
@@ -672,7 +671,7 @@ TEST_CASE("AsyncQp: drain waits for everything", "[rdma][I12]") {
 }
 
 TEST_CASE("AsyncQp: drain of a full queue", "[rdma][I12]") {
-    Fixture f;
+    RouterFixture f;
     std::vector<Operation> operations;
     for (const bool signaled : {true, false, true, false}) {
         operations.push_back(
@@ -685,7 +684,7 @@ TEST_CASE("AsyncQp: drain of a full queue", "[rdma][I12]") {
 }
 
 TEST_CASE("AsyncQp: drain waits for both queues", "[rdma][I12]") {
-    Fixture f;
+    RouterFixture f;
     AsyncQp qp(*f.router, f.domain, {.max_send_wr = 1, .max_recv_wr = 40});
     qp.queue_pair().connect(f.b->queue_pair().local_address());
     f.sim.hold_delivery();
@@ -705,14 +704,14 @@ TEST_CASE("AsyncQp: drain waits for both queues", "[rdma][I12]") {
 }
 
 TEST_CASE("AsyncQp: drain before it is connected", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     AsyncQp reset(*f.router, f.domain);
     Draining outcome(reset);
     CHECK(outcome.completion);
 }
 
 TEST_CASE("AsyncQp: destroying it wakes its waiters", "[rdma][I12]") {
-    Fixture f;
+    RouterFixture f;
     Awaiting received(f.b->recv(f.slice(100, 1)));
     f.b.reset();
     f.notifier.run(); // without an event
@@ -720,7 +719,7 @@ TEST_CASE("AsyncQp: destroying it wakes its waiters", "[rdma][I12]") {
 }
 
 TEST_CASE("AsyncQp: the regions of posted requests outlive the native queue pair", "[rdma][I12]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     {
         const Operation abandoned[] = {f.b->recv(f.slice(100, 1)), f.b->send(f.slice(0, 1))};
@@ -731,7 +730,7 @@ TEST_CASE("AsyncQp: the regions of posted requests outlive the native queue pair
 }
 
 TEST_CASE("AsyncQp: destroyed at any time", "[rdma][I12]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> kept;
     Awaiting posted(f.b->recv(f.slice(100, 1)));

@@ -12,11 +12,11 @@ using namespace asyncverbs::support;
 
 namespace {
 
-constexpr QueuePairOptions small{.max_send_wr = 4, .max_recv_wr = 4};
+constexpr QueuePairOptions few_requests{.max_send_wr = 4, .max_recv_wr = 4};
 
 // Two queue pairs that share their receives, each with a peer.
-struct Fixture : RouterFixture {
-    Fixture() {
+struct AsyncSrqFixture : RouterFixture {
+    AsyncSrqFixture() {
         connect(to_first, *first);
         connect(to_second, *second);
     }
@@ -29,16 +29,16 @@ struct Fixture : RouterFixture {
 
     std::optional<AsyncSrq> srq{std::in_place, *router, domain,
                                 SharedReceiveQueueOptions{.max_wr = 4}};
-    std::optional<AsyncQp> first{std::in_place, *router, domain, *srq, small};
-    std::optional<AsyncQp> second{std::in_place, *router, domain, *srq, small};
-    AsyncQp to_first{*router, domain, small};
-    AsyncQp to_second{*router, domain, small};
+    std::optional<AsyncQp> first{std::in_place, *router, domain, *srq, few_requests};
+    std::optional<AsyncQp> second{std::in_place, *router, domain, *srq, few_requests};
+    AsyncQp to_first{*router, domain, few_requests};
+    AsyncQp to_second{*router, domain, few_requests};
 };
 
 } // namespace
 
 TEST_CASE("AsyncSrq: the queue pair that gets a message takes a receive", "[rdma]") {
-    Fixture f;
+    AsyncSrqFixture f;
     Awaited one;
     Awaited two;
     const Coroutine waiters[] = {await(f.srq->post_recv(f.slice(100, 8)), one),
@@ -56,7 +56,7 @@ TEST_CASE("AsyncSrq: the queue pair that gets a message takes a receive", "[rdma
 }
 
 TEST_CASE("AsyncSrq: receives wait for room in a full queue", "[rdma][I10]") {
-    Fixture f;
+    AsyncSrqFixture f;
     std::vector<Operation> receives;
     for (std::size_t i = 0; i < 9; ++i) receives.push_back(f.srq->recv(f.slice(100 + i, 1)));
     std::vector<Operation> sends;
@@ -70,7 +70,7 @@ TEST_CASE("AsyncSrq: receives wait for room in a full queue", "[rdma][I10]") {
 }
 
 TEST_CASE("AsyncSrq: its queue pairs have no receives of their own", "[rdma]") {
-    Fixture f;
+    AsyncSrqFixture f;
     CHECK_THROWS_WITH(f.first->recv(f.slice(0, 1)), contains("made for no work requests"));
     ManualNotifier notifier;
     Router other(AsyncCq(CompletionQueue(f.context, 64), notifier));
@@ -78,7 +78,7 @@ TEST_CASE("AsyncSrq: its queue pairs have no receives of their own", "[rdma]") {
 }
 
 TEST_CASE("AsyncSrq: queue pairs keep it, and the regions of its receives", "[rdma][I12]") {
-    Fixture f;
+    AsyncSrqFixture f;
     Awaiting outcome(f.srq->recv(f.slice(100, 8)));
     f.srq.reset();
     f.region.reset();

@@ -49,8 +49,9 @@ static_assert(!std::is_convertible_v<PooledBuffer, Slice>);
 
 namespace {
 
-struct Fixture {
-    explicit Fixture(std::size_t count) : pool(std::in_place, executor, domain, count, 100) {}
+struct BufferPoolFixture {
+    explicit BufferPoolFixture(std::size_t count)
+        : pool(std::in_place, executor, domain, count, 100) {}
 
     // Why a pool cannot be made.
     std::string refusal(std::size_t count, std::size_t size, int access = IBV_ACCESS_LOCAL_WRITE) {
@@ -96,7 +97,7 @@ struct Waiter {
 } // namespace
 
 TEST_CASE("BufferPool: each buffer is acquired once", "[rdma][buffer_pool]") {
-    Fixture f(3);
+    BufferPoolFixture f(3);
     CHECK(f.pool->count() == 3);
     CHECK(f.pool->buffer_size() == 100);
     CHECK(f.pool->available() == 3);
@@ -119,7 +120,7 @@ TEST_CASE("BufferPool: each buffer is acquired once", "[rdma][buffer_pool]") {
 }
 
 TEST_CASE("BufferPool: the slices of a buffer", "[rdma][buffer_pool]") {
-    Fixture f(2);
+    BufferPoolFixture f(2);
     const std::optional<PooledBuffer> other = f.pool->try_acquire();
     std::optional<PooledBuffer> buffer = f.pool->try_acquire();
     const Slice whole = buffer->slice();
@@ -140,7 +141,7 @@ TEST_CASE("BufferPool: the slices of a buffer", "[rdma][buffer_pool]") {
 }
 
 TEST_CASE("BufferPool: what it cannot be made of", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
     CHECK_THAT(f.refusal(0, 64), contains("a pool of 0 buffers of 64 bytes cannot be"));
     CHECK_THAT(f.refusal(2, 0), contains("a pool of 2 buffers of 0 bytes cannot be"));
@@ -154,7 +155,7 @@ TEST_CASE("BufferPool: what it cannot be made of", "[rdma][buffer_pool]") {
 }
 
 TEST_CASE("BufferPool: waiters are served in order, by the loop", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
@@ -178,7 +179,7 @@ TEST_CASE("BufferPool: waiters are served in order, by the loop", "[rdma][buffer
 }
 
 TEST_CASE("BufferPool: acquiring allocates nothing", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     struct Local {
         static Coroutine acquire(Pool& pool, std::stop_token stop, int times) {
             for (int i = 0; i < times; ++i) const PooledBuffer buffer = co_await pool.acquire(stop);
@@ -196,7 +197,7 @@ TEST_CASE("BufferPool: acquiring allocates nothing", "[rdma][buffer_pool]") {
 }
 
 TEST_CASE("BufferPool: many waiters need no stack", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     constexpr int waiters = 20000;
     struct Local {
         static Task<> acquire(Pool& pool, int& served) {
@@ -214,7 +215,7 @@ TEST_CASE("BufferPool: many waiters need no stack", "[rdma][buffer_pool]") {
 }
 
 TEST_CASE("BufferPool: an acquisition can be moved until it is awaited", "[rdma][buffer_pool]") {
-    Fixture f(2);
+    BufferPoolFixture f(2);
     struct Local {
         static Task<std::size_t> both(Pool& pool) {
             auto [first, second] = co_await when_all(pool.acquire(), pool.acquire());
@@ -228,7 +229,7 @@ TEST_CASE("BufferPool: an acquisition can be moved until it is awaited", "[rdma]
 // --- cancellation ---
 
 TEST_CASE("BufferPool: a stop before there is a buffer cancels", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
@@ -243,7 +244,7 @@ TEST_CASE("BufferPool: a stop before there is a buffer cancels", "[rdma][buffer_
 }
 
 TEST_CASE("BufferPool: a token that was stopped before cancels at once", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     struct Local {
         static Coroutine acquire(Pool& pool, std::stop_token stop) {
             const PooledBuffer buffer = co_await pool.acquire(stop);
@@ -259,7 +260,7 @@ TEST_CASE("BufferPool: a token that was stopped before cancels at once", "[rdma]
 
 TEST_CASE("BufferPool: a buffer that returns after a stop goes to the next waiter",
           "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
@@ -280,7 +281,7 @@ TEST_CASE("BufferPool: a buffer that returns after a stop goes to the next waite
 
 TEST_CASE("BufferPool: a buffer that was assigned before a stop is delivered",
           "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
@@ -295,7 +296,7 @@ TEST_CASE("BufferPool: a buffer that was assigned before a stop is delivered",
 
 TEST_CASE("BufferPool: a coroutine that waits for a buffer may be destroyed",
           "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter first(*f.pool);
     Waiter second(*f.pool);
@@ -325,7 +326,7 @@ TEST_CASE("BufferPool: a coroutine that waits for a buffer may be destroyed",
 }
 
 TEST_CASE("BufferPool: buffers and waiters outlive the pool", "[rdma][buffer_pool]") {
-    Fixture f(2);
+    BufferPoolFixture f(2);
     std::optional<PooledBuffer> first = f.pool->try_acquire();
     std::optional<PooledBuffer> second = f.pool->try_acquire();
     Waiter served(*f.pool);
@@ -349,7 +350,7 @@ TEST_CASE("BufferPool: buffers and waiters outlive the pool", "[rdma][buffer_poo
 }
 
 TEST_CASE("BufferPool: a pool that was moved is the same pool", "[rdma][buffer_pool]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     std::optional<PooledBuffer> held = f.pool->try_acquire();
     Waiter waiter(*f.pool);
     Pool moved(std::move(*f.pool));
@@ -382,11 +383,11 @@ TEST_CASE("BufferPool: a waiting coroutine may outlive the executor", "[rdma][bu
 
 TEST_CASE("BufferPool: a resumed coroutine may destroy other waiters and the pool",
           "[rdma][buffer_pool]") {
-    Fixture f(2);
+    BufferPoolFixture f(2);
     std::optional<PooledBuffer> first = f.pool->try_acquire();
     std::optional<PooledBuffer> second = f.pool->try_acquire();
     struct Local {
-        static Coroutine destroy(Fixture& fixture, std::optional<Waiter>& other) {
+        static Coroutine destroy(BufferPoolFixture& fixture, std::optional<Waiter>& other) {
             const PooledBuffer buffer = co_await fixture.pool->acquire();
             other.reset();
             fixture.pool.reset();
@@ -556,7 +557,7 @@ struct World {
     enum Step : int { arrive, release, run, stop_first, destroy_first = stop_first + waiters };
     static constexpr int step_kinds = destroy_first + waiters;
 
-    explicit World(Fixture& fixture) : f(fixture), held(f.pool->try_acquire()) {}
+    explicit World(BufferPoolFixture& fixture) : f(fixture), held(f.pool->try_acquire()) {}
 
     std::vector<int> next_steps() {
         std::vector<int> steps{run};
@@ -627,7 +628,7 @@ private:
         }
     }
 
-    Fixture& f;
+    BufferPoolFixture& f;
     std::optional<PooledBuffer> held;
     std::array<std::optional<Waiter>, waiters> all;
     std::size_t arrived = 0;
@@ -639,7 +640,7 @@ private:
 } // namespace
 
 TEST_CASE("BufferPool: no buffer is lost in any order of events", "[rdma][buffer_pool][proof]") {
-    Fixture f(1);
+    BufferPoolFixture f(1);
     const auto play = [&](const std::vector<int>& schedule) {
         std::vector<int> next;
         bool good = true;
@@ -680,7 +681,7 @@ TEST_CASE("BufferPool: stops from another thread lose no buffer", "[rdma][buffer
         std::array<std::stop_source, workers> sources;
     };
     struct Local {
-        static Task<> work(Fixture& f, Targets& targets, std::size_t self, int& ends) {
+        static Task<> work(BufferPoolFixture& f, Targets& targets, std::size_t self, int& ends) {
             for (int i = 0; i < rounds; ++i) {
                 const std::stop_token stop = targets.renew(self);
                 try {
@@ -693,7 +694,7 @@ TEST_CASE("BufferPool: stops from another thread lose no buffer", "[rdma][buffer
         }
         static Task<> join(Scope& scope) { co_await scope.join(); }
     };
-    Fixture f(2);
+    BufferPoolFixture f(2);
     Targets targets;
     std::atomic<bool> finished = false;
     std::thread stopper([&] {

@@ -31,8 +31,8 @@ constexpr QueuePairOptions queues_of_four{.max_send_wr = 4,
                                           .max_inline_data = 64};
 
 // Records each doorbell.
-struct Fixture : RouterFixture {
-    explicit Fixture(const QueuePairOptions& options = queues_of_four)
+struct DoorbellFixture : RouterFixture {
+    explicit DoorbellFixture(const QueuePairOptions& options = queues_of_four)
         : RouterFixture(simulated::rxe, options) {
         sim.on_call([this](const simulated::Call& call) {
             const bool posts = call.verb.substr(0, 9) == "ibv_post_";
@@ -41,7 +41,7 @@ struct Fixture : RouterFixture {
             }
         });
     }
-    ~Fixture() { sim.on_call(nullptr); }
+    ~DoorbellFixture() { sim.on_call(nullptr); }
 
     Operation write_to(std::size_t at, SendOptions options = {}) {
         return a->write(slice(at - 200, 1), remote(at, 1), options);
@@ -86,7 +86,7 @@ std::error_code error_of(Operation& operation) {
 
 TEST_CASE("Doorbell: one for what 32 coroutines post", "[rdma]") {
     const bool two_queue_pairs = GENERATE(false, true);
-    Fixture f({.max_send_wr = 32, .max_recv_wr = 1});
+    DoorbellFixture f({.max_send_wr = 32, .max_recv_wr = 1});
     f.sim.hold_delivery();
     int done = 0;
     std::vector<Coroutine> coroutines;
@@ -106,7 +106,7 @@ TEST_CASE("Doorbell: one for what 32 coroutines post", "[rdma]") {
 }
 
 TEST_CASE("Doorbell: requests reach the device in the order of the calls", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     f.write(0, "abc");
     std::vector<Operation> operations;
     f.sim.hold_delivery();
@@ -130,7 +130,7 @@ TEST_CASE("Doorbell: requests reach the device in the order of the calls", "[rdm
 }
 
 TEST_CASE("Doorbell: receives are posted before sends, on all queue pairs", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     std::vector<Operation> operations;
     const auto post = [&](SendOptions options = {}) {
         operations.push_back(f.write_to(200));
@@ -169,7 +169,7 @@ TEST_CASE("Doorbell: receives are posted before sends, on all queue pairs", "[rd
 
 TEST_CASE("Doorbell: inline data may be overwritten as soon as the call returns", "[rdma]") {
     const bool chained = GENERATE(false, true);
-    Fixture f;
+    DoorbellFixture f;
     f.write(0, "inline");
     Operation receive = f.b->recv(f.slice(100, 8));
     std::array<Operation, 2> operations;
@@ -189,7 +189,7 @@ TEST_CASE("Doorbell: inline data may be overwritten as soon as the call returns"
 }
 
 TEST_CASE("Doorbell: a chain that is posted in a batch joins what was gathered", "[rdma]") {
-    Fixture f({.max_send_wr = 64, .max_recv_wr = 4});
+    DoorbellFixture f({.max_send_wr = 64, .max_recv_wr = 4});
     std::vector<SendRequest> requests;
     for (std::size_t i = 0; i < 40; ++i) {
         requests.push_back(SendRequest::write(f.slice(i, 1), f.remote(200 + i, 1)));
@@ -232,7 +232,7 @@ TEST_CASE("Doorbell: a chain that is posted in a batch joins what was gathered",
 TEST_CASE("Doorbell: if a request is rejected, so are those behind it", "[rdma]") {
     const std::size_t place = GENERATE(0u, 1u, 2u, 3u);
     const std::size_t count = 6; // two wait for room
-    Fixture f({.max_send_wr = 6, .max_recv_wr = 1});
+    DoorbellFixture f({.max_send_wr = 6, .max_recv_wr = 1});
     f.sim.hold_delivery();
     const Operation before[] = {f.write_to(300), f.write_to(301)};
     std::array<Operation, count> operations;
@@ -271,7 +271,7 @@ TEST_CASE("Doorbell: if a request is rejected, so are those behind it", "[rdma]"
 }
 
 TEST_CASE("Doorbell: if a receive is rejected, so are those behind it", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     f.sim.hold_delivery();
     // The device has room for two of them.
     f.b->queue_pair().post_recv(1, f.slice(0, 8));
@@ -294,7 +294,7 @@ TEST_CASE("Doorbell: if a receive is rejected, so are those behind it", "[rdma]"
 }
 
 TEST_CASE("Doorbell: a coroutine whose request was rejected may post again", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     f.sim.fail("ibv_post_send", {.error = ENOMEM, .nth = 2});
     int attempts = 0;
     const auto insist = [&]() -> Coroutine {
@@ -316,7 +316,7 @@ TEST_CASE("Doorbell: a coroutine whose request was rejected may post again", "[r
 }
 
 TEST_CASE("Doorbell: requests are signaled often enough after a rejection", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     std::array<Operation, 2> unsignaled;
     Operation rejected;
     f.run_in_batch([&] {
@@ -331,7 +331,7 @@ TEST_CASE("Doorbell: requests are signaled often enough after a rejection", "[rd
 
 TEST_CASE("Doorbell: unsignaled requests in a chain complete with the next signaled one",
           "[rdma]") {
-    Fixture f({.max_send_wr = 8, .max_recv_wr = 1});
+    DoorbellFixture f({.max_send_wr = 8, .max_recv_wr = 1});
     std::array<Operation, 4> operations;
     f.run_in_batch([&] {
         for (std::size_t i = 0; i < 4; ++i) {
@@ -348,7 +348,7 @@ TEST_CASE("Doorbell: unsignaled requests in a chain complete with the next signa
 }
 
 TEST_CASE("Doorbell: operations that waited for room are posted together", "[rdma][I10]") {
-    Fixture f;
+    DoorbellFixture f;
     f.sim.hold_delivery();
     f.write(0, "0123456789");
     std::array<Operation, 10> operations;
@@ -368,7 +368,7 @@ TEST_CASE("Doorbell: operations that waited for room are posted together", "[rdm
 // --- the end of an operation, a queue pair, a router ---
 
 TEST_CASE("Doorbell: a gathered request is posted even if its operation is destroyed", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     f.sim.hold_delivery();
     f.write(0, "abc");
     Operation moved;
@@ -390,7 +390,7 @@ TEST_CASE("Doorbell: a gathered request is posted even if its operation is destr
 }
 
 TEST_CASE("Doorbell: a queue pair that is destroyed cancels what it has gathered", "[rdma][I12]") {
-    Fixture f;
+    DoorbellFixture f;
     Awaited outcomes[2];
     std::vector<Coroutine> waiters;
     CHECK(f.doorbells_of_batch([&] {
@@ -406,7 +406,7 @@ TEST_CASE("Doorbell: a queue pair that is destroyed cancels what it has gathered
 }
 
 TEST_CASE("Doorbell: other queue pairs post what they have gathered", "[rdma][I12]") {
-    Fixture f;
+    DoorbellFixture f;
     Operation operations[3];
     CHECK(f.doorbells_of_batch([&] {
         operations[0] = f.a->send(Slices());
@@ -419,7 +419,7 @@ TEST_CASE("Doorbell: other queue pairs post what they have gathered", "[rdma][I1
 
 TEST_CASE("Doorbell: what was posted before the router is destroyed is posted", "[rdma][I8]") {
     const bool queue_pair_too = GENERATE(false, true);
-    Fixture f;
+    DoorbellFixture f;
     Operation receive = f.b->recv(f.slice(100, 8));
     f.write(0, "goodbye");
     std::vector<Operation> operations;
@@ -447,7 +447,7 @@ Escaping post_and_throw(Operation& operation, std::function<void()> post) {
 
 TEST_CASE("Doorbell: an exception of a coroutine does not lose what was posted", "[rdma]") {
     const bool rejected = GENERATE(false, true);
-    Fixture f;
+    DoorbellFixture f;
     f.write(0, "a");
     Operation receive = f.b->recv(f.slice(100, 1));
     std::vector<Operation> operations;
@@ -471,7 +471,7 @@ TEST_CASE("Doorbell: an exception of a coroutine does not lose what was posted",
 
 TEST_CASE("Doorbell: drain posts what was gathered, and waits for it", "[rdma][I12]") {
     const bool signaled = GENERATE(true, false);
-    Fixture f;
+    DoorbellFixture f;
     f.write(0, "a");
     Operation write;
     Operation receive;
@@ -489,7 +489,7 @@ TEST_CASE("Doorbell: drain posts what was gathered, and waits for it", "[rdma][I
 }
 
 TEST_CASE("Doorbell: drain ends if the last operation is rejected", "[rdma][I12]") {
-    Fixture f;
+    DoorbellFixture f;
     f.sim.hold_delivery();
     std::vector<Operation> operations;
     for (std::size_t i = 0; i < 5; ++i) operations.push_back(f.write_to(200 + i)); // one waits
@@ -503,7 +503,7 @@ TEST_CASE("Doorbell: drain ends if the last operation is rejected", "[rdma][I12]
 // --- shared receives ---
 
 TEST_CASE("Doorbell: one for the shared receives of a batch", "[rdma]") {
-    Fixture f;
+    DoorbellFixture f;
     std::optional<AsyncSrq> srq(std::in_place, *f.router, f.domain,
                                 SharedReceiveQueueOptions{.max_wr = 8});
     AsyncQp qp(*f.router, f.domain, *srq, queues_of_four);

@@ -39,8 +39,9 @@ constexpr QueuePairOptions datagrams{
     .type = IBV_QPT_UD, .max_send_wr = 2, .max_recv_wr = 2, .max_send_sge = 2, .max_recv_sge = 2};
 
 // Allocations of the simulated device do not fail.
-struct Fixture : RouterFixture {
-    explicit Fixture(const QueuePairOptions& options) : RouterFixture(simulated::rxe, options) {
+struct RdmaNoMemoryFixture : RouterFixture {
+    explicit RdmaNoMemoryFixture(const QueuePairOptions& options)
+        : RouterFixture(simulated::rxe, options) {
         sim.on_call([this](const simulated::Call& call) {
             if (call.moment == simulated::Call::Moment::before) {
                 shelter.emplace();
@@ -49,7 +50,7 @@ struct Fixture : RouterFixture {
             }
         });
     }
-    ~Fixture() { sim.on_call(nullptr); }
+    ~RdmaNoMemoryFixture() { sim.on_call(nullptr); }
 
     template <class Function>
     void with_memory(Function function) {
@@ -121,27 +122,27 @@ Coroutine take_twice(BufferPool<EpollExecutor>& pool, std::stop_token stop) {
 
 struct Sweep {
     const char* name;
-    void (*run)(Fixture&);
+    void (*run)(RdmaNoMemoryFixture&);
     const QueuePairOptions& options = small;
     bool breaks_queue = false; // the completion queue or the queue pair
 };
 
 const auto sweeps = std::to_array<Sweep>({
     {"a queue pair",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          AsyncQp qp(*f.router, f.domain, small);
          qp.queue_pair().init();
          const Operation receive = qp.recv(f.two(0));
      }},
     {"send and receive",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 2> operations{f.b->recv(f.two(100)), f.a->send(f.two(0))};
          const Coroutine all = finish_all(operations);
          f.run();
          expect_done({&all});
      }},
     {"write, read and atomics",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 4> operations{
              f.a->write(f.two(0), f.remote(200, 8)), f.a->read(f.two(8), f.remote(200, 8)),
              f.a->fetch_and_add(f.slice(16, 8), f.remote(208, 8), 1),
@@ -151,9 +152,10 @@ const auto sweeps = std::to_array<Sweep>({
          expect_done({&all});
      }},
     {"more than there is room for",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 10> operations;
-         const Coroutine all = [](Fixture& g, std::span<Operation> posted) -> Coroutine {
+         const Coroutine all = [](RdmaNoMemoryFixture& g,
+                                  std::span<Operation> posted) -> Coroutine {
              for (std::size_t i = 0; i < posted.size(); i += 2) {
                  posted[i] = g.b->recv(g.two(100));
                  posted[i + 1] = g.a->send(g.two(0), {.signaled = false});
@@ -165,7 +167,7 @@ const auto sweeps = std::to_array<Sweep>({
          expect_done({&all});
      }},
     {"a chain that is too long",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 5> operations;
          const std::array<Slice, 2> slices = f.two(0);
          const std::vector<SendRequest> requests(
@@ -186,7 +188,7 @@ const auto sweeps = std::to_array<Sweep>({
          expect_done({&all});
      }},
     {"a chain that is rejected in the middle",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 4> operations;
          const std::array<Slice, 2> slices = f.two(0);
          const std::array<SendRequest, 4> requests{
@@ -206,7 +208,7 @@ const auto sweeps = std::to_array<Sweep>({
          }
      }},
     {"requests that are rejected",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          f.with_memory([&] {
              f.sim.fail("ibv_post_send", {.error = EINVAL});
              f.sim.fail("ibv_post_recv", {.error = EINVAL});
@@ -220,7 +222,7 @@ const auto sweeps = std::to_array<Sweep>({
          }
      }},
     {"requests that are rejected when there is room",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          f.with_memory([&] { f.sim.hold_delivery(); });
          std::array<Operation, 4> operations;
          for (Operation& operation : operations) {
@@ -239,7 +241,7 @@ const auto sweeps = std::to_array<Sweep>({
          }
      }},
     {"a datagram",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          const AddressHandle peer(f.domain, f.a->queue_pair(), f.b->queue_pair().local_address());
          std::array<Operation, 2> operations{
              f.b->recv(f.slice(100, 100)),
@@ -250,7 +252,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      datagrams},
     {"a request that fails, and those behind it",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          f.with_memory([&] { f.sim.hold_delivery(); });
          std::array<Operation, 4> operations;
          for (Operation& operation : operations) operation = f.a->send(f.slice(0, 8));
@@ -266,7 +268,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"a completion queue that fails",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          Operation receive = f.b->recv(f.slice(100, 8));
          Outcome outcome;
          const Coroutine watched = watch(receive, outcome);
@@ -277,7 +279,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"drain",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::array<Operation, 2> operations{
              f.a->recv(f.two(0)), f.a->write(f.two(0), f.remote(200, 8), {.signaled = false})};
          const Coroutine drain = [](AsyncQp& qp) -> Coroutine { co_await qp.drain(); }(*f.a);
@@ -287,7 +289,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"a stop",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::optional<std::stop_source> stop;
          f.with_memory([&] { stop.emplace(); });
          Operation receive = f.b->recv(f.slice(100, 8));
@@ -300,7 +302,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true}, // the wait after a stop needs memory
     {"a queue pair that is destroyed",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::optional<AsyncQp> qp(std::in_place, *f.router, f.domain, small);
          qp->queue_pair().init();
          Operation receive = qp->recv(f.slice(100, 8));
@@ -316,7 +318,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"receives that queue pairs share",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          AsyncSrq srq(*f.router, f.domain, {.max_wr = 2, .max_sge = 2});
          AsyncQp receiver(*f.router, f.domain, srq, small);
          AsyncQp sender(*f.router, f.domain, small);
@@ -324,7 +326,7 @@ const auto sweeps = std::to_array<Sweep>({
          sender.queue_pair().connect(receiver.queue_pair().local_address());
          receiver.queue_pair().connect(sender.queue_pair().local_address());
          std::array<Operation, 6> operations;
-         const Coroutine all = [](AsyncSrq& from, AsyncQp& qp, Fixture& g,
+         const Coroutine all = [](AsyncSrq& from, AsyncQp& qp, RdmaNoMemoryFixture& g,
                                   std::span<Operation> posted) -> Coroutine {
              for (std::size_t i = 0; i < posted.size(); i += 2) {
                  posted[i] = from.recv(g.two(100));
@@ -336,7 +338,7 @@ const auto sweeps = std::to_array<Sweep>({
          expect_done({&all});
      }},
     {"a stream",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          constexpr StreamOptions options{.buffer_size = 16, .buffers = 2};
          AsyncQp qps[] = {AsyncQp(*f.router, f.domain, Stream::queue_pair_options(options)),
                           AsyncQp(*f.router, f.domain, Stream::queue_pair_options(options))};
@@ -356,7 +358,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"a stream that breaks",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          constexpr StreamOptions options{.buffer_size = 16, .buffers = 2};
          AsyncQp qp(*f.router, f.domain, Stream::queue_pair_options(options));
          qp.queue_pair().init();
@@ -370,7 +372,7 @@ const auto sweeps = std::to_array<Sweep>({
      },
      small, true},
     {"buffers of a pool",
-     [](Fixture& f) {
+     [](RdmaNoMemoryFixture& f) {
          std::optional<EpollExecutor> executor;
          std::optional<std::stop_source> stop;
          f.with_memory([&] {
@@ -391,7 +393,7 @@ const auto sweeps = std::to_array<Sweep>({
 });
 
 // Only a lack of memory may end it, or the failure that the sweep causes.
-void attempt(const Sweep& sweep, Fixture& f) {
+void attempt(const Sweep& sweep, RdmaNoMemoryFixture& f) {
     try {
         sweep.run(f);
     } catch (const std::bad_alloc&) {
@@ -400,7 +402,7 @@ void attempt(const Sweep& sweep, Fixture& f) {
     }
 }
 
-void check_usable(Fixture& f) {
+void check_usable(RdmaNoMemoryFixture& f) {
     std::vector<Operation> receives;
     for (std::size_t i = 0; i < 8; ++i) receives.push_back(f.b->recv(f.slice(100, 64)));
     Operation last; // the others may take receives that the sweep has abandoned
@@ -419,7 +421,7 @@ void check_usable(Fixture& f) {
     CHECK(receives.front().done());
 }
 
-void check_drains(Fixture& f) {
+void check_drains(RdmaNoMemoryFixture& f) {
     const Draining a(*f.a);
     const Draining b(*f.b);
     f.run();
@@ -436,7 +438,7 @@ TEST_CASE("no memory: operations of queue pairs", "[rdma][no_memory]") {
         std::size_t skip = 0;
         for (; failed; ++skip) {
             INFO(sweep.name << (once ? ": only allocation " : ": all from allocation ") << skip);
-            Fixture f(sweep.options);
+            RdmaNoMemoryFixture f(sweep.options);
             once ? fail_allocation(skip) : run_out_of_memory(skip);
             std::exception_ptr wrong;
             try {

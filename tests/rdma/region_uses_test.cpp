@@ -26,7 +26,7 @@ using namespace asyncverbs::support;
 
 namespace {
 
-struct Fixture : RouterFixture {
+struct RegionUsesFixture : RouterFixture {
     using RouterFixture::RouterFixture;
 
     int deregistered() const { return static_cast<int>(sim.calls("ibv_dereg_mr")); }
@@ -43,7 +43,7 @@ struct Fixture : RouterFixture {
 } // namespace
 
 TEST_CASE("Regions: one that no request uses any more is deregistered at once", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> used = f.make_region();
     std::optional<MemoryRegion> refused = f.make_region();
     const Operation written = f.write_from(*used);
@@ -60,7 +60,7 @@ TEST_CASE("Regions: one that no request uses any more is deregistered at once", 
 }
 
 TEST_CASE("Regions: one that a request uses is deregistered after the completion", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     f.sim.hold_delivery();
     Operation operations[] = {f.write_from(*region), f.write_from(*region)};
@@ -77,7 +77,7 @@ TEST_CASE("Regions: one that a request uses is deregistered after the completion
 
 TEST_CASE("Regions: the router looks again, as it may have completed the request meanwhile",
           "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     f.sim.hold_delivery();
     const Operation operation = f.write_from(*region);
@@ -91,7 +91,7 @@ TEST_CASE("Regions: the router looks again, as it may have completed the request
 }
 
 TEST_CASE("Regions: a request may use several", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::array<std::optional<MemoryRegion>, 3> regions{f.make_region(), f.make_region(),
                                                        f.make_region()};
     const auto slices = [&] {
@@ -111,7 +111,7 @@ TEST_CASE("Regions: a request may use several", "[rdma]") {
 }
 
 TEST_CASE("Regions: what waits for room keeps its regions", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> one = f.make_region();
     std::optional<MemoryRegion> two = f.make_region();
     f.sim.hold_delivery();
@@ -143,7 +143,7 @@ TEST_CASE("Regions: what waits for room keeps its regions", "[rdma]") {
 }
 
 TEST_CASE("Regions: a chain keeps them, posted and waiting for room", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::vector<std::optional<MemoryRegion>> regions;
     std::vector<SendRequest> requests;
     for (int i = 0; i < 6; ++i) {
@@ -163,7 +163,7 @@ TEST_CASE("Regions: a chain keeps them, posted and waiting for room", "[rdma]") 
 }
 
 TEST_CASE("Regions: a request that the device rejects keeps none", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     const auto write = [&] { return SendRequest::write(region->slice(0, 8), f.remote(200, 8)); };
     const std::array<SendRequest, 2> requests{write(), write()};
@@ -175,7 +175,7 @@ TEST_CASE("Regions: a request that the device rejects keeps none", "[rdma]") {
 }
 
 TEST_CASE("Regions: a destroyed queue pair keeps none", "[rdma][I12]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> before = f.make_region();
     std::optional<MemoryRegion> after = f.make_region();
     f.sim.hold_delivery();
@@ -191,7 +191,7 @@ TEST_CASE("Regions: a destroyed queue pair keeps none", "[rdma][I12]") {
 }
 
 TEST_CASE("Regions: close() reports that an operation uses the region", "[rdma][close]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     f.sim.hold_delivery();
     Operation operation = f.write_from(*region);
@@ -213,7 +213,7 @@ TEST_CASE("Regions: close() reports that an operation uses the region", "[rdma][
 }
 
 TEST_CASE("Regions: a shared handle keeps the region registered", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     std::shared_ptr<ibv_mr> handle = region->shared_handle();
     const Operation operation = f.write_from(*region);
@@ -225,7 +225,7 @@ TEST_CASE("Regions: a shared handle keeps the region registered", "[rdma]") {
 }
 
 TEST_CASE("Regions: each router that uses a region keeps it for its own requests", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::optional<MemoryRegion> region = f.make_region();
     ManualNotifier notifier;
     std::optional<Router> other(std::in_place, AsyncCq(CompletionQueue(f.context, 64), notifier));
@@ -256,7 +256,7 @@ TEST_CASE("Regions: each router that uses a region keeps it for its own requests
 }
 
 TEST_CASE("Regions: many, of which few exist at a time", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     const auto use_regions = [&](int count) {
         std::optional<MemoryRegion> previous;
         for (int i = 0; i < count; ++i) {
@@ -283,7 +283,7 @@ TEST_CASE("Regions: many, of which few exist at a time", "[rdma]") {
 }
 
 TEST_CASE("Regions: many at the same time", "[rdma]") {
-    Fixture f;
+    RegionUsesFixture f;
     std::vector<std::optional<MemoryRegion>> regions;
     for (int i = 0; i < 300; ++i) {
         regions.push_back(f.make_region());

@@ -18,12 +18,11 @@
 using namespace asyncverbs;
 using namespace asyncverbs::support;
 using detail::WrId;
-using Fixture = RouterFixture;
 
 namespace {
 
 // One posted send and one posted receive of `a`, which must not complete.
-struct Pending : Fixture {
+struct Pending : RouterFixture {
     Pending() {
         sim.hold_delivery();
         send = a->send(slice(0, 8));
@@ -116,7 +115,7 @@ TEST_CASE("Router: a wr_id of a slot that is free completes nothing", "[rdma][I1
 
 TEST_CASE("Router: a raw queue pair on its completion queue completes no operation",
           "[rdma][I13]") {
-    Fixture f;
+    RouterFixture f;
     f.sim.hold_delivery();
     const CompletionQueue& cq = f.router->completion_queue();
     QueuePair raw(f.domain, cq, cq, {.max_send_wr = 2, .max_recv_wr = 2});
@@ -140,7 +139,7 @@ TEST_CASE("Router: a raw queue pair on its completion queue completes no operati
 
 TEST_CASE("Router: a completion that outlives its queue pair completes nothing", "[rdma][I13]") {
     for (const auto& provider : {simulated::rxe, simulated::mlx5}) {
-        Fixture f(provider);
+        RouterFixture f(provider);
         const QueuePairOptions options{.max_send_wr = 4, .max_recv_wr = 4};
         for (int round = 0; round < 3; ++round) {
             std::optional<AsyncQp> brief(std::in_place, *f.router, f.domain, options);
@@ -164,7 +163,7 @@ TEST_CASE("Router: a completion that outlives its queue pair completes nothing",
 // --- stops, failures and the end ---
 
 TEST_CASE("Router: an AsyncCq with a waiter is not taken over", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     ManualNotifier notifier;
     AsyncCq cq(CompletionQueue(f.context, 8), notifier);
     std::array<ibv_wc, 1> wcs;
@@ -180,7 +179,7 @@ TEST_CASE("Router: an AsyncCq with a waiter is not taken over", "[rdma]") {
 }
 
 TEST_CASE("Router: a stop takes effect while the queue is never empty", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     std::stop_source stop;
     Awaited stopped;
     Operation receive = f.b->recv(f.slice(100, 1));
@@ -202,7 +201,7 @@ TEST_CASE("Router: a stop takes effect while the queue is never empty", "[rdma]"
 }
 
 TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Awaited outcome;
     std::optional<Coroutine> waiter(await(f.b->recv(f.slice(100, 1)), outcome));
     Operation kept = f.b->recv(f.slice(100, 1));
@@ -215,7 +214,7 @@ TEST_CASE("Router: destroyed while coroutines wait", "[rdma]") {
 
 TEST_CASE("Router: close() reports queue pairs that are left, and can be repeated",
           "[rdma][close]") {
-    Fixture f;
+    RouterFixture f;
     ibv_qp_init_attr attr{};
     attr.send_cq = attr.recv_cq = f.native;
     attr.qp_type = IBV_QPT_RC;
@@ -248,7 +247,7 @@ TEST_CASE("Router: close() reports queue pairs that are left, and can be repeate
 }
 
 TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
-    Fixture f;
+    RouterFixture f;
     Operation sent = f.a->send(f.slice(0, 1));
     const auto destroy = [&]() -> Coroutine {
         Operation receive = f.b->recv(f.slice(100, 1));
@@ -265,7 +264,7 @@ TEST_CASE("Router: a resumed coroutine may destroy everything", "[rdma][I8]") {
 }
 
 TEST_CASE("Router: a coroutine that is resumed with its failure may destroy it", "[rdma][I5][I8]") {
-    Fixture f;
+    RouterFixture f;
     Awaited outcome;
     const auto give_up = [&]() -> Coroutine {
         try {
@@ -333,7 +332,7 @@ TEST_CASE("Router: does not wait on a completion queue that has failed", "[rdma]
 }
 
 TEST_CASE("Router: moved, and assigned to", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Router moved = std::move(*f.router);
     Awaiting outcome(f.b->recv(f.slice(100, 1)));
     Operation sent = f.a->send(f.slice(0, 1));
@@ -355,7 +354,7 @@ Escaping throw_after(Operation& operation) {
 } // namespace
 
 TEST_CASE("Router: an exception of a resumed coroutine reaches the caller of the loop", "[rdma]") {
-    Fixture f;
+    RouterFixture f;
     Operation receive = f.b->recv(f.slice(100, 1));
     const Escaping thrower = throw_after(receive);
     Awaiting behind(f.b->recv(f.slice(100, 1)));

@@ -124,11 +124,11 @@ struct EndingWriter : Writer {
         : Writer(stream, std::move(all), chunk, {}, true) {}
 };
 
-struct Awaiting : Result {
+struct AwaitingStream : Result {
     template <class Call>
-    explicit Awaiting(Call call) : coroutine(await(std::move(call), *this)) {}
-    Awaiting(const Awaiting&) = delete;
-    Awaiting& operator=(const Awaiting&) = delete;
+    explicit AwaitingStream(Call call) : coroutine(await(std::move(call), *this)) {}
+    AwaitingStream(const AwaitingStream&) = delete;
+    AwaitingStream& operator=(const AwaitingStream&) = delete;
     Coroutine coroutine;
 };
 
@@ -178,9 +178,10 @@ struct Connection {
     std::optional<Router> router;
 };
 
-struct Fixture : Connection {
-    explicit Fixture(const StreamOptions& options = {}) : Fixture(options, options) {}
-    Fixture(const StreamOptions& for_a, const StreamOptions& for_b) : Connection(for_a, for_b) {
+struct StreamFixture : Connection {
+    explicit StreamFixture(const StreamOptions& options = {}) : StreamFixture(options, options) {}
+    StreamFixture(const StreamOptions& for_a, const StreamOptions& for_b)
+        : Connection(for_a, for_b) {
         a.emplace(make_qp(options_a), domain, options_a);
         b.emplace(make_qp(options_b), domain, options_b);
         connect(a->queue_pair(), b->queue_pair());
@@ -245,7 +246,7 @@ struct RawPeerFixture : Connection {
 // --- data ---
 
 TEST_CASE("Stream: bytes arrive in order, and then the end", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     Reader received(*f.b, 100);
     EndingWriter sent(*f.a, "hello, peer", 5);
     f.run();
@@ -261,7 +262,7 @@ TEST_CASE("Stream: every split of a few bytes into writes, messages and reads", 
     const std::size_t buffer_size = GENERATE(1u, 2u, 4u, 100u);
     const std::size_t chunk = GENERATE(1u, 2u, 5u, 100u);
     for (unsigned cuts = 0; cuts < 1u << (size - 1); ++cuts) {
-        Fixture f({.buffer_size = buffer_size, .buffers = buffers});
+        StreamFixture f({.buffer_size = buffer_size, .buffers = buffers});
         const auto write_parts = [&](Stream& stream) -> Coroutine {
             std::size_t from = 0;
             for (std::size_t to = 1; to <= size; ++to) {
@@ -289,8 +290,8 @@ TEST_CASE("Stream: random sizes both ways on a slow device", "[stream]") {
     std::minstd_rand random(seed);
     const auto up_to = [&](unsigned most) { return 1 + static_cast<unsigned>(random()) % most; };
     const auto write_size = [&] { return up_to(seed % 2 == 0 ? 200 : 6); };
-    Fixture f({.buffer_size = up_to(40), .buffers = up_to(5)},
-              {.buffer_size = up_to(40), .buffers = up_to(5)});
+    StreamFixture f({.buffer_size = up_to(40), .buffers = up_to(5)},
+                    {.buffer_size = up_to(40), .buffers = up_to(5)});
     const std::string to_b = text_of(up_to(3000));
     const std::string to_a = text_of(up_to(3000));
     Result results[4];
@@ -312,7 +313,7 @@ TEST_CASE("Stream: random sizes both ways on a slow device", "[stream]") {
 }
 
 TEST_CASE("Stream: several spans in few messages", "[stream]") {
-    Fixture f({.buffer_size = 8, .buffers = 4});
+    StreamFixture f({.buffer_size = 8, .buffers = 4});
     const auto gather = [&](Stream& stream) -> Coroutine {
         const std::array<std::span<const std::byte>, 5> from{
             bytes_of("ab"), bytes_of(""), bytes_of("cdefghij"), bytes_of("klmnop"), bytes_of("")};
@@ -338,7 +339,7 @@ TEST_CASE("Stream: several spans in few messages", "[stream]") {
 }
 
 TEST_CASE("Stream: a reader is woken once for all messages that arrive together", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 8});
+    StreamFixture f({.buffer_size = 4, .buffers = 8});
     f.greet();
     std::vector<std::size_t> counts;
     const auto read_counts = [&](Stream& stream) -> Coroutine {
@@ -352,17 +353,17 @@ TEST_CASE("Stream: a reader is woken once for all messages that arrive together"
 }
 
 TEST_CASE("Stream: empty buffers", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     Reader read_nothing(*f.a, 0);
     CHECK(read_nothing.done);
-    Awaiting written(f.a->write_all(std::span<const std::byte>()));
+    AwaitingStream written(f.a->write_all(std::span<const std::byte>()));
     CHECK(written.succeeded());
 }
 
 // --- gathering ---
 
 TEST_CASE("Stream: small writes are gathered while a message is in flight", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     f.new_messages();
@@ -370,7 +371,7 @@ TEST_CASE("Stream: small writes are gathered while a message is in flight", "[st
     CHECK(f.new_messages() == 1); // it does not wait for more
     Writer many(*f.a, text_of(100), 1);
     const std::array<std::span<const std::byte>, 2> spans{bytes_of("xy"), bytes_of("z")};
-    Awaiting several(f.a->write_all(spans));
+    AwaitingStream several(f.a->write_all(spans));
     f.run();
     CHECK(many.succeeded());
     CHECK(several.succeeded());
@@ -387,7 +388,7 @@ TEST_CASE("Stream: small writes are gathered while a message is in flight", "[st
 }
 
 TEST_CASE("Stream: a full message is sent at once", "[stream]") {
-    Fixture f({.buffer_size = 8, .buffers = 8});
+    StreamFixture f({.buffer_size = 8, .buffers = 8});
     f.greet();
     f.sim.hold_delivery();
     f.new_messages();
@@ -408,7 +409,7 @@ TEST_CASE("Stream: a full message is sent at once", "[stream]") {
 
 TEST_CASE("Stream: the rest of a large write is sent when the messages before it have arrived",
           "[stream]") {
-    Fixture f({.buffer_size = 8, .buffers = 8});
+    StreamFixture f({.buffer_size = 8, .buffers = 8});
     f.greet();
     f.sim.hold_delivery();
     f.new_messages();
@@ -423,7 +424,7 @@ TEST_CASE("Stream: the rest of a large write is sent when the messages before it
 }
 
 TEST_CASE("Stream: bytes that were gathered without a credit are sent with the next", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     f.greet();
     f.new_messages();
     Writer sent(*f.a, text_of(11), 11);
@@ -440,7 +441,7 @@ TEST_CASE("Stream: bytes that were gathered without a credit are sent with the n
 }
 
 TEST_CASE("Stream: a coroutine that only writes waits when all buffers are full", "[stream][I9]") {
-    Fixture f({.buffer_size = 8, .buffers = 3});
+    StreamFixture f({.buffer_size = 8, .buffers = 3});
     f.greet();
     const bool held = GENERATE(false, true); // it waits for a free send buffer, or for credits
     if (held) f.sim.hold_delivery();
@@ -453,7 +454,7 @@ TEST_CASE("Stream: a coroutine that only writes waits when all buffers are full"
 }
 
 TEST_CASE("Stream: the end is sent behind gathered bytes, without waiting for others", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     const bool closes = GENERATE(false, true);
@@ -473,7 +474,7 @@ TEST_CASE("Stream: the end is sent behind gathered bytes, without waiting for ot
 }
 
 TEST_CASE("Stream: the end waits for the credit that gathered bytes need", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     f.greet();
     const bool closes = GENERATE(false, true);
     Writer sent(*f.a, text_of(8), 1);
@@ -491,7 +492,7 @@ TEST_CASE("Stream: the end waits for the credit that gathered bytes need", "[str
         CHECK(received.ended);
     }
     SECTION("and the peer closes") {
-        Awaiting other(f.b->close());
+        AwaitingStream other(f.b->close());
         f.run();
         CHECK(ended.done);
         CHECK(ended.code() ==
@@ -500,7 +501,7 @@ TEST_CASE("Stream: the end waits for the credit that gathered bytes need", "[str
 }
 
 TEST_CASE("Stream: bytes that were gathered and cannot be sent fail it", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     Writer first(*f.a, "a", 1);
@@ -522,16 +523,16 @@ TEST_CASE("Stream: bytes that were gathered and cannot be sent fail it", "[strea
     const std::error_code cause = make_wc_error(IBV_WC_RETRY_EXC_ERR);
     Writer later(*f.a, "e", 1);
     CHECK(later.code() == cause);
-    Awaiting ended(f.a->shutdown_write());
+    AwaitingStream ended(f.a->shutdown_write());
     CHECK(ended.code() == cause);
-    Awaiting closed(f.a->close());
+    AwaitingStream closed(f.a->close());
     CHECK(closed.code() == cause);
     Reader received(*f.a, 1);
     CHECK(received.code() == cause);
 }
 
 TEST_CASE("Stream: bytes of a coroutine that was destroyed are sent", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     f.greet();
     f.sim.hold_delivery();
     Result result;
@@ -541,7 +542,7 @@ TEST_CASE("Stream: bytes of a coroutine that was destroyed are sent", "[stream]"
     writer->destroy();
     f.sim.release_delivery();
     f.run();
-    Awaiting ended(f.a->shutdown_write());
+    AwaitingStream ended(f.a->shutdown_write());
     Reader received(*f.b, 10);
     f.run();
     CHECK(received.ended);
@@ -552,8 +553,8 @@ TEST_CASE("Stream: bytes of a coroutine that was destroyed are sent", "[stream]"
 // --- ends ---
 
 TEST_CASE("Stream: each direction ends separately", "[stream]") {
-    Fixture f;
-    Awaiting ended(f.a->shutdown_write());
+    StreamFixture f;
+    AwaitingStream ended(f.a->shutdown_write());
     Reader at_b(*f.b, 10);
     f.run();
     CHECK(ended.done);
@@ -567,13 +568,13 @@ TEST_CASE("Stream: each direction ends separately", "[stream]") {
     CHECK(at_a.ended);
 
     Writer late(*f.a, "x", 1);
-    Awaiting again(f.a->shutdown_write());
+    AwaitingStream again(f.a->shutdown_write());
     CHECK(late.code() == std::errc::broken_pipe);
     CHECK(again.succeeded());
 }
 
 TEST_CASE("Stream: the end may be the first message", "[stream]") {
-    Fixture f({.buffers = 1});
+    StreamFixture f({.buffers = 1});
     Result ended[2];
     Result read_by[2];
     const Coroutine all[] = {await(f.a->shutdown_write(), ended[0]),
@@ -585,7 +586,7 @@ TEST_CASE("Stream: the end may be the first message", "[stream]") {
 }
 
 TEST_CASE("Stream: the end is read although the connection broke afterwards", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     EndingWriter sent(*f.a, "all", 3);
     Reader nothing(*f.b, 0);
     f.run();
@@ -599,7 +600,7 @@ TEST_CASE("Stream: the end is read although the connection broke afterwards", "[
 }
 
 TEST_CASE("Stream: close() waits until all has arrived", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     Result closed;
@@ -615,20 +616,20 @@ TEST_CASE("Stream: close() waits until all has arrived", "[stream]") {
 
     Reader received(*f.b, 100);
     Writer answer(*f.b, "what?", 100);
-    Awaiting closed_too(f.b->close());
+    AwaitingStream closed_too(f.b->close());
     f.run();
     CHECK(received.text == "last words");
     CHECK(received.ended);
     CHECK(answer.code() == std::errc::broken_pipe);
     CHECK(closed_too.succeeded());
 
-    Awaiting again(f.a->close());
+    AwaitingStream again(f.a->close());
     CHECK(again.succeeded());
 }
 
 TEST_CASE("Stream: close() ends a blocked write of the peer and a read of its own end",
           "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     Result received;
     Result closed;
     Writer stuck(*f.b, text_of(100), 100);
@@ -645,7 +646,7 @@ TEST_CASE("Stream: close() ends a blocked write of the peer and a read of its ow
 
 TEST_CASE("Stream: both ends close at the same time", "[stream]") {
     const bool ended = GENERATE(false, true);
-    Fixture f;
+    StreamFixture f;
     f.greet();
     Result results[4];
     std::vector<Coroutine> all;
@@ -663,7 +664,7 @@ TEST_CASE("Stream: both ends close at the same time", "[stream]") {
 }
 
 TEST_CASE("Stream: close() sends nothing after both ends have ended", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     Result results[3];
     const Coroutine ends[] = {await(f.a->shutdown_write(), results[0]),
@@ -676,7 +677,7 @@ TEST_CASE("Stream: close() sends nothing after both ends have ended", "[stream]"
 }
 
 TEST_CASE("Stream: close() fails if the peer did not receive everything", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     Result closed;
@@ -687,7 +688,7 @@ TEST_CASE("Stream: close() fails if the peer did not receive everything", "[stre
 }
 
 TEST_CASE("Stream: data that had arrived can be read after close()", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     Result closed;
     Writer sent(*f.b, "unread", 10);
@@ -705,7 +706,7 @@ TEST_CASE("Stream: data that had arrived can be read after close()", "[stream]")
 TEST_CASE("Stream: a writer waits for a slow reader", "[stream]") {
     const std::uint32_t buffers = GENERATE(1u, 2u, 3u, 4u, 7u);
     CAPTURE(buffers);
-    Fixture f({.buffer_size = 10, .buffers = buffers});
+    StreamFixture f({.buffer_size = 10, .buffers = buffers});
     const std::string text = text_of(1000);
     Result sent;
     Result received;
@@ -728,7 +729,7 @@ TEST_CASE("Stream: a writer waits for a slow reader", "[stream]") {
 TEST_CASE("Stream: two ends that are out of credits do not deadlock", "[stream]") {
     const std::uint32_t buffers = GENERATE(1u, 2u, 3u, 4u, 5u);
     CAPTURE(buffers);
-    Fixture f({.buffer_size = 4, .buffers = buffers});
+    StreamFixture f({.buffer_size = 4, .buffers = buffers});
     const std::string text = text_of(500);
     Result results[4];
     const Coroutine writers[] = {write_and_end(*f.a, text, 500, results[0]),
@@ -743,7 +744,7 @@ TEST_CASE("Stream: two ends that are out of credits do not deadlock", "[stream]"
 }
 
 TEST_CASE("Stream: credits are sent alone when half are owed, else with data", "[stream]") {
-    Fixture f({.buffer_size = 1, .buffers = 8});
+    StreamFixture f({.buffer_size = 1, .buffers = 8});
     f.greet();
     Result received;
     const std::uint64_t before = f.sim.calls("ibv_post_send");
@@ -813,7 +814,7 @@ TEST_CASE("Stream: all messages that a peer may send at once find a receive", "[
 // --- errors ---
 
 TEST_CASE("Stream: a broken connection ends reading and writing with the cause", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     f.greet();
     Result closed;
     f.sim.hold_delivery();
@@ -833,7 +834,7 @@ TEST_CASE("Stream: a broken connection ends reading and writing with the cause",
 }
 
 TEST_CASE("Stream: a receive that the device rejects ends it", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 4});
+    StreamFixture f({.buffer_size = 4, .buffers = 4});
     f.greet();
     Reader received(*f.b, 4);
     f.sim.fail("ibv_post_recv", {.error = ENOMEM}); // of the one that is posted after the read
@@ -845,7 +846,7 @@ TEST_CASE("Stream: a receive that the device rejects ends it", "[stream]") {
 }
 
 TEST_CASE("Stream: data that had arrived is read before the failure", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 4});
+    StreamFixture f({.buffer_size = 4, .buffers = 4});
     f.greet();
     Writer sent(*f.a, "arrived", 7);
     f.run();
@@ -887,7 +888,7 @@ TEST_CASE("Stream: what it cannot be made of", "[stream]") {
 }
 
 TEST_CASE("Stream: a second reader or writer at the same time is refused", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     Result results[4];
     const Coroutine reader = read(*f.a, 1, results[0]);
     const Coroutine second_reader = read(*f.a, 1, results[1]);
@@ -1029,7 +1030,7 @@ TEST_CASE("Stream: random bytes of a peer give data, the end or an error", "[str
 // --- cancellation and destruction ---
 
 TEST_CASE("Stream: a read that is cancelled loses nothing", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     std::stop_source stop;
     Reader cancelled(*f.b, 10, 10U, stop.get_token());
@@ -1046,7 +1047,7 @@ TEST_CASE("Stream: a read that is cancelled loses nothing", "[stream]") {
 }
 
 TEST_CASE("Stream: data that arrives with the stop is read", "[stream][I7]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     std::stop_source stop;
     Reader received(*f.b, 10, 1U, stop.get_token());
@@ -1063,7 +1064,7 @@ TEST_CASE("Stream: data that arrives with the stop is read", "[stream][I7]") {
 }
 
 TEST_CASE("Stream: a write that is cancelled has sent some of it, from the front", "[stream]") {
-    Fixture f({.buffer_size = 4, .buffers = 2});
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
     f.greet();
     const bool held = GENERATE(false, true); // it waits for a free send buffer, or for credits
     if (held) f.sim.hold_delivery();
@@ -1076,7 +1077,7 @@ TEST_CASE("Stream: a write that is cancelled has sent some of it, from the front
     CHECK(cancelled.code() == std::errc::operation_canceled);
     f.sim.release_delivery();
     Reader received(*f.b, 100);
-    Awaiting ended(f.a->shutdown_write());
+    AwaitingStream ended(f.a->shutdown_write());
     f.run();
     CHECK(ended.done);
     CHECK(received.ended);
@@ -1084,17 +1085,17 @@ TEST_CASE("Stream: a write that is cancelled has sent some of it, from the front
 }
 
 TEST_CASE("Stream: close() that is cancelled may be called again", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     f.sim.hold_delivery();
     std::stop_source stop;
     const std::uint64_t before = f.sim.calls("ibv_post_send");
-    Awaiting cancelled(f.a->close(stop.get_token()));
+    AwaitingStream cancelled(f.a->close(stop.get_token()));
     f.run();
     stop.request_stop();
     f.run();
     CHECK(cancelled.code() == std::errc::operation_canceled);
-    Awaiting closed(f.a->close());
+    AwaitingStream closed(f.a->close());
     CHECK(f.sim.calls("ibv_post_send") - before == 1);
     f.sim.release_delivery();
     f.run();
@@ -1107,7 +1108,7 @@ TEST_CASE("Stream: the stream and its users may be destroyed at any time", "[str
     const int iterations = GENERATE(range(0, 40));
     const int what = GENERATE(range(0, 6));
     CAPTURE(iterations, what);
-    Fixture f({.buffer_size = 4, .buffers = 3});
+    StreamFixture f({.buffer_size = 4, .buffers = 3});
     Result results[4];
     Coroutine all[] = {write_and_end(*f.a, text_of(60), 7, results[0]), //
                        read(*f.a, 3, results[1]),
@@ -1146,7 +1147,7 @@ TEST_CASE("Stream: the stream and its users may be destroyed at any time", "[str
 }
 
 TEST_CASE("Stream: destroyed by its reader", "[stream]") {
-    Fixture f;
+    StreamFixture f;
     f.greet();
     Reader waiting(*f.b, 1);
     const auto read_and_destroy = [&](std::optional<Stream>& stream) -> Coroutine {
@@ -1199,7 +1200,7 @@ TEST_CASE("Stream: any verb may fail once", "[stream]") {
 // --- cost ---
 
 TEST_CASE("Stream: once it is warm, nothing is allocated", "[stream]") {
-    Fixture f({.buffer_size = 16, .buffers = 2});
+    StreamFixture f({.buffer_size = 16, .buffers = 2});
     f.greet();
     std::array<std::byte, 16> memory{};
     const std::span<std::byte> bytes(memory.data(), GENERATE(16u, 3u));
