@@ -93,7 +93,7 @@ private:
     Task<> probe() {
         std::error_code error;
         while (!error) {
-            co_await loop_.sleep_for(std::chrono::seconds(5));
+            co_await loop_.sleep_for(std::chrono::seconds(2));
             Operation nothing = qp_.write(messages_.slice(0, 0), RemoteSlice{});
             co_await nothing.wait(error);
         }

@@ -18,6 +18,7 @@ using namespace asyncverbs;
 using namespace asyncverbs::support;
 
 static_assert(std::movable<Operation> && !std::copyable<Operation>);
+static_assert(sizeof(Operation) <= 200); // it is part of coroutine frames
 static_assert(std::movable<Router> && !std::copyable<Router>);
 static_assert(std::movable<AsyncQp> && !std::copyable<AsyncQp>);
 static_assert(std::is_trivially_destructible_v<Completion>);

@@ -36,7 +36,11 @@ class AcquireAwaiter;
 class PooledBuffer {
 public:
     PooledBuffer() noexcept = default;
+
+    /// Takes the buffer of `other`.
     PooledBuffer(PooledBuffer&& other) noexcept : use_(std::exchange(other.use_, nullptr)) {}
+
+    /// The same; gives up the buffer that this had, as the destructor does.
     PooledBuffer& operator=(PooledBuffer&& other) noexcept {
         PooledBuffer old(std::move(other));
         std::swap(use_, old.use_);

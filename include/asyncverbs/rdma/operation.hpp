@@ -105,7 +105,7 @@ private:
     detail::CompletionWaiter* waiter_ = nullptr;
     std::optional<Completion> completion_;
     detail::Failure failure_;
-    std::optional<detail::DeferredRequest> deferred_; // while it waits for room
+    std::unique_ptr<detail::DeferredRequest> deferred_; // while it waits for room
     std::stop_token stop_;
 };
 

@@ -257,7 +257,7 @@ private:
 namespace detail {
 
 // A request, or a receive, that waits for room in its queue, with copies of its slices. It keeps
-// their memory, as a posted one does. Allocates nothing for one slice.
+// their memory, as a posted one does.
 class DeferredRequest {
 public:
     /// `use_of` returns the MemoryUse of a slice, or null.

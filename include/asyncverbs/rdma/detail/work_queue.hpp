@@ -221,7 +221,8 @@ private:
     }
 
     void defer(Operation& operation, const SendView& request) {
-        operation.deferred_.emplace(request, [this](const Slice& slice) { return use_of(slice); });
+        const auto use = [this](const Slice& slice) { return use_of(slice); };
+        operation.deferred_ = std::make_unique<DeferredRequest>(request, use);
     }
 
     void enqueue_deferred(Operation& operation) noexcept {
@@ -294,12 +295,11 @@ private:
     void post_deferred() noexcept {
         while (!waiting_.empty() && has_room()) {
             Operation& operation = waiting_.take_front();
-            const DeferredRequest deferred = std::move(*operation.deferred_);
-            operation.deferred_.reset();
-            if (deferred.is_receive()) {
-                post_receive(operation, deferred.view().slices);
+            const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
+            if (deferred->is_receive()) {
+                post_receive(operation, deferred->view().slices);
             } else {
-                post(operation, deferred.view());
+                post(operation, deferred->view());
             }
         }
     }
