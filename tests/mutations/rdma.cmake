@@ -22,6 +22,22 @@ mutation(whole-queue-may-be-unsignaled rdma/detail/work_queue.hpp
     [[capacity_ / 2 : 1]]
     [[capacity_ * 2 : 1]])
 
+mutation(flushed-receive-leaves-lost-sends rdma/detail/work_queue.hpp
+    [[        if (sends_of_pair_ != nullptr) sends_of_pair_->flush_all();]]
+    "")
+
+mutation(flushed-queue-posts-on rdma/detail/work_queue.hpp
+    [[    limit_ = 0;]]
+    "")
+
+mutation(flushed-queue-defers-chains rdma/detail/work_queue.hpp
+    [[    if (flushed()) {]]
+    [[    if (false) {]])
+
+mutation(flushed-queue-is-never-idle rdma/detail/work_queue.hpp
+    [[waiting_.empty()) || flushed(); }]]
+    [[waiting_.empty()); }]])
+
 mutation(last-failure-is-the-cause rdma/detail/work_queue.hpp
     [[        if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;]]
     [[        if (cause_ == nullptr) return;]])

@@ -630,6 +630,39 @@ TEST_CASE("AsyncQp: what iWARP lacks is named", "[rdma]") {
     check(Awaiting(std::move(operations[0])), "iWARP has no immediate data");
 }
 
+TEST_CASE("AsyncQp: on iWARP a flushed receive ends what the device does not complete",
+          "[rdma][I12]") {
+    RouterFixture f; // of 4 sends and 4 receives
+    f.context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
+    std::optional<MemoryRegion> region = MemoryRegion::allocate(f.domain, 64);
+    const std::error_code flushed = make_wc_error(IBV_WC_WR_FLUSH_ERR);
+    Awaiting receive(f.a->recv(f.slice(100, 1)));
+    f.a->queue_pair().to_error(); // as a device does if the peer is gone
+    std::vector<Operation> lost;  // some of them wait for room
+    for (int i = 0; i < 6; ++i) lost.push_back(f.a->send(region->slice(0, 1)));
+    for (int i = 0; i < 6; ++i) lost.push_back(f.a->recv(f.slice(100, 1)));
+    Awaiting awaited(std::move(lost.front()));
+    lost.front() = Operation();
+    f.run();
+    CHECK(receive.code() == flushed);
+    CHECK(awaited.code() == flushed);
+    for (const Operation& operation : std::span(lost).subspan(1)) CHECK(operation.done());
+
+    CHECK(Awaiting(f.a->send(f.slice(0, 1))).code() == flushed);
+    CHECK(Awaiting(f.a->recv(f.slice(100, 1))).code() == flushed);
+    const SendRequest chain[] = {SendRequest::send(Slices()), SendRequest::send(Slices())};
+    std::array<Operation, 2> operations;
+    f.a->post(chain, operations);
+    for (const Operation& operation : operations) CHECK(operation.done());
+    CHECK(Draining(*f.a).completion);
+
+    // The device has not given the memory back.
+    region.reset();
+    CHECK(f.sim.calls("ibv_dereg_mr") == 0);
+    f.a.reset();
+    CHECK(f.sim.calls("ibv_dereg_mr") == 1);
+}
+
 TEST_CASE("AsyncQp: a failure of the completion queue fails all operations", "[rdma][I5]") {
     RouterFixture f;
     f.sim.hold_delivery();

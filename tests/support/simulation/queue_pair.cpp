@@ -221,6 +221,11 @@ int post_list(WorkRequest* wr, WorkRequest** bad_wr, Post post) {
     return 0;
 }
 
+// soft-iWARP completes nothing that is posted in the error state.
+bool flushes_what_is_posted(const QueuePair& qp) {
+    return qp.attr.qp_state == IBV_QPS_ERR && !is_iwarp(*qp.context);
+}
+
 } // namespace
 
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
@@ -230,7 +235,7 @@ int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
             const int error = post_list(wr, bad_wr, [&](const ibv_send_wr& request) {
                 return post_one_send(simulation, poster, request);
             });
-            if (poster.attr.qp_state == IBV_QPS_ERR) {
+            if (flushes_what_is_posted(poster)) {
                 simulation.flush(poster);
             }
             simulation.progress(poster);
@@ -245,7 +250,7 @@ int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr) {
             const int error = post_list(wr, bad_wr, [&](const ibv_recv_wr& request) {
                 return post_one_receive(poster, request);
             });
-            if (poster.attr.qp_state == IBV_QPS_ERR) {
+            if (flushes_what_is_posted(poster)) {
                 simulation.flush(poster);
             }
             // A send of the peer may have waited for this receive.

@@ -55,7 +55,8 @@ struct QueuePairState {
           receives(*router, {.qp = queue_pair.native_handle(),
                              .capacity = shared_receives ? 0 : options.max_recv_wr,
                              .max_slices = options.max_recv_sge,
-                             .cause = &cause}) {}
+                             .cause = &cause,
+                             .sends_of_pair = &sends}) {}
     QueuePairState(const QueuePairState&) = delete;
     QueuePairState& operator=(const QueuePairState&) = delete;
 

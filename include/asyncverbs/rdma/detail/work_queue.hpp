@@ -45,6 +45,7 @@ struct WorkQueueOptions {
     std::uint32_t capacity = 0;
     std::uint32_t max_slices = 0;
     FlushCause* cause = nullptr;
+    WorkQueue* sends_of_pair = nullptr; // of a receive queue
 };
 
 // A send queue, a receive queue or a shared receive queue: slots for posted requests, allocated
@@ -125,6 +126,14 @@ public:
                (wc.status != IBV_WC_SUCCESS || ((wc.opcode & IBV_WC_RECV) == 0) == sends_);
     }
     void complete(const ibv_wc& wc) noexcept;
+    /// A request was flushed, so the queue pair is in the error state, in which a device completes
+    /// everything. But soft-iWARP completes nothing that is posted then, so on iWARP this ends all
+    /// operations of the queue, and those that follow. A flushed receive ends the sends, too.
+    void on_flushed() noexcept {
+        if (qp_ == nullptr || !is_iwarp(*qp_->context)) return;
+        flush_all();
+        if (sends_of_pair_ != nullptr) sends_of_pair_->flush_all();
+    }
     void note_cause(const ibv_wc& failure) const noexcept {
         if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;
         *cause_ = {failure.status, failure.vendor_err};
@@ -135,7 +144,7 @@ public:
 
     // --- draining ---
 
-    bool idle() const noexcept { return in_flight_ == 0 && waiting_.empty(); }
+    bool idle() const noexcept { return (in_flight_ == 0 && waiting_.empty()) || flushed(); }
     void wait_until_idle(IdleWaiter& waiter) noexcept { idle_waiters_.push_back(waiter); }
 
     /// For a queue pair in ERR, where everything completes, except that unsignaled requests may
@@ -164,7 +173,8 @@ private:
     std::uint32_t before(std::uint32_t index) const noexcept {
         return (index == 0 ? capacity_ : index) - 1;
     }
-    bool has_room() const noexcept { return in_flight_ < capacity_; }
+    bool has_room() const noexcept { return in_flight_ < limit_; }
+    bool flushed() const noexcept { return limit_ == 0 && capacity_ > 0; }
 
     // --- posting ---
     //
@@ -216,6 +226,7 @@ private:
         if (capacity_ == 0) throw_bad_slices({});
         operation.failure_ = router_.failure();
         if (operation.failure_) return;
+        if (flushed()) return flush(operation, request.work.completes_as);
         defer(operation, request);
         enqueue_deferred(operation);
     }
@@ -434,6 +445,16 @@ private:
         finish(operation);
     }
 
+    // Completes it as a device in the error state does.
+    void flush(Operation& operation, ibv_wc_opcode opcode) noexcept {
+        ibv_wc wc{};
+        wc.status = IBV_WC_WR_FLUSH_ERR;
+        wc.qp_num = qp_num_;
+        operation.completion_.emplace(failed_completion(wc, opcode));
+        finish(operation);
+    }
+    void flush_all() noexcept;
+
     int reject_chain(std::uint64_t wr_id, const char* verb, int result) noexcept;
     void resume_idle_waiters() noexcept;
 
@@ -491,7 +512,8 @@ private:
     const std::uint32_t capacity_;
     const std::uint32_t max_slices_;
     FlushCause* const cause_;
-    std::uint64_t wr_id_ = 0; // of slot 0
+    WorkQueue* const sends_of_pair_; // of a receive queue
+    std::uint64_t wr_id_ = 0;        // of slot 0
 
     std::unique_ptr<Slot[]> slots_;
     std::unique_ptr<MemoryHold[]> more_memory_;        // of the slots' other slices
@@ -501,6 +523,7 @@ private:
     std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
     std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
+    std::uint32_t limit_;          // of in_flight_: the capacity, or 0 after flush_all()
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
 
     IntrusiveList<Operation> waiting_; // for room, in order; none while there is room
@@ -517,7 +540,8 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
     : router_(router), qp_(options.qp), srq_(options.srq),
       qp_num_(options.qp != nullptr ? options.qp->qp_num : 0), sends_(options.sends),
       keeps_peers_(options.keeps_peers), capacity_(options.capacity),
-      max_slices_(options.max_slices), cause_(options.cause), last_use_(&router.regions().first()) {
+      max_slices_(options.max_slices), cause_(options.cause), sends_of_pair_(options.sends_of_pair),
+      last_use_(&router.regions().first()), limit_(capacity_) {
     if (capacity_ >= WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
                     "a work queue of " + std::to_string(capacity_) +
@@ -540,6 +564,12 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     if (capacity_ == 0 && !requests.empty()) throw_bad_slices({});
     if (router_.failure()) {
         for (Operation& operation : operations) operation.failure_ = router_.failure();
+        return;
+    }
+    if (flushed()) {
+        for (std::size_t i = 0; i < operations.size(); ++i) {
+            flush(operations[i], requests[i].view().work.completes_as);
+        }
         return;
     }
     if (requests.size() > chain_capacity_ - chain_length_) flush(); // may make room
@@ -613,7 +643,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
 }
 
 inline void WorkQueue::post_marker() {
-    if (count_unsignaled() == 0) return;
+    if (flushed() || count_unsignaled() == 0) return;
     append(nullptr, SendView::send({}));
     if (const int error = post_chain()) throw_verb_error("ibv_post_send", error);
 }
@@ -644,6 +674,22 @@ inline void WorkQueue::resume_idle_waiters() noexcept {
             router_.make_ready(waiter);
         }
     }
+}
+
+// What the device completes none the less finds its slot without an operation.
+inline void WorkQueue::flush_all() noexcept {
+    limit_ = 0;
+    for (Slot& slot : std::span(slots_.get(), capacity_)) {
+        if (slot.operation != nullptr) {
+            flush(*std::exchange(slot.operation, nullptr), slot.opcode);
+        }
+    }
+    while (!waiting_.empty()) {
+        Operation& operation = waiting_.take_front();
+        const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
+        flush(operation, deferred->view().work.completes_as);
+    }
+    resume_idle_waiters();
 }
 
 inline void WorkQueue::fail_all(const Failure& failure) noexcept {
@@ -682,6 +728,8 @@ inline void RouterState::dispatch(std::span<const ibv_wc> wcs) noexcept {
             note_causes(wcs);
         if (WorkQueue* const queue = find(wc)) {
             queue->complete(wc);
+            if (wc.status == IBV_WC_WR_FLUSH_ERR) [[unlikely]]
+                queue->on_flushed();
         } else {
             ++ignored_;
         }
