@@ -39,21 +39,37 @@ public:
     /// Notices from now on if the connected peer cannot be reached any more.
     void watch() { watching_.spawn(probe()); }
 
-    /// Posts a message. Await it before the next one.
-    Operation send(const Message& message) { return post(message, block_count); }
+    /// Posts a message. Await it before the next one. Throws as complete().
+    Task<> send(const Message& message) { return complete(post(message, block_count)); }
 
-    /// Posts a block and its message; await it before the next one to the same slot. At most
-    /// block_count may be in flight.
+    /// Posts a block and its message; await its complete() before the next one to the same slot. At
+    /// most block_count may be in flight.
     Operation send_block(const Slice& block, RemoteSlice to, std::uint32_t slot) {
         // Without a completion: if it fails, so does the message after it.
         static_cast<void>(qp_.write(block, to, {.signaled = false}));
         return post(Message(Type::block, block.length), slot);
     }
 
-    /// The next message, which must be of this type. Throws FileError if a refusal came;
-    /// std::system_error if the connection is lost; std::runtime_error if the peer sent something
-    /// else.
+    /// Awaits what was posted. A peer that refuses may end the connection before it has
+    /// acknowledged a message: if that fails, throws as next().
+    Task<> complete(Operation posted) {
+        std::error_code error;
+        co_await posted.wait(error);
+        while (error) co_await next();
+    }
+
+    /// The next message, which must be of this type. Throws as next(); std::runtime_error if the
+    /// peer sent something else.
     Task<Message> expect(Type type) {
+        Message message = co_await next();
+        if (message.type != type) throw std::runtime_error("the peer sent an unexpected message");
+        co_return message;
+    }
+
+private:
+    /// The next message. Throws FileError if it is a refusal; std::system_error if the connection
+    /// is lost.
+    Task<Message> next() {
         std::error_code error;
         const auto slot = static_cast<std::uint32_t>(received_ % receives);
         const Completion completion = co_await receives_[slot].wait(error);
@@ -67,11 +83,9 @@ public:
         if (message.type == Type::refusal) {
             throw FileError("the receiver: " + message.text, message.number != 0);
         }
-        if (message.type != type) throw std::runtime_error("the peer sent an unexpected message");
         co_return message;
     }
 
-private:
     // A buffer for the message of each block, and one for the others.
     static constexpr std::uint32_t sends = block_count + 1;
     static constexpr std::uint32_t max_sends = 2 * block_count + 2; // with the blocks and a probe

@@ -42,7 +42,7 @@ public:
         try {
             co_await receive_file(channel, blocks, offer);
             std::printf("%s: received\n", offer.text.c_str());
-            co_await channel.send(Message(Type::done));
+            co_await send_done(channel);
         } catch (const FileError& error) {
             refusal.emplace(Type::refusal, error.busy ? 1 : 0, error.what());
         }
@@ -54,6 +54,14 @@ public:
     }
 
 private:
+    // The sender may leave as soon as it knows. If it does not get to know, it asks again.
+    static Task<> send_done(Channel& channel) {
+        try {
+            co_await channel.send(Message(Type::done));
+        } catch (const std::system_error&) {
+        }
+    }
+
     struct Claim {
         ~Claim() { names.erase(name); }
         std::set<std::string>& names;

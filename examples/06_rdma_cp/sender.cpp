@@ -120,7 +120,7 @@ private:
                 ++credited;
             }
             const auto slot = static_cast<std::uint32_t>(sent % block_count);
-            if (sent >= block_count) co_await writes[slot];
+            if (sent >= block_count) co_await channel.complete(std::move(writes[slot]));
             const std::size_t length = std::min<std::uint64_t>(block_size, size - offset);
             const Slice block = blocks.slice(slot * block_size, length);
             const auto read = [&] {

@@ -186,7 +186,7 @@ TEST_CASE("rdma_cp: the receiver is killed, and started again", "[rdma_cp][iwarp
     CHECK(copying.files() == 1);
 }
 
-TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp]") {
+TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp][iwarp]") {
     const bool same_file = GENERATE(true, false);
     Copying copying("7202");
     copying.make_file("large", large);
@@ -204,7 +204,7 @@ TEST_CASE("rdma_cp: the sender is killed, and run again", "[rdma_cp]") {
     CHECK(copying.same("large"));
 }
 
-TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp]") {
+TEST_CASE("rdma_cp: the sender gives up after the time of --try", "[rdma_cp][iwarp]") {
     Copying copying("7203");
     copying.make_file("large", large);
     copying.start_receiver();
@@ -237,7 +237,7 @@ TEST_CASE("rdma_cp: both ends name the cause of an error", "[rdma_cp][iwarp]") {
     CHECK(copying.same("file"));
 }
 
-TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdma_cp][iwarp]") {
     Copying copying("7206"); // as after a connection that broke before the last message
     copying.make_file("file", 20 * block);
     copying.start_receiver();
@@ -248,7 +248,7 @@ TEST_CASE("rdma_cp: a file that has arrived is copied again with success", "[rdm
     CHECK(copying.files() == 1);
 }
 
-TEST_CASE("rdma_cp: a process that is stopped is not lost", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a process that is stopped is not lost", "[rdma_cp][iwarp]") {
     Copying copying("7207");
     copying.make_file("large", large);
     Process& receiver = copying.start_receiver();
@@ -264,7 +264,7 @@ TEST_CASE("rdma_cp: a process that is stopped is not lost", "[rdma_cp]") {
     CHECK(copying.same("large"));
 }
 
-TEST_CASE("rdma_cp: a receiver whose disk is slow", "[rdma_cp]") {
+TEST_CASE("rdma_cp: a receiver whose disk is slow", "[rdma_cp][iwarp]") {
     Copying copying("7208");
     copying.make_file("file", block);
     copying.make_file("other", 1);
@@ -308,7 +308,7 @@ TEST_CASE("rdma_cp: a receiver whose disk is slow", "[rdma_cp]") {
 }
 
 TEST_CASE("rdma_cp: a receiver serves others while it closes the file of a lost sender",
-          "[rdma_cp]") {
+          "[rdma_cp][iwarp]") {
     Copying copying("7211");
     copying.make_file("large", large);
     copying.make_file("other", 1);
@@ -333,7 +333,7 @@ TEST_CASE("rdma_cp: a receiver that is busy at the end of a copy", "[rdma_cp][iw
 }
 
 TEST_CASE("rdma_cp: a sender for which there is no locked memory or descriptor is refused",
-          "[rdma_cp]") {
+          "[rdma_cp][iwarp]") {
     const auto [limit, words] = GENERATE(table<std::string, std::string>(
         {{"--memlock=6000000", "limit on locked memory"}, {"--nofile=24", "Too many open files"}}));
     if (limit == "--nofile=24" && !can_run_without_descriptors) return;
