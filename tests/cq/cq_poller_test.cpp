@@ -13,9 +13,11 @@
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/counters.hpp"
 #include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
@@ -236,10 +238,22 @@ TEST_CASE("CqPoller: bad input") {
     CHECK_THROWS_WITH(CqPoller(std::move(moved_from)), contains("moved from"));
 }
 
+TEST_CASE("CqPoller: consume() waits if the channel was made blocking") {
+    CqPollerFixture f;
+    REQUIRE(::fcntl(f.poller.fd(), F_SETFL, 0) == 0);
+    REQUIRE(f.poll_or_arm() == 0);
+    std::thread device([&] { f.complete(1); });
+    CHECK(f.poller.consume());
+    CHECK(f.poll_or_arm() == 1);
+    device.join();
+}
+
 // --- spin, then sleep ---
 
 TEST_CASE("CqPoller: busy polling finds a completion without arming") {
-    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 1h}});
+    const bool yield = GENERATE(false, true);
+    CqPollerFixture f(AsyncCqOptions{.busy_poll = {.limit = 1h, .yield = yield}});
+    const auto before = support::counters();
     int polls = 0;
     f.sim.on_call([&](const Call& call) {
         const bool polled = call.verb == "ibv_poll_cq" && call.moment == Call::Moment::after;
@@ -250,6 +264,7 @@ TEST_CASE("CqPoller: busy polling finds a completion without arming") {
     CHECK(f.poller.statistics().busy_polls == 10);
     CHECK(f.poller.statistics().completions == 1);
     CHECK(f.poller.statistics().arms == 0);
+    CHECK((support::counters() - before).sched_yield == (yield ? 10 : 0));
 }
 
 TEST_CASE("CqPoller: after busy polling the CQ is armed and polled once more (I1)", "[I1]") {

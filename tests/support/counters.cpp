@@ -130,6 +130,7 @@ int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
 ssize_t __real_read(int fd, void* buffer, std::size_t size);
 ssize_t __real_write(int fd, const void* buffer, std::size_t size);
 int __real_timerfd_settime(int fd, int flags, const itimerspec* setting, itimerspec* old);
+int __real_sched_yield() noexcept;
 int __real_epoll_create1(int flags);
 int __real_eventfd(unsigned value, int flags);
 int __real_timerfd_create(int clock, int flags);
@@ -220,6 +221,11 @@ ssize_t __wrap_write(int fd, const void* buffer, std::size_t size) {
 int __wrap_timerfd_settime(int fd, int flags, const itimerspec* setting, itimerspec* old) {
     ++count.timerfd_settime;
     return __real_timerfd_settime(fd, flags, setting, old);
+}
+
+int __wrap_sched_yield() noexcept {
+    ++count.sched_yield;
+    return __real_sched_yield();
 }
 
 } // extern "C"

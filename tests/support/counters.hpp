@@ -18,6 +18,7 @@ struct Counters {
     std::size_t timerfd_settime = 0;
     std::size_t steady_clock_now = 0;
     std::size_t mutex_lock = 0;
+    std::size_t sched_yield = 0;
 
     std::size_t system_calls() const {
         return epoll_wait + epoll_ctl + read + write + timerfd_settime;
@@ -37,6 +38,7 @@ inline Counters operator-(const Counters& a, const Counters& b) noexcept {
     difference.timerfd_settime = a.timerfd_settime - b.timerfd_settime;
     difference.steady_clock_now = a.steady_clock_now - b.steady_clock_now;
     difference.mutex_lock = a.mutex_lock - b.mutex_lock;
+    difference.sched_yield = a.sched_yield - b.sched_yield;
     return difference;
 }
 

@@ -20,6 +20,10 @@ struct BusyPoll {
     /// the limit doubles it, a sleep that took longer, or that max_wait has ended, halves it. For
     /// loads that vary: an idle CQ costs nothing, and a busy one hardly ever sleeps.
     bool adaptive = false;
+
+    /// Yields the CPU between polls (sched_yield(2)), where the peer, or soft-RoCE, may need the
+    /// same CPU. On a CPU of its own a thread only loses by it.
+    bool yield = false;
 };
 
 /// Options of an AsyncCq.

@@ -5,6 +5,8 @@
 
 #include <infiniband/verbs.h>
 
+#include <sched.h>
+
 #include <cerrno>
 #include <chrono>
 #include <climits>
@@ -32,11 +34,12 @@ public:
     using Time = Clock::time_point;
 
     explicit AdaptiveSpin(const BusyPoll& options) noexcept
-        : limit_(options.limit), adaptive_(options.adaptive),
+        : limit_(options.limit), adaptive_(options.adaptive), yields_(options.yield),
           length_(adaptive_ ? Duration(0) : limit_) {}
 
     bool enabled() const noexcept { return limit_.count() > 0; }
     bool adaptive() const noexcept { return adaptive_; }
+    bool yields() const noexcept { return yields_; }
     Duration length() const noexcept { return length_; }
 
     void sleep_begins(Time empty_since) noexcept { empty_since_ = empty_since; }
@@ -67,6 +70,7 @@ private:
 
     Duration limit_;
     bool adaptive_;
+    bool yields_;
     Duration length_;
     Time empty_since_ = Time::min(); // min(): no sleep in progress
 };
@@ -90,6 +94,9 @@ private:
 ///         wait_until_readable(poller.fd());
 ///         poller.consume();
 ///     }
+///
+/// A thread that does nothing else makes fd() blocking, with fcntl(2), after the construction. Then
+/// consume() waits, and the step before it, with its system call, is left out.
 ///
 /// Takes the CQ over: no other code may poll it, arm it or read events of its channel. An event of
 /// another CQ on the same channel is acked to that CQ, but does not wake its waiters; for that, see
@@ -129,8 +136,8 @@ public:
     /// devices (mana) lose such an arm: bound the wait for fd(), and call forget_arm() after it.
     bool arm_may_be_lost() const noexcept { return arm_may_be_lost_; }
 
-    /// Step 4: reads an event of this CQ without blocking. False: there was none, the wake was
-    /// spurious. See ibv_get_cq_event(3).
+    /// Step 4: reads an event of this CQ. False: there was none, the wake was spurious. See
+    /// ibv_get_cq_event(3).
     bool consume();
 
     /// Step 4 for `events` of this CQ, at least one, that were read from the channel by other code
@@ -239,6 +246,7 @@ inline std::size_t CqPoller::spin(std::span<ibv_wc> wcs, std::uint64_t* timestam
     using Clock = detail::AdaptiveSpin::Clock;
     const auto begin = Clock::now();
     while (Clock::now() - begin < spin_.length()) {
+        if (spin_.yields()) ::sched_yield();
         ++statistics_.busy_polls;
         if (const std::size_t polled = poll(wcs, timestamps)) return polled;
     }
