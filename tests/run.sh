@@ -4,8 +4,9 @@
 #
 # Usage: tests/run.sh [PRESET...]      presets of CMakePresets.json, by default: debug
 #
-# All tests that need no device run with each sanitizer. Device tests run without a sanitizer and with
-# Clang's address sanitizer; those with several threads run with the thread sanitizer, too.
+# All tests that need no device run with each sanitizer. Device tests run without a sanitizer; on
+# soft-RoCE and without the conformance suite, with Clang's address sanitizer; and those with several
+# threads with the thread sanitizer, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +29,8 @@ for preset; do
         asan) printf 'left out: packaging tests, device tests, the explorer and Boost.Asio\n' ;;
         tsan | clang-tsan)
             printf 'left out: packaging tests, the explorer, Boost.Asio, device tests with one thread\n' ;;
-        clang-asan) printf 'left out: packaging tests and standalone Asio\n' ;;
+        clang-asan)
+            printf 'left out: packaging tests, standalone Asio, and on devices conformance and iWARP\n' ;;
     esac
     ctest --preset "$preset" --parallel "$(nproc)"
 done
