@@ -84,7 +84,9 @@ compile_siw() {
                          sed -n 's/^Version: //p')" || return 1
     # The makefile includes that of the common headers by its path.
     sed -i "s|/usr/src/|$root/usr/src/|" "$headers/Makefile"
-    words=$(env -i PATH="$PATH" make -C "$headers" "M=$PWD/siw" CONFIG_RDMA_SIW=m modules 2>&1) || {
+    # Debug information for BPF would need pahole.
+    words=$(env -i PATH="$PATH" make -C "$headers" "M=$PWD/siw" CONFIG_RDMA_SIW=m \
+        CONFIG_DEBUG_INFO_BTF_MODULES= modules 2>&1) || {
         tail -n 20 <<<"$words" | sed 's/^/soft-roce:   | /' >&2
         fail "cannot compile siw for Linux $release"
     }

@@ -162,7 +162,7 @@ int __wrap_fcntl(int fd, int command, ...) {
     if (command == F_GETFL || command == F_GETFD) return __real_fcntl(fd, command);
     std::va_list arguments;
     va_start(arguments, command);
-    const int argument = va_arg(arguments, int);
+    void* const argument = va_arg(arguments, void*); // an int, or a pointer: gcov locks its files
     va_end(arguments);
     return __real_fcntl(fd, command, argument);
 }
