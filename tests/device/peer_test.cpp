@@ -148,8 +148,12 @@ public:
             if (number != echoed_++) throw std::runtime_error("an echo is missing");
             end_.post_recv();
         }
-        // Send no more messages than the peer has receives for.
-        while (end_.sends_posted() - echoed_ < End::window) send();
+        // Send no more messages than the peer has receives for. The echo of a message may come
+        // before the completion of its send, which keeps its place in the queue.
+        while (end_.sends_posted() - echoed_ < End::window &&
+               end_.sends_outstanding() < End::window) {
+            send();
+        }
     }
 
 private:

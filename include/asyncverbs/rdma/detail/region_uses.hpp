@@ -127,7 +127,7 @@ private:
     std::size_t first_place(const MemoryKeeper& region) const noexcept {
         constexpr std::uint64_t golden_ratio = 0x9e3779b97f4a7c15;
         const auto address = reinterpret_cast<std::uintptr_t>(&region);
-        return static_cast<std::size_t>(address * golden_ratio >> 32) & (table_.size() - 1);
+        return (address * golden_ratio >> 32) & (table_.size() - 1);
     }
     std::size_t next_place(std::size_t place) const noexcept {
         return (place + 1) & (table_.size() - 1);
