@@ -226,7 +226,7 @@ private:
         if (capacity_ == 0) throw_bad_slices({});
         operation.failure_ = router_.failure();
         if (operation.failure_) return;
-        if (flushed()) return flush(operation, request.work.completes_as);
+        if (flushed()) return end_as_flushed(operation, request.work.completes_as);
         defer(operation, request);
         enqueue_deferred(operation);
     }
@@ -446,7 +446,7 @@ private:
     }
 
     // Completes it as a device in the error state does.
-    void flush(Operation& operation, ibv_wc_opcode opcode) noexcept {
+    void end_as_flushed(Operation& operation, ibv_wc_opcode opcode) noexcept {
         ibv_wc wc{};
         wc.status = IBV_WC_WR_FLUSH_ERR;
         wc.qp_num = qp_num_;
@@ -568,7 +568,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     }
     if (flushed()) {
         for (std::size_t i = 0; i < operations.size(); ++i) {
-            flush(operations[i], requests[i].view().work.completes_as);
+            end_as_flushed(operations[i], requests[i].view().work.completes_as);
         }
         return;
     }
@@ -678,16 +678,17 @@ inline void WorkQueue::resume_idle_waiters() noexcept {
 
 // What the device completes none the less finds its slot without an operation.
 inline void WorkQueue::flush_all() noexcept {
+    if (limit_ == 0) return; // each flushed completion calls it
     limit_ = 0;
     for (Slot& slot : std::span(slots_.get(), capacity_)) {
         if (slot.operation != nullptr) {
-            flush(*std::exchange(slot.operation, nullptr), slot.opcode);
+            end_as_flushed(*std::exchange(slot.operation, nullptr), slot.opcode);
         }
     }
     while (!waiting_.empty()) {
         Operation& operation = waiting_.take_front();
         const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
-        flush(operation, deferred->view().work.completes_as);
+        end_as_flushed(operation, deferred->view().work.completes_as);
     }
     resume_idle_waiters();
 }
