@@ -222,8 +222,8 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// completion that was already taken from the CQ is delivered.
 /// Order: polls are served in the order in which they reach the executor of the AsioCq: at once if
 /// started on it, otherwise when it runs them.
-/// Cost: a handler is never called within async_poll(), by a rule of Asio, so completions that are
-/// there cost a turn of the context's loop. A coroutine that awaits cq().poll() resumes at once.
+/// Cost: Asio calls no handler within async_poll(), so completions that are there cost a turn of
+/// the context's loop. A coroutine that awaits async_cq().poll() goes on at once.
 /// Allocation: one, with the handler's associated allocator, freed before the handler is called. If
 /// it fails, async_poll() throws std::bad_alloc. A strand that has several functions to run
 /// allocates in addition, and Asio ends the program if that fails; so may an any_io_executor that

@@ -21,8 +21,8 @@ struct BusyPoll {
     /// loads that vary: an idle CQ costs nothing, and a busy one hardly ever sleeps.
     bool adaptive = false;
 
-    /// Yields the CPU between polls (sched_yield(2)), where the peer, or soft-RoCE, may need the
-    /// same CPU. On a CPU of its own a thread only loses by it.
+    /// Yields the CPU before each poll (sched_yield(2)): for a peer, or soft-RoCE, that needs the
+    /// same CPU. Where the thread has the CPU for itself, this only costs time.
     bool yield = false;
 };
 

@@ -136,8 +136,8 @@ public:
     /// devices (mana) lose such an arm: bound the wait for fd(), and call forget_arm() after it.
     bool arm_may_be_lost() const noexcept { return arm_may_be_lost_; }
 
-    /// Step 4: reads an event of this CQ. False: there was none, the wake was spurious. See
-    /// ibv_get_cq_event(3).
+    /// Step 4: reads an event of this CQ, without blocking unless fd() was made blocking. False:
+    /// there was none, the wake was spurious. See ibv_get_cq_event(3).
     bool consume();
 
     /// Step 4 for `events` of this CQ, at least one, that were read from the channel by other code
