@@ -230,10 +230,6 @@ mutation(last-request-does-not-release-its-region verbs/detail/memory_use.hpp
             release(); // may destroy this]=]
     "")
 
-mutation(every-request-releases-its-region verbs/detail/memory_use.hpp
-    [[if (left == 0 && abandoned())]]
-    [[if (left == 0)]])
-
 mutation(destroyed-region-is-mistaken-for-a-later-one rdma/detail/region_uses.hpp
     [[        region_.store(nullptr, std::memory_order_relaxed);]]
     "")
@@ -461,6 +457,10 @@ mutation(owner-that-is-last-does-not-return-its-buffer rdma/detail/buffer_pool_s
 mutation(buffer-returns-while-a-request-uses-it rdma/detail/buffer_pool_state.hpp
     [[        if (idle()) release();]]
     [[        release();]])
+
+mutation(every-request-returns-its-buffer verbs/detail/memory_use.hpp
+    [[if (left == 0 && abandoned())]]
+    [[if (left == 0)]])
 
 mutation(buffer-is-acquired-and-abandoned rdma/detail/buffer_pool_state.hpp
     [[        set_abandoned(false);]]

@@ -431,6 +431,21 @@ TEST_CASE("BufferPool: the buffer of a destroyed operation returns after its com
     CHECK(pool.available() == 3);
 }
 
+TEST_CASE("BufferPool: a buffer that is acquired again stays while its owner exists",
+          "[rdma][buffer_pool]") {
+    support::RouterFixture ends;
+    EpollExecutor executor;
+    Pool pool(executor, ends.domain, 1, 64);
+    for (int i = 0; i < 2; ++i) {
+        const std::optional<PooledBuffer> buffer = pool.try_acquire();
+        const Operation written = ends.a->write(buffer->slice(0, 8), ends.remote(200, 8));
+        ends.run();
+        CHECK(written.done());
+        CHECK(pool.available() == 0);
+    }
+    CHECK(pool.available() == 1);
+}
+
 TEST_CASE("BufferPool: a buffer returns after its last request and its owner, in any order",
           "[rdma][buffer_pool]") {
     support::RouterFixture ends;
