@@ -2,14 +2,18 @@
 // Operations of queue pairs on a real device.
 #include "pair.hpp"
 
+#include <asyncverbs/cm/connect.hpp>
+#include <asyncverbs/cm/listener.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/async_srq.hpp>
 #include <asyncverbs/rdma/router.hpp>
 
 #include <array>
+#include <cstdlib>
 #include <memory>
 #include <optional>
+#include <string>
 #include <system_error>
 #include <vector>
 
@@ -271,4 +275,62 @@ TEST_CASE("AsyncQp on a device: a hundred queue pairs share their receives", "[r
     };
     EpollExecutor loop;
     run_bounded(loop, play(loop));
+}
+
+// The only queue pairs that iWARP has.
+TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][iwarp]") {
+    struct End {
+        End(EpollExecutor& loop, const Context& context)
+            : domain(context), router(Router::create(context, 64, loop)), qp(router, domain) {}
+
+        Slice slice(std::size_t at) const { return region.slice(at, 8); }
+        std::uint64_t& number(std::size_t at) const {
+            return *reinterpret_cast<std::uint64_t*>(region.bytes().data() + at);
+        }
+
+        ProtectionDomain domain;
+        MemoryRegion region = MemoryRegion::allocate(
+            domain, 4096,
+            IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ);
+        Router router;
+        AsyncQp qp;
+    };
+    EpollExecutor loop;
+    Listener listener(loop, "", "0");
+    std::optional<End> server;
+    std::optional<End> client;
+    const auto serve = [&]() -> Task<Connection> {
+        IncomingConnection incoming = co_await listener.accept();
+        server.emplace(loop, incoming.context());
+        co_return co_await incoming.accept(server->qp.queue_pair());
+    };
+    const auto dial = [&]() -> Task<Connection> {
+        const auto make_qp = [&](const OutgoingConnection& outgoing) -> QueuePair& {
+            return client.emplace(loop, outgoing.context()).qp.queue_pair();
+        };
+        const char* const host = std::getenv("RDMA_ADDRESS");
+        co_return co_await connect(loop, host != nullptr ? host : "127.0.0.1",
+                                   std::to_string(listener.port()), make_qp);
+    };
+    const auto play = [&]() -> Task<> {
+        const auto connections = co_await when_all(serve(), dial());
+        const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(server->region.bytes().data()),
+                                 4096, server->region.rkey()};
+        client->number(0) = 42;
+        Operation unsignaled =
+            client->qp.write(client->slice(0), remote.slice(8, 8), {.signaled = false});
+        co_await client->qp.read(client->slice(16), remote.slice(8, 8), {.fence = true});
+        CHECK(unsignaled.done());
+        CHECK(client->number(16) == 42);
+        for (int i = 0; i < 3; ++i) {
+            (void)client->qp.write(client->slice(0), remote.slice(8, 8), {.signaled = false});
+        }
+        co_await client->qp.drain();
+        std::error_code later;
+        Operation send = client->qp.send(client->slice(0));
+        co_await send.wait(later);
+        CHECK(later == make_wc_error(IBV_WC_WR_FLUSH_ERR));
+        co_await server->qp.drain();
+    };
+    run_bounded(loop, play());
 }

@@ -135,9 +135,17 @@ mutation(drain-misses-unsignaled-requests rdma/detail/queue_pair_state.hpp
     "")
 
 mutation(drain-does-not-flush rdma/detail/queue_pair_state.hpp
-    [[            queue_pair.to_error();
-            state_]]
-    [[            state_]])
+    [[            state_.queue_pair.to_error();
+            return true;]]
+    [[            return true;]])
+
+mutation(drain-on-iwarp-posts-what-never-completes rdma/detail/work_queue.hpp
+    [[        if (on_iwarp()) flush_waiting();]]
+    "")
+
+mutation(unsignaled-requests-on-iwarp rdma/detail/work_queue.hpp
+    [[ || on_iwarp();]]
+    [[;]])
 
 mutation(destroyed-queue-does-not-wake-its-waiters rdma/detail/work_queue.hpp
     [[        router_.wake();

@@ -737,6 +737,34 @@ TEST_CASE("AsyncQp: drain waits for both queues", "[rdma][I12]") {
     CHECK(all_done);
 }
 
+TEST_CASE("AsyncQp: drain on iWARP, where the device completes nothing in ERR", "[rdma][I12]") {
+    RouterFixture f; // of 4 sends and 4 receives
+    f.context.native_handle()->device->transport_type = IBV_TRANSPORT_IWARP;
+    const std::error_code flushed = make_wc_error(IBV_WC_WR_FLUSH_ERR);
+    std::vector<Operation> operations;
+    SECTION("nothing is posted") {}
+    SECTION("sends that succeeded, not signaled") {
+        operations.push_back(f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
+    }
+    SECTION("sends under way, not signaled, and some that wait for room") {
+        f.sim.hold_delivery();
+        for (int i = 0; i < 6; ++i) {
+            operations.push_back(f.a->write(f.slice(0, 1), f.remote(200, 1), {.signaled = false}));
+        }
+    }
+    SECTION("more receives than there is room for") {
+        for (int i = 0; i < 6; ++i) operations.push_back(f.a->recv(f.slice(100, 1)));
+    }
+    Draining drained(*f.a);
+    Awaiting send(f.a->send(f.slice(0, 1)));
+    Awaiting receive(f.a->recv(f.slice(100, 1)));
+    f.run();
+    CHECK(drained.completion);
+    CHECK(send.code() == flushed);
+    CHECK(receive.code() == flushed);
+    for (const Operation& operation : operations) CHECK(operation.done());
+}
+
 TEST_CASE("AsyncQp: drain before it is connected", "[rdma]") {
     RouterFixture f;
     AsyncQp reset(*f.router, f.domain);

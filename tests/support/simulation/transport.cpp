@@ -119,7 +119,7 @@ void complete_send(Simulation& simulation, QueuePair& qp, ibv_wc_status status,
     if (!by_poll) {
         --qp.send_slots_used;
     }
-    if (status == IBV_WC_SUCCESS && !request.signaled) {
+    if (!request.signaled && (status == IBV_WC_SUCCESS || is_iwarp(*qp.context))) {
         ++qp.unsignaled_done;
         return;
     }

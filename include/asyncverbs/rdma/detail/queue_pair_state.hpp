@@ -92,14 +92,11 @@ public:
     DrainAwaiter(DrainAwaiter&& other) noexcept : DrainAwaiter(other.state_) {}
 
     bool await_ready() {
-        QueuePair& queue_pair = state_.queue_pair;
         state_.sends.flush();
-        if (idle()) {
-            std::error_code ignored; // in RESET it fails, and nothing is posted
-            queue_pair.to_error(ignored);
-        } else {
-            queue_pair.to_error();
+        if (to_error()) {
             state_.sends.post_marker();
+            state_.sends.on_error_state();
+            state_.receives.on_error_state();
         }
         failure = state_.router->failure();
         return failure || idle();
@@ -116,6 +113,17 @@ public:
 
 private:
     bool idle() const noexcept { return state_.sends.idle() && state_.receives.idle(); }
+
+    // False in RESET, where nothing is posted.
+    bool to_error() {
+        if (!idle()) {
+            state_.queue_pair.to_error();
+            return true;
+        }
+        std::error_code error;
+        state_.queue_pair.to_error(error);
+        return !error;
+    }
 
     QueuePairState& state_;
 };

@@ -130,9 +130,14 @@ public:
     /// everything. But soft-iWARP completes nothing that is posted then, so on iWARP this ends all
     /// operations of the queue, and those that follow. A flushed receive ends the sends, too.
     void on_flushed() noexcept {
-        if (qp_ == nullptr || !is_iwarp(*qp_->context)) return;
+        if (!on_iwarp()) return;
         flush_all();
         if (sends_of_pair_ != nullptr) sends_of_pair_->flush_all();
+    }
+    /// drain() has moved the queue pair to ERR. On iWARP this ends the operations that have not
+    /// been posted, and those that follow.
+    void on_error_state() noexcept {
+        if (on_iwarp()) flush_waiting();
     }
     void note_cause(const ibv_wc& failure) const noexcept {
         if (cause_ == nullptr || cause_->status != IBV_WC_SUCCESS) return;
@@ -144,7 +149,7 @@ public:
 
     // --- draining ---
 
-    bool idle() const noexcept { return (in_flight_ == 0 && waiting_.empty()) || flushed(); }
+    bool idle() const noexcept { return (in_flight_ == 0 && waiting_.empty()) || abandoned_; }
     void wait_until_idle(IdleWaiter& waiter) noexcept { idle_waiters_.push_back(waiter); }
 
     /// For a queue pair in ERR, where everything completes, except that unsignaled requests may
@@ -175,6 +180,7 @@ private:
     }
     bool has_room() const noexcept { return in_flight_ < limit_; }
     bool flushed() const noexcept { return limit_ == 0 && capacity_ > 0; }
+    bool on_iwarp() const noexcept { return qp_ != nullptr && is_iwarp(*qp_->context); }
 
     // --- posting ---
     //
@@ -377,10 +383,11 @@ private:
 
     // The slots of unsignaled requests are free after the next signaled completion. So an
     // unsignaled request never takes the last free slot, and at most half of the queue is
-    // unsignaled in sequence.
+    // unsignaled in sequence. On iWARP every request is signaled: soft-iWARP completes no
+    // unsignaled one, even if it is flushed.
     bool must_signal(SendOptions options) noexcept {
         const bool signal = options.signaled || !has_room() ||
-                            unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1);
+                            unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1) || on_iwarp();
         unsignaled_ = signal ? 0 : unsignaled_ + 1;
         return signal;
     }
@@ -454,6 +461,7 @@ private:
         finish(operation);
     }
     void flush_all() noexcept;
+    void flush_waiting() noexcept;
 
     int reject_chain(std::uint64_t wr_id, const char* verb, int result) noexcept;
     void resume_idle_waiters() noexcept;
@@ -523,8 +531,9 @@ private:
     std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
     std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
-    std::uint32_t limit_;          // of in_flight_: the capacity, or 0 after flush_all()
+    std::uint32_t limit_;          // of in_flight_: the capacity, or 0 after flush_waiting()
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
+    bool abandoned_ = false;       // by the device: it may never complete what is in flight
 
     IntrusiveList<Operation> waiting_; // for room, in order; none while there is room
     IntrusiveList<IdleWaiter> idle_waiters_;
@@ -678,19 +687,23 @@ inline void WorkQueue::resume_idle_waiters() noexcept {
 
 // What the device completes none the less finds its slot without an operation.
 inline void WorkQueue::flush_all() noexcept {
-    if (limit_ == 0) return; // each flushed completion calls it
-    limit_ = 0;
+    if (std::exchange(abandoned_, true)) return; // each flushed completion calls it
     for (Slot& slot : std::span(slots_.get(), capacity_)) {
         if (slot.operation != nullptr) {
             end_as_flushed(*std::exchange(slot.operation, nullptr), slot.opcode);
         }
     }
+    flush_waiting();
+    resume_idle_waiters();
+}
+
+inline void WorkQueue::flush_waiting() noexcept {
+    limit_ = 0;
     while (!waiting_.empty()) {
         Operation& operation = waiting_.take_front();
         const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
         end_as_flushed(operation, deferred->view().work.completes_as);
     }
-    resume_idle_waiters();
 }
 
 inline void WorkQueue::fail_all(const Failure& failure) noexcept {
