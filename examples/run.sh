@@ -68,6 +68,8 @@ run_on_device() {
     rm -rf -- "$log" "$directory"
     printf '\n== cores: one executor and one completion queue for each CPU\n'
     "$programs/cores"
+    printf '\n== timeouts: a receive with a time limit, and the first of two events\n'
+    "$programs/timeouts"
 }
 
 case ${1:-} in

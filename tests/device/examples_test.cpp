@@ -19,6 +19,12 @@ TEST_CASE("the examples run", "[threads]") {
     CHECK_THAT(poll_loop.output(), contains("received: message 5 of 5\nstopped"));
     CHECK(poll_loop.error().empty());
 
+    Process timeouts({TIMEOUTS});
+    CHECK(timeouts.wait() == 0);
+    CHECK(timeouts.output() ==
+          "no message within 50 ms\na message of 5 bytes\nthe timer was first\n");
+    CHECK(timeouts.error().empty());
+
     Process cores({CORES, "3"}); // possibly more than the guest has
     CHECK(cores.wait() == 0);
     for (const char* core : {"core 0: CPU ", "core 1: CPU ", "core 2: CPU "}) {
@@ -29,7 +35,7 @@ TEST_CASE("the examples run", "[threads]") {
 }
 
 TEST_CASE("the examples name a missing device and the existing ones") {
-    for (const char* program : {HELLO, POLL_LOOP_NOTIFIER, CORES}) {
+    for (const char* program : {HELLO, POLL_LOOP_NOTIFIER, CORES, TIMEOUTS}) {
         Process process({"env", "RDMA_DEVICE=nosuch", program});
         CHECK(process.wait() == 1);
         CHECK_THAT(process.error(),
@@ -38,7 +44,7 @@ TEST_CASE("the examples name a missing device and the existing ones") {
 }
 
 TEST_CASE("the examples fail if their output cannot be written") {
-    for (const std::string program : {HELLO, POLL_LOOP_NOTIFIER, CORES " 2"}) {
+    for (const std::string program : {HELLO, POLL_LOOP_NOTIFIER, CORES " 2", TIMEOUTS}) {
         CAPTURE(program);
         Process process({"sh", "-c", program + " >/dev/full"});
         CHECK(process.wait() == 1);

@@ -138,3 +138,34 @@ mutation(pool-does-not-pin executor/executor_pool.hpp
 mutation(pool-stop-before-a-run-is-lost executor/executor_pool.hpp
     [[        if (!phase_.compare_exchange_strong(phase, Phase::stopped)) end();]]
     [[        if (phase_.load() != phase) end();]])
+
+# --- time limits ---
+
+set(tests executor/with_timeout_test.cpp)
+
+mutation(stop-does-not-reach-the-timed-operation executor/with_timeout.hpp
+    [[[&source] { source.request_stop(); }]]
+    [[[] {}]])
+
+mutation(canceled-operation-is-taken-for-timed-out executor/with_timeout.hpp
+    [[            return limit.has_passed() && error == std::errc::operation_canceled;]]
+    [[            return error == std::errc::operation_canceled;]])
+
+mutation(late-error-is-taken-for-a-timeout executor/with_timeout.hpp
+    [[            return limit.has_passed() && error == std::errc::operation_canceled;]]
+    [[            return limit.has_passed();]])
+
+mutation(operation-without-time-is-started executor/with_timeout.hpp
+    [[    if (duration > duration.zero()) {]]
+    [[    if (true) {]])
+
+mutation(failed-time-limit-is-a-timeout executor/with_timeout.hpp
+    [[        }
+        limit.rethrow_failure();
+    }]]
+    [[        }
+    }]])
+
+mutation(timer-fd-ends-too-early executor/with_timeout.hpp
+    [[        while (!error && Deadline::Clock::now() < deadline) {]]
+    [[        if (false) {]])

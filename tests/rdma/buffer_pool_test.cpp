@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +25,9 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/executor/with_timeout.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/router.hpp>
 
 #include "proof/interleavings.hpp"
 #include "rdma/fixture.hpp"
@@ -34,6 +38,7 @@
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;
+using namespace std::chrono_literals;
 using simulated::SimulatedVerbs;
 using support::contains;
 using support::Coroutine;
@@ -428,6 +433,42 @@ TEST_CASE("BufferPool: the buffer of a destroyed operation returns after its com
     const Operation sent = ends.a->send(ends.slice(0, 5));
     ends.run();
     CHECK(sent.done());
+    CHECK(pool.available() == 3);
+}
+
+TEST_CASE("BufferPool: the buffer of a read that timed out returns after its completion",
+          "[rdma][buffer_pool][with_timeout]") {
+    SimulatedVerbs sim;
+    const Context context = Context::open();
+    const ProtectionDomain domain(context);
+    EpollExecutor loop;
+    Router router = Router::create(context, 64, loop);
+    AsyncQp a(router, domain, {.max_send_wr = 2}); // one of the reads has to wait for room
+    AsyncQp b(router, domain);
+    for (AsyncQp* qp : {&a, &b}) qp->queue_pair().init({.access = support::all_access});
+    a.queue_pair().connect(b.queue_pair().local_address());
+    b.queue_pair().connect(a.queue_pair().local_address());
+    const MemoryRegion source = MemoryRegion::allocate(domain, 8, support::all_access);
+    source.bytes()[0] = std::byte{42};
+    const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(source.bytes().data()), 8,
+                             source.rkey()};
+    Pool pool(loop, domain, 3, 64);
+    const auto read = [&](std::chrono::milliseconds time) -> Task<std::byte> {
+        co_return co_await with_timeout(loop, time, [&](std::stop_token stop) -> Task<std::byte> {
+            const PooledBuffer buffer = co_await pool.acquire(stop);
+            co_await a.read(buffer.slice(0, 8), remote, {}, stop);
+            co_return buffer.bytes()[0];
+        });
+    };
+    sim.hold_delivery();
+    for (int i = 0; i < 10; ++i) {
+        CHECK_THROWS_WITH(loop.run(read(1ms)), contains("timed out"));
+    }
+    CHECK(pool.available() == 1); // that of the read that was not posted
+    sim.release_delivery();
+    CHECK(loop.run(read(1h)) == std::byte{42});
+    while (loop.run_once()) {
+    }
     CHECK(pool.available() == 3);
 }
 
