@@ -8,17 +8,24 @@
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
 
+#include <sys/signalfd.h>
+#include <unistd.h>
+
 #include <array>
+#include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 using namespace asyncverbs;
 
@@ -62,6 +69,9 @@ public:
     }
     AsyncQp make_queue_pair() { return AsyncQp(*router_, *domain_, queue_pair_options); }
     MemoryRegion allocate(std::size_t size) { return MemoryRegion::allocate(*domain_, size); }
+    std::vector<InFlight> in_flight() const {
+        return router_ ? router_->in_flight() : std::vector<InFlight>();
+    }
 
 private:
     EpollExecutor& loop_;
@@ -120,6 +130,34 @@ Task<> echo(Device& device, IncomingConnection incoming) {
     co_await qp.drain();
 }
 
+void print(const std::vector<InFlight>& requests) {
+    std::printf("%zu requests in flight\n", requests.size());
+    for (const InFlight& request : requests) {
+        const char* const kind = request.opcode == IBV_WC_RECV ? "receive" : "send";
+        const auto time =
+            std::chrono::duration_cast<std::chrono::milliseconds>(request.reported_for);
+        std::printf("queue pair %u: %s, since %lld ms\n", request.qp_num, kind,
+                    static_cast<long long>(time.count()));
+    }
+}
+
+// What is stuck? `kill -USR1` prints it, with the time since the first such signal.
+Task<> print_on_signal(EpollExecutor& loop, const Device& device, std::stop_token stop) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &signals, nullptr);
+    const int fd = ::signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0) throw std::system_error(errno, std::system_category(), "signalfd");
+    EpollNotifier notifier = loop.notifier(fd); // fd is open until the program ends
+    for (;;) {
+        const std::error_code error = co_await notifier.readable(stop);
+        if (error) break;
+        signalfd_siginfo signal;
+        while (::read(fd, &signal, sizeof signal) > 0) print(device.in_flight());
+    }
+}
+
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Device device(loop);
     Listener listener(loop, options.bind, std::to_string(options.port));
@@ -127,7 +165,12 @@ Task<> run_server(EpollExecutor& loop, const Options& options) {
     const auto serve = [&device](IncomingConnection incoming) {
         return echo(device, std::move(incoming));
     };
+    Scope printer;
+    std::stop_source served;
+    printer.spawn(print_on_signal(loop, device, served.get_token()));
     co_await program::serve_clients(loop, listener, options.clients, serve);
+    served.request_stop();
+    co_await printer.join();
 }
 
 // --- the client ---

@@ -10,6 +10,7 @@
 #include <string_view>
 
 using asyncverbs::device::await_output;
+using asyncverbs::device::await_that;
 using asyncverbs::device::can_run_without_descriptors;
 using asyncverbs::device::device_address;
 using asyncverbs::device::error_of;
@@ -54,6 +55,21 @@ TEST_CASE("rdma_echo: a client that is killed does not disturb the others", "[rd
     CHECK(client.wait() == 0);
     CHECK(server.wait() == 0);
     CHECK(count(server.output(), "connected") == 2);
+}
+
+TEST_CASE("rdma_echo: a server prints what is in flight", "[rdma_echo][iwarp]") {
+    Process server({RDMA_ECHO, "--port=7477"});
+    await_output(server, "listening");
+    server.signal(SIGUSR1);
+    await_output(server, "0 requests in flight");
+    Process client({RDMA_ECHO, "--port=7477", "--count=1000000", device_address()});
+    await_output(server, "connected");
+    client.signal(SIGSTOP); // from now on the server waits for its next message
+    for (std::size_t i = 1; i <= 2; ++i) {
+        server.signal(SIGUSR1);
+        await_that(server, [&] { return count(server.output(), ": receive, since ") >= i; });
+    }
+    CHECK(server.is_running());
 }
 
 TEST_CASE("rdma_echo: a client for which there is no descriptor is refused", "[rdma_echo]") {

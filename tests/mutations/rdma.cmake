@@ -260,6 +260,17 @@ mutation(region-of-a-request-that-waits-is-looked-up-again rdma/send_request.hpp
 
 set(tests rdma/router_test.cpp)
 
+mutation(in-flight-misses-what-waits-for-room rdma/detail/work_queue.hpp
+    [[    waiting_.for_each([&](const Operation& operation) {
+        requests]]
+    [[    IntrusiveList<Operation>().for_each([&](const Operation& operation) {
+        requests]])
+
+mutation(in-flight-takes-a-new-request-for-an-old-one rdma/detail/work_queue.hpp
+    [[        slot.state = SlotState::posted;]]
+    [[        if (slot.state == SlotState::free && !reported_) slot.state = SlotState::posted;
+        if (slot.state == SlotState::free) slot.state = SlotState::reported;]])
+
 mutation(wr-id-may-be-small rdma/detail/router_state.hpp
     [[first_tag = 0x800000]]
     [[first_tag = 0]])

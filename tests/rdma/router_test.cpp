@@ -4,12 +4,15 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <stop_token>
 #include <system_error>
+#include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -363,4 +366,56 @@ TEST_CASE("Router: an exception of a resumed coroutine reaches the caller of the
     REQUIRE(behind.error);
     CHECK_THAT(behind.error->what(), contains("from a coroutine"));
     thrower.handle.destroy();
+}
+
+TEST_CASE("Router: what is in flight", "[rdma][router]") {
+    RouterFixture f; // of 4 sends and 4 receives
+    CHECK(f.router->in_flight().empty());
+    f.sim.hold_delivery();
+    std::vector<Operation> operations;
+    operations.push_back(f.b->recv(f.slice(100, 8)));
+    operations.push_back(f.a->send(f.slice(0, 8)));
+    operations.push_back(f.a->read(f.slice(8, 8), f.remote(200, 8)));
+    (void)f.a->write(f.slice(0, 8), f.remote(200, 8), {.signaled = false}); // not awaited
+    operations.push_back(f.a->fetch_and_add(f.slice(16, 8), f.remote(200, 8), 1));
+    operations.push_back(f.a->send(f.slice(0, 8))); // waits for room
+    const auto list = [&] {
+        std::vector<std::tuple<std::uint32_t, ibv_wc_opcode, bool>> requests;
+        for (const InFlight& request : f.router->in_flight()) {
+            requests.emplace_back(request.qp_num, request.opcode, request.posted);
+        }
+        return requests;
+    };
+    const std::uint32_t a = f.a->queue_pair().qp_num();
+    const std::uint32_t b = f.b->queue_pair().qp_num();
+    const std::vector<std::tuple<std::uint32_t, ibv_wc_opcode, bool>> all = {
+        {a, IBV_WC_SEND, true},      {a, IBV_WC_RDMA_READ, true}, {a, IBV_WC_RDMA_WRITE, true},
+        {a, IBV_WC_FETCH_ADD, true}, {a, IBV_WC_SEND, false},     {b, IBV_WC_RECV, true}};
+    CHECK(list() == all);
+    CHECK(list() == all);
+    CHECK(f.sim.calls("ibv_post_send") == 4);
+
+    f.b.reset();
+    f.a.reset();
+    CHECK(f.router->in_flight().empty());
+}
+
+TEST_CASE("Router: how long something is in flight", "[rdma][router]") {
+    using namespace std::chrono_literals;
+    RouterFixture f;
+    const auto first_time = [&] { return f.router->in_flight().front().reported_for; };
+    for (int i = 0; i < 3; ++i) { // the slots are used again
+        f.sim.hold_delivery();
+        const Operation receive = f.b->recv(f.slice(100, 8));
+        const Operation send = f.a->send(f.slice(0, 8));
+        const auto start = std::chrono::steady_clock::now();
+        CHECK(first_time() == 0ns);
+        std::this_thread::sleep_for(1ms);
+        const std::chrono::nanoseconds later = first_time();
+        CHECK(later >= 1ms);
+        CHECK(later <= std::chrono::steady_clock::now() - start);
+        f.sim.release_delivery();
+        f.run();
+        CHECK(f.router->in_flight().empty());
+    }
 }

@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
@@ -15,6 +16,14 @@
 #include <asyncverbs/verbs/error.hpp>
 
 namespace asyncverbs {
+
+/// A request that has not completed, see Router::in_flight(). A plain value.
+struct InFlight {
+    std::uint32_t qp_num = 0;                ///< 0: it is in a shared receive queue
+    ibv_wc_opcode opcode = IBV_WC_SEND;      ///< that its completion will have
+    bool posted = false;                     ///< false: it waits for room in its queue
+    std::chrono::nanoseconds reported_for{}; ///< since in_flight() reported it first; 0 if !posted
+};
 
 /// The completion of one operation. A plain value.
 class Completion {

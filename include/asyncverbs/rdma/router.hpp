@@ -7,9 +7,11 @@
 #include <memory>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
@@ -81,6 +83,12 @@ public:
 
     /// The number of completions that belonged to no request of the router's objects.
     [[nodiscard]] std::uint64_t ignored_completions() const noexcept { return state_->ignored(); }
+
+    /// What is stuck? All requests that have not completed, queue by queue: sends in the order of
+    /// their posts, receives in none. They need not have an Operation any more. Throws
+    /// std::bad_alloc. Only these calls take time and memory: so a request has no time of its post,
+    /// but one that is still there at the next call has the time since this one.
+    [[nodiscard]] std::vector<InFlight> in_flight() const { return state_->in_flight(); }
 
     /// Counters of the completion queue.
     [[nodiscard]] const CqStatistics& statistics() const noexcept {

@@ -19,6 +19,7 @@
 #include <asyncverbs/coro/detail/stop_callback.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/detail/cq_state.hpp>
+#include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/region_uses.hpp>
 #include <asyncverbs/verbs/error.hpp>
 
@@ -145,6 +146,8 @@ public:
 
     /// The number of completions that belonged to no request of the router's work queues.
     std::uint64_t ignored() const noexcept { return ignored_; }
+
+    std::vector<InFlight> in_flight() const;
 
     // --- for work queues ---
 

@@ -4,6 +4,7 @@
 #include <infiniband/verbs.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
@@ -121,7 +123,7 @@ public:
     /// error the opcode is not valid (I11).
     bool posted(const ibv_wc& wc) const noexcept {
         const std::uint32_t index = WrId::slot(wc.wr_id);
-        return index < capacity_ && slots_[index].in_flight &&
+        return index < capacity_ && slots_[index].state != SlotState::free &&
                (srq_ != nullptr || wc.qp_num == qp_num_) &&
                (wc.status != IBV_WC_SUCCESS || ((wc.opcode & IBV_WC_RECV) == 0) == sends_);
     }
@@ -157,14 +159,19 @@ public:
     /// must_signal(). Throws naming ibv_post_send. To be called after flush().
     void post_marker();
 
+    /// Appends what has not completed. Throws std::bad_alloc.
+    void list_in_flight(std::vector<InFlight>& requests);
+
 private:
+    enum class SlotState : std::uint8_t { free, posted, reported }; // by list_in_flight()
+
     struct Slot {
         Operation* operation = nullptr; // null: it was destroyed, or the slot is free
         MemoryHold memory;              // of its first slice
         std::uint32_t more_slices = 0;  // which have a place in more_memory_
         std::uint32_t next_free = 0;    // receives: of a free slot
         ibv_wc_opcode opcode = IBV_WC_RECV;
-        bool in_flight = false;
+        SlotState state = SlotState::free;
         bool signaled = true;
     };
     static_assert(sizeof(Slot) <= 32);
@@ -339,7 +346,7 @@ private:
         Slot& slot = slots_[index];
         slot.operation = operation;
         slot.opcode = opcode;
-        slot.in_flight = true;
+        slot.state = SlotState::posted;
         ++in_flight_;
         if (operation != nullptr) operation->slot_operation_ = &slot.operation;
         if (slices.empty()) return;
@@ -362,7 +369,7 @@ private:
     // The device has finished with the slot, or never got it.
     [[gnu::always_inline]] void release_slot(std::uint32_t index) noexcept {
         Slot& slot = slots_[index];
-        slot.in_flight = false;
+        slot.state = SlotState::free;
         slot.memory.reset();
         if (slot.more_slices > 0) [[unlikely]]
             release_more(slot, index);
@@ -526,7 +533,8 @@ private:
     std::unique_ptr<Slot[]> slots_;
     std::unique_ptr<MemoryHold[]> more_memory_;        // of the slots' other slices
     std::unique_ptr<std::shared_ptr<ibv_ah>[]> peers_; // of the slots, if keeps_peers_
-    RegionUse* last_use_;                              // that a slice needed
+    std::unique_ptr<std::chrono::steady_clock::time_point[]> reported_; // of the slots, when first
+    RegionUse* last_use_;                                               // that a slice needed
     std::uint32_t first_free_ = 0; // receives: the first of the list of free slots
     std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
     std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
@@ -726,6 +734,24 @@ inline void WorkQueue::fail_all(const Failure& failure) noexcept {
     }
 }
 
+inline void WorkQueue::list_in_flight(std::vector<InFlight>& requests) {
+    using Clock = std::chrono::steady_clock;
+    if (in_flight_ > 0 && !reported_) {
+        reported_ = std::make_unique<Clock::time_point[]>(capacity_);
+    }
+    const Clock::time_point now = Clock::now();
+    for (std::uint32_t i = 0, index = oldest_; i < capacity_; ++i, index = after(index)) {
+        Slot& slot = slots_[index];
+        if (slot.state == SlotState::free) continue;
+        if (slot.state == SlotState::posted) reported_[index] = now;
+        requests.push_back({qp_num_, slot.opcode, true, now - reported_[index]});
+        slot.state = SlotState::reported;
+    }
+    waiting_.for_each([&](const Operation& operation) {
+        requests.push_back({qp_num_, operation.deferred_->view().work.completes_as});
+    });
+}
+
 // --- the router's part ---
 
 [[gnu::always_inline]] inline WorkQueue* RouterState::find(const ibv_wc& wc) const noexcept {
@@ -761,6 +787,14 @@ inline void RouterState::note_causes(std::span<const ibv_wc> wcs) const noexcept
 
 inline void RouterState::post_chains(IntrusiveList<ListNode>& queues) noexcept {
     while (!queues.empty()) static_cast<WorkQueue&>(queues.take_front()).post_chain();
+}
+
+inline std::vector<InFlight> RouterState::in_flight() const {
+    std::vector<InFlight> requests;
+    for (const Route& route : routes_) {
+        if (route.queue != nullptr) route.queue->list_in_flight(requests);
+    }
+    return requests;
 }
 
 inline void RouterState::fail_queues() noexcept {
