@@ -234,11 +234,17 @@ TEST_CASE("AsyncQp on a device: datagrams", "[rdma]") {
         const AddressHandle peer(e.domain, e.a.queue_pair(), e.b.queue_pair().local_address());
         e.number(0) = 42;
         Operation receive = e.b.post_recv(e.slice(1024, 64));
-        co_await e.a.send_to(e.slice(0, 8), peer, e.b.queue_pair().qp_num(), 0x11111111);
+        co_await e.a.send_to(e.slice(0, 8), peer, e.b.queue_pair().qp_num());
         const Completion received = co_await receive;
         CHECK(received.bytes() == 48);
         CHECK(received.src_qp() == e.a.queue_pair().qp_num());
         CHECK(e.number(1064) == 42);
+
+        const AddressHandle back(e.domain, e.b.queue_pair(), received.wc(), e.slice(1024, 64));
+        Operation reply = e.a.post_recv(e.slice(2048, 64));
+        co_await e.b.send_to(e.slice(1064, 8), back, received.src_qp());
+        co_await reply;
+        CHECK(e.number(2048 + 40) == 42);
     };
     run_bounded(ends.loop, play(ends));
 }

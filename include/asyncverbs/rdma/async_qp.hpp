@@ -135,9 +135,13 @@ public:
                                                           std::stop_token stop = {}) {
         return post(detail::SendView::send_with_invalidate(slices, rkey, options), std::move(stop));
     }
-    /// Sends a UD datagram.
+    /// Sends a UD datagram. The reply to one that was received:
+    ///
+    ///     const AddressHandle peer(domain, qp.queue_pair(), received.wc(), slice);
+    ///     co_await qp.send_to(reply, peer, received.src_qp());
     [[gnu::always_inline]] Operation send_to(Slices slices, const AddressHandle& peer,
-                                             std::uint32_t qp_num, std::uint32_t qkey,
+                                             std::uint32_t qp_num,
+                                             std::uint32_t qkey = InitOptions{}.qkey,
                                              SendOptions options = {}, std::stop_token stop = {}) {
         return post(detail::SendView::send_to(slices, peer, qp_num, qkey, options),
                     std::move(stop));

@@ -3,6 +3,9 @@
 
 #include <asyncverbs/requirements.hpp>
 
+#include <infiniband/verbs.h>
+
+#include <cstdint>
 #include <memory>
 #include <system_error>
 #include <utility>
@@ -26,14 +29,29 @@ public:
     /// reached (no GID on RoCE); else naming ibv_create_ah.
     AddressHandle(const ProtectionDomain& domain, const QueuePair& local,
                   const QueuePairAddress& remote, const RtrOptions& path = {}) {
-        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
         ibv_ah_attr attr = local.path_to(remote, path);
-        if (local.native_handle()->pd != pd.get()) {
+        create(domain, local, "ibv_create_ah",
+               [&](ibv_pd* pd) { return ibv_create_ah(pd, &attr); });
+    }
+
+    /// The way back to the sender of a datagram, for a reply: `received` is the slice that `local`
+    /// received it in, with the GRH, and `completion` that of the receive. Then wc.src_qp is the
+    /// number of the sender's queue pair. Throws std::system_error: invalid_argument for another
+    /// completion than that of a datagram and a slice of less than 40 bytes, and as the first form;
+    /// else naming ibv_create_ah_from_wc.
+    AddressHandle(const ProtectionDomain& domain, const QueuePair& local, const ibv_wc& completion,
+                  const Slice& received) {
+        if (completion.status != IBV_WC_SUCCESS || (completion.opcode & IBV_WC_RECV) == 0 ||
+            received.length < sizeof(ibv_grh)) {
             detail::throw_error(std::errc::invalid_argument,
-                                "the queue pair belongs to another ProtectionDomain");
+                                "a reply needs the completion of a received datagram, and the "
+                                "slice of its receive, which begins with a GRH of 40 bytes");
         }
-        ah_ = detail::own<ibv_destroy_ah>(
-            detail::create("ibv_create_ah", [&] { return ibv_create_ah(pd.get(), &attr); }), pd);
+        ibv_wc wc = completion;
+        auto* const grh = reinterpret_cast<ibv_grh*>(received.address);
+        const std::uint8_t port = local.port();
+        create(domain, local, "ibv_create_ah_from_wc",
+               [&](ibv_pd* pd) { return ibv_create_ah_from_wc(pd, &wc, grh, port); });
     }
 
     AddressHandle(AddressHandle&&) noexcept = default;
@@ -49,6 +67,18 @@ public:
     [[nodiscard]] const std::shared_ptr<ibv_ah>& shared_handle() const noexcept { return ah_; }
 
 private:
+    template <class Create>
+    void create(const ProtectionDomain& domain, const QueuePair& local, const char* verb,
+                Create create_handle) {
+        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
+        if (local.native_handle()->pd != pd.get()) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "the queue pair belongs to another ProtectionDomain");
+        }
+        ah_ = detail::own<ibv_destroy_ah>(
+            detail::create(verb, [&] { return create_handle(pd.get()); }), pd);
+    }
+
     detail::Handle<ibv_ah> ah_;
 };
 

@@ -86,6 +86,9 @@ public:
         return {endpoint.lid, number, psn_, endpoint.gid};
     }
 
+    /// The port that init() selected. Throws invalid_argument before.
+    [[nodiscard]] std::uint8_t port() const { return static_cast<std::uint8_t>(endpoint().port); }
+
     /// RC: INIT to RTR, ready to receive from `remote`. Throws std::system_error: invalid_argument
     /// before init(), for a UD queue pair, for a `remote` that cannot be reached (no GID on RoCE,
     /// number or PSN of more than 24 bits), and for options out of range; else naming

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 namespace asyncverbs::simulated {
 
@@ -115,20 +116,42 @@ extern "C" int ibv_dereg_mr(ibv_mr* mr) {
     });
 }
 
-extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
+namespace {
+
+ibv_ah* create_address_handle(Verb verb, ibv_pd* pd, const ibv_ah_attr& attr) {
     return run_create_in<ibv_ah, ProtectionDomain>(
-        Verb::create_ah, pd,
-        [&](Simulation& simulation, ProtectionDomain& domain, ibv_ah*& created) {
-            if (!valid_address(domain.owner(), *attr)) {
+        verb, pd, [&](Simulation& simulation, ProtectionDomain& domain, ibv_ah*& created) {
+            if (!valid_address(domain.owner(), attr)) {
                 return EINVAL;
             }
             AddressHandle& handle = simulation.registry<AddressHandle>().add(domain);
             handle.handle = handle.number;
-            handle.attr = *attr;
+            handle.attr = attr;
             ++domain.users;
             created = &handle;
             return 0;
         });
+}
+
+} // namespace
+
+extern "C" ibv_ah* ibv_create_ah(ibv_pd* pd, ibv_ah_attr* attr) {
+    return create_address_handle(Verb::create_ah, pd, *attr);
+}
+
+extern "C" ibv_ah* ibv_create_ah_from_wc(ibv_pd* pd, ibv_wc* wc, ibv_grh* grh,
+                                         std::uint8_t port_num) {
+    ibv_ah_attr attr{};
+    attr.port_num = port_num;
+    attr.is_global = (wc->wc_flags & IBV_WC_GRH) != 0 ? 1 : 0;
+    attr.grh.dgid = grh->sgid;
+    GidEntry own;
+    const auto& context = static_cast<const Context&>(*pd->context);
+    while (find_gid(context, port_num, attr.grh.sgid_index, own) == 0 &&
+           std::memcmp(own.gid.raw, grh->dgid.raw, sizeof own.gid.raw) != 0) {
+        ++attr.grh.sgid_index;
+    }
+    return create_address_handle(Verb::create_ah_from_wc, pd, attr);
 }
 
 extern "C" int ibv_destroy_ah(ibv_ah* ah) {

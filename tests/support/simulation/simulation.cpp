@@ -49,6 +49,7 @@ constexpr std::array<VerbInfo, verb_count> verb_table{{
     {Verb::destroy_srq, "ibv_destroy_srq", Convention::positive, true},
     {Verb::post_srq_recv, "ibv_post_srq_recv", Convention::positive},
     {Verb::create_ah, "ibv_create_ah", Convention::null},
+    {Verb::create_ah_from_wc, "ibv_create_ah_from_wc", Convention::null},
     {Verb::destroy_ah, "ibv_destroy_ah", Convention::positive, true},
     {Verb::create_event_channel, "rdma_create_event_channel", Convention::null},
     {Verb::destroy_event_channel, "rdma_destroy_event_channel", Convention::never, true},

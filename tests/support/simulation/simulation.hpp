@@ -71,6 +71,7 @@ enum class Verb : std::size_t {
     destroy_srq,
     post_srq_recv,
     create_ah,
+    create_ah_from_wc,
     destroy_ah,
     create_event_channel,
     destroy_event_channel,
