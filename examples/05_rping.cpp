@@ -177,15 +177,13 @@ Task<> run_client(EpollExecutor& loop, const Options& options) {
         MemoryRegion::allocate(end.domain, 2 * std::size_t{options.size}, access);
     const Slice source = memory.slice(0, options.size);
     const Slice sink = memory.slice(options.size, options.size);
-    const auto advertise = [&](const Slice& slice) {
-        return end.send(
-            {reinterpret_cast<std::uintptr_t>(slice.address), slice.length, memory.rkey()});
-    };
+    const RemoteSlice remote_source = memory.remote_slice().slice(0, options.size);
+    const RemoteSlice remote_sink = memory.remote_slice().slice(options.size);
     for (std::uint32_t ping = 0; options.count == 0 || ping < options.count; ++ping) {
         write_text(source, ping);
-        co_await advertise(source);
+        co_await end.send(remote_source);
         co_await end.expect("the server has left");
-        co_await advertise(sink);
+        co_await end.send(remote_sink);
         co_await end.expect("the server has left");
         if (options.validate && std::memcmp(source.address, sink.address, options.size) != 0) {
             throw std::runtime_error("ping " + std::to_string(ping) +

@@ -164,8 +164,7 @@ Task<> write_from(Core& core, const MemoryRegion& region) {
     Router router(AsyncCq::create(core.make_queue(), core.executor));
     AsyncQp qp(router, core.domain, {.max_send_wr = writes, .max_recv_wr = 1});
     qp.queue_pair().connect(qp.queue_pair().local_address());
-    const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(region.bytes().data()), 64,
-                             region.rkey()};
+    const RemoteSlice remote = region.remote_slice().slice(0, 64);
     std::array<Operation, writes> operations;
     core.start();
     for (std::size_t i = 0; i < batches * batch; i += writes) {

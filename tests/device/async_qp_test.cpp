@@ -45,8 +45,7 @@ struct Ends {
 
     Slice slice(std::size_t at, std::size_t length) const { return region.slice(at, length); }
     RemoteSlice remote(std::size_t at, std::size_t length) const {
-        return {reinterpret_cast<std::uintptr_t>(region.bytes().data()) + at, length,
-                region.rkey()};
+        return region.remote_slice().slice(at, length);
     }
     std::uint64_t& number(std::size_t at) const {
         return *reinterpret_cast<std::uint64_t*>(region.bytes().data() + at);
@@ -320,8 +319,7 @@ TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][
     };
     const auto play = [&]() -> Task<> {
         const auto connections = co_await when_all(serve(), dial());
-        const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(server->region.bytes().data()),
-                                 4096, server->region.rkey()};
+        const RemoteSlice remote = server->region.remote_slice();
         client->number(0) = 42;
         Operation unsignaled =
             client->qp.write(client->slice(0), remote.slice(8, 8), {.signaled = false});

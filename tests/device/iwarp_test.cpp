@@ -74,7 +74,7 @@ TEST_CASE("device: what iWARP lacks is an error that names the cause", "[iwarp]"
         AsyncQp qp(its_router, its_domain);
         Connection connection = co_await outgoing.connect(qp.queue_pair());
         const Slice slice = memory.slice(0, 8);
-        const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(slice.address), 8, memory.rkey()};
+        const RemoteSlice remote = memory.remote_slice();
         co_await check_error(qp.send_with_imm(slice, 1), "iWARP has no immediate data");
         co_await check_error(qp.write_with_imm(slice, remote, 1), "iWARP has no immediate data");
         co_await check_error(qp.fetch_and_add(slice, remote, 1), "iWARP has no atomics");

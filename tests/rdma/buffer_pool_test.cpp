@@ -450,8 +450,7 @@ TEST_CASE("BufferPool: the buffer of a read that timed out returns after its com
     b.queue_pair().connect(a.queue_pair().local_address());
     const MemoryRegion source = MemoryRegion::allocate(domain, 8, support::all_access);
     source.bytes()[0] = std::byte{42};
-    const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(source.bytes().data()), 8,
-                             source.rkey()};
+    const RemoteSlice remote = source.remote_slice();
     Pool pool(loop, domain, 3, 64);
     const auto read = [&](std::chrono::milliseconds time) -> Task<std::byte> {
         co_return co_await with_timeout(loop, time, [&](std::stop_token stop) -> Task<std::byte> {

@@ -145,7 +145,7 @@ struct RouterFixture {
         return {reinterpret_cast<const char*>(memory.data()) + at, length};
     }
     RemoteSlice remote(std::size_t at, std::size_t length) const {
-        return {reinterpret_cast<std::uintptr_t>(memory.data()) + at, length, region->rkey()};
+        return region->remote_slice().slice(at, length);
     }
     Slice slice(std::size_t at, std::size_t length) const { return region->slice(at, length); }
 

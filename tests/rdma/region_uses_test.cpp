@@ -364,8 +364,7 @@ TEST_CASE("Regions: destroyed by another thread while two routers use it", "[rdm
     const Context context = Context::open();
     const ProtectionDomain domain(context);
     const MemoryRegion target = MemoryRegion::allocate(domain, 64, all_access);
-    const RemoteSlice remote{reinterpret_cast<std::uintptr_t>(target.bytes().data()), 8,
-                             target.rkey()};
+    const RemoteSlice remote = target.remote_slice().slice(0, 8);
     {
         Core cores[] = {Core(context, domain), Core(context, domain)};
         for (int i = 0; i < rounds; ++i) {

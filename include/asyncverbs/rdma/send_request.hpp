@@ -26,31 +26,6 @@ class DeferredRequest;
 class WorkQueue;
 } // namespace detail
 
-/// `length` bytes at `address` in the peer's memory region `rkey`. A plain value, which the peer
-/// sends in a message of the application.
-struct RemoteSlice {
-    std::uint64_t address = 0; ///< at the peer
-    std::size_t length = 0;    ///< in bytes
-    std::uint32_t rkey = 0;    ///< of its memory region
-
-    /// The slice's bytes from `offset` on. Throws as slice(offset, count) does.
-    [[nodiscard]] RemoteSlice slice(std::size_t offset) const {
-        return slice(offset, offset <= length ? length - offset : 0);
-    }
-
-    /// The `count` bytes at `offset`. Throws std::system_error (invalid_argument), with offset,
-    /// length and size, if they are not all inside this slice.
-    [[nodiscard]] RemoteSlice slice(std::size_t offset, std::size_t count) const {
-        if (offset > length || count > length - offset) {
-            detail::throw_error(std::errc::invalid_argument,
-                                "a slice of length " + std::to_string(count) + " at offset " +
-                                    std::to_string(offset) + " is outside the peer's of size " +
-                                    std::to_string(length));
-        }
-        return {address + offset, count, rkey};
-    }
-};
-
 /// A view of the slices that a work request gathers from or scatters to, in order. A parameter
 /// type: the slices must exist until the call returns.
 class Slices : public std::span<const Slice> {

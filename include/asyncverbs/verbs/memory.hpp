@@ -122,6 +122,31 @@ struct Slice {
     }
 };
 
+/// `length` bytes at `address` in the peer's memory region `rkey`. A plain value: the peer makes it
+/// with MemoryRegion::remote_slice(), and sends it in a message of the application.
+struct RemoteSlice {
+    std::uint64_t address = 0; ///< at the peer
+    std::size_t length = 0;    ///< in bytes
+    std::uint32_t rkey = 0;    ///< of its memory region
+
+    /// The slice's bytes from `offset` on. Throws as slice(offset, count) does.
+    [[nodiscard]] RemoteSlice slice(std::size_t offset) const {
+        return slice(offset, offset <= length ? length - offset : 0);
+    }
+
+    /// The `count` bytes at `offset`. Throws std::system_error (invalid_argument), with offset,
+    /// length and size, if they are not all inside this slice.
+    [[nodiscard]] RemoteSlice slice(std::size_t offset, std::size_t count) const {
+        if (offset > length || count > length - offset) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "a slice of length " + std::to_string(count) + " at offset " +
+                                    std::to_string(offset) + " is outside the peer's of size " +
+                                    std::to_string(length));
+        }
+        return {address + offset, count, rkey};
+    }
+};
+
 /// Owns the registration of a range of memory (ibv_mr); keeps its protection domain alive.
 /// The caller's memory must outlive the region and every work request that names it. A region made
 /// by allocate() owns its memory, and frees it after it was deregistered.
@@ -187,6 +212,12 @@ public:
     /// The `length` bytes at `offset`; see Slice::slice().
     [[nodiscard]] Slice slice(std::size_t offset, std::size_t length) const {
         return slice().slice(offset, length);
+    }
+
+    /// The whole region, for RDMA reads, writes and atomics of a peer, which `access` must allow.
+    [[nodiscard]] RemoteSlice remote_slice() const {
+        const ibv_mr& region = *get();
+        return {reinterpret_cast<std::uintptr_t>(region.addr), region.length, region.rkey};
     }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
