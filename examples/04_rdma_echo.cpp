@@ -69,8 +69,8 @@ public:
     }
     AsyncQp make_queue_pair() { return AsyncQp(*router_, *domain_, queue_pair_options); }
     MemoryRegion allocate(std::size_t size) { return MemoryRegion::allocate(*domain_, size); }
-    std::vector<InFlight> in_flight() const {
-        return router_ ? router_->in_flight() : std::vector<InFlight>();
+    std::vector<RequestInFlight> in_flight() const {
+        return router_ ? router_->in_flight() : std::vector<RequestInFlight>();
     }
 
 private:
@@ -130,9 +130,9 @@ Task<> echo(Device& device, IncomingConnection incoming) {
     co_await qp.drain();
 }
 
-void print(const std::vector<InFlight>& requests) {
+void print(const std::vector<RequestInFlight>& requests) {
     std::printf("%zu requests in flight\n", requests.size());
-    for (const InFlight& request : requests) {
+    for (const RequestInFlight& request : requests) {
         const char* const kind = request.opcode == IBV_WC_RECV ? "receive" : "send";
         const auto time =
             std::chrono::duration_cast<std::chrono::milliseconds>(request.reported_for);

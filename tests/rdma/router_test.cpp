@@ -381,7 +381,7 @@ TEST_CASE("Router: what is in flight", "[rdma][router]") {
     operations.push_back(f.a->send(f.slice(0, 8))); // waits for room
     const auto list = [&] {
         std::vector<std::tuple<std::uint32_t, ibv_wc_opcode, bool>> requests;
-        for (const InFlight& request : f.router->in_flight()) {
+        for (const RequestInFlight& request : f.router->in_flight()) {
             requests.emplace_back(request.qp_num, request.opcode, request.posted);
         }
         return requests;

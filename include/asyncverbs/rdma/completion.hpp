@@ -18,7 +18,7 @@
 namespace asyncverbs {
 
 /// A request that has not completed, see Router::in_flight(). A plain value.
-struct InFlight {
+struct RequestInFlight {
     std::uint32_t qp_num = 0;                ///< 0: it is in a shared receive queue
     ibv_wc_opcode opcode = IBV_WC_SEND;      ///< that its completion will have
     bool posted = false;                     ///< false: it waits for room in its queue

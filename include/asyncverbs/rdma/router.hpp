@@ -88,7 +88,7 @@ public:
     /// their posts, receives in none. They need not have an Operation any more. Throws
     /// std::bad_alloc. Only these calls take time and memory: so a request has no time of its post,
     /// but one that is still there at the next call has the time since this one.
-    [[nodiscard]] std::vector<InFlight> in_flight() const { return state_->in_flight(); }
+    [[nodiscard]] std::vector<RequestInFlight> in_flight() const { return state_->in_flight(); }
 
     /// Counters of the completion queue.
     [[nodiscard]] const CqStatistics& statistics() const noexcept {

@@ -147,7 +147,7 @@ public:
     /// The number of completions that belonged to no request of the router's work queues.
     std::uint64_t ignored() const noexcept { return ignored_; }
 
-    std::vector<InFlight> in_flight() const;
+    std::vector<RequestInFlight> in_flight() const;
 
     // --- for work queues ---
 

@@ -160,7 +160,7 @@ public:
     void post_marker();
 
     /// Appends what has not completed. Throws std::bad_alloc.
-    void list_in_flight(std::vector<InFlight>& requests);
+    void list_in_flight(std::vector<RequestInFlight>& requests);
 
 private:
     enum class SlotState : std::uint8_t { free, posted, reported }; // by list_in_flight()
@@ -734,7 +734,7 @@ inline void WorkQueue::fail_all(const Failure& failure) noexcept {
     }
 }
 
-inline void WorkQueue::list_in_flight(std::vector<InFlight>& requests) {
+inline void WorkQueue::list_in_flight(std::vector<RequestInFlight>& requests) {
     using Clock = std::chrono::steady_clock;
     if (in_flight_ > 0 && !reported_) {
         reported_ = std::make_unique<Clock::time_point[]>(capacity_);
@@ -789,8 +789,8 @@ inline void RouterState::post_chains(IntrusiveList<ListNode>& queues) noexcept {
     while (!queues.empty()) static_cast<WorkQueue&>(queues.take_front()).post_chain();
 }
 
-inline std::vector<InFlight> RouterState::in_flight() const {
-    std::vector<InFlight> requests;
+inline std::vector<RequestInFlight> RouterState::in_flight() const {
+    std::vector<RequestInFlight> requests;
     for (const Route& route : routes_) {
         if (route.queue != nullptr) route.queue->list_in_flight(requests);
     }
