@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <stop_token>
 #include <system_error>
+#include <utility>
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;
@@ -37,7 +38,7 @@ struct Ends {
 // Whoever gives up drops the Operation; its buffer then stays with the device.
 Task<> receive_patiently(EpollExecutor& loop, Ends& ends) {
     Operation receive = ends.bob.post_recv(ends.memory.slice(0, 32));
-    const auto arrival = [&](std::stop_token stop) { return receive.wait(stop); };
+    const auto arrival = [&](std::stop_token stop) { return receive.wait(std::move(stop)); };
     for (bool arrived = false; !arrived;) {
         try {
             const Completion message = co_await with_timeout(loop, 50ms, arrival);
@@ -51,22 +52,24 @@ Task<> receive_patiently(EpollExecutor& loop, Ends& ends) {
     }
 }
 
+Task<> await_message(Operation& receive, std::stop_source& decided) {
+    std::error_code error;
+    co_await receive.wait(error, decided.get_token());
+    if (!error) std::printf("the message was first\n");
+    decided.request_stop();
+}
+
+Task<> await_time(EpollExecutor& loop, std::stop_source& decided) {
+    const std::error_code error = co_await loop.sleep_for(50ms, decided.get_token());
+    if (!error) std::printf("the timer was first\n");
+    decided.request_stop();
+}
+
 // Both coroutines get the same stop token, and the first one that ends requests the stop.
 Task<> first_of_two(EpollExecutor& loop, Ends& ends) {
-    std::stop_source decided;
     Operation receive = ends.bob.post_recv(ends.memory.slice(0, 32));
-    const auto message = [&]() -> Task<> {
-        std::error_code error;
-        co_await receive.wait(error, decided.get_token());
-        if (!error) std::printf("the message was first\n");
-        decided.request_stop();
-    };
-    const auto timer = [&]() -> Task<> {
-        const std::error_code error = co_await loop.sleep_for(50ms, decided.get_token());
-        if (!error) std::printf("the timer was first\n");
-        decided.request_stop();
-    };
-    co_await when_all(message(), timer());
+    std::stop_source decided;
+    co_await when_all(await_message(receive, decided), await_time(loop, decided));
 }
 
 Task<> play(EpollExecutor& loop) {

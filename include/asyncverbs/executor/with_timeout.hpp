@@ -66,8 +66,8 @@ public:
     public:
         // The parameters of the coroutine.
         template <class Loop>
-        promise_type(Loop&, Deadline::Clock::time_point, const std::stop_source& stop)
-            : stop_(stop) {}
+        promise_type(Loop&, Deadline::Clock::time_point, std::stop_source stop)
+            : stop_(std::move(stop)) {}
 
         TimeLimit get_return_object() noexcept { return TimeLimit(*this); }
         std::suspend_never initial_suspend() const noexcept { return {}; }
