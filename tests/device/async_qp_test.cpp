@@ -323,7 +323,7 @@ TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][
         client->number(0) = 42;
         Operation unsignaled =
             client->qp.write(client->slice(0), remote.slice(8, 8), {.signaled = false});
-        co_await client->qp.read(client->slice(16), remote.slice(8, 8), {.fence = true});
+        co_await client->qp.read(client->slice(16), remote.slice(8, 8));
         CHECK(unsignaled.done());
         CHECK(client->number(16) == 42);
         for (int i = 0; i < 3; ++i) {
