@@ -160,14 +160,14 @@ Task<> print_on_signal(EpollExecutor& loop, const Device& device, std::stop_toke
 
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Device device(loop);
+    Scope printer;
+    std::stop_source served;
+    printer.spawn(print_on_signal(loop, device, served.get_token()));
     Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("listening on port %u\n", listener.port());
     const auto serve = [&device](IncomingConnection incoming) {
         return echo(device, std::move(incoming));
     };
-    Scope printer;
-    std::stop_source served;
-    printer.spawn(print_on_signal(loop, device, served.get_token()));
     co_await program::serve_clients(loop, listener, options.clients, serve);
     served.request_stop();
     co_await printer.join();
