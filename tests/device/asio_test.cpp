@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The adapter for Asio on a real device: its notifier conforms, and async_poll() loses nothing.
+// The adapter for Asio on a real device: its notifier serves AsyncCq, and async_poll() loses
+// nothing.
 #include <asyncverbs/testing/async_cq_conformance.hpp>
-#include <asyncverbs/testing/notifier_conformance.hpp>
 
 #include <array>
 #include <cstdint>
@@ -17,9 +17,6 @@ using namespace asyncverbs::adapters;
 using asyncverbs::device::Pair;
 
 TEMPLATE_TEST_CASE("device, Asio: conformance", "[asio][conformance]", OnContext, OnStrand) {
-    for (const auto& each : notifier_cases<AsioHarness<TestType>>()) {
-        DYNAMIC_SECTION(each.name) { CHECK_NOTHROW(each.run()); }
-    }
     for (const auto& each : async_cq_cases<AsioHarness<TestType>>(device::open_device())) {
         DYNAMIC_SECTION(each.name) { CHECK_NOTHROW(each.run()); }
     }
