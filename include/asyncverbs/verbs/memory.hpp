@@ -62,6 +62,22 @@ private:
     detail::Handle<ibv_pd> pd_;
 };
 
+namespace detail {
+
+// Throws unless the `count` bytes at `offset` are inside a slice of `length` bytes. `owner` is for
+// the text.
+inline void check_slice(std::size_t offset, std::size_t count, std::size_t length,
+                        const char* owner) {
+    if (offset > length || count > length - offset) {
+        throw_error(std::errc::invalid_argument, "a slice of length " + std::to_string(count) +
+                                                     " at offset " + std::to_string(offset) +
+                                                     " is outside " + owner + " of size " +
+                                                     std::to_string(length));
+    }
+}
+
+} // namespace detail
+
 /// `length` bytes at `address` in the memory region of `lkey`: a view, which is cheap to copy and
 /// keeps nothing alive.
 ///
@@ -91,12 +107,7 @@ struct Slice {
     /// The `count` bytes at `offset`; `count` may be 0. Throws std::system_error (invalid_argument)
     /// with offset, length and size unless all of them are inside this slice.
     [[nodiscard]] Slice slice(std::size_t offset, std::size_t count) const {
-        if (offset > length || count > length - offset) {
-            detail::throw_error(std::errc::invalid_argument,
-                                "a slice of length " + std::to_string(count) + " at offset " +
-                                    std::to_string(offset) + " is outside its region of size " +
-                                    std::to_string(length));
-        }
+        detail::check_slice(offset, count, length, "its region");
         return {address + offset, count, lkey, keeper};
     }
 
@@ -137,12 +148,7 @@ struct RemoteSlice {
     /// The `count` bytes at `offset`. Throws std::system_error (invalid_argument), with offset,
     /// length and size, if they are not all inside this slice.
     [[nodiscard]] RemoteSlice slice(std::size_t offset, std::size_t count) const {
-        if (offset > length || count > length - offset) {
-            detail::throw_error(std::errc::invalid_argument,
-                                "a slice of length " + std::to_string(count) + " at offset " +
-                                    std::to_string(offset) + " is outside the peer's of size " +
-                                    std::to_string(length));
-        }
+        detail::check_slice(offset, count, length, "the peer's");
         return {address + offset, count, rkey};
     }
 };
