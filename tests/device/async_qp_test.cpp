@@ -10,13 +10,13 @@
 #include <asyncverbs/rdma/router.hpp>
 
 #include <array>
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
 
+#include "device/programs.hpp"
 #include "support/catch.hpp"
 #include "support/counters.hpp"
 
@@ -313,9 +313,8 @@ TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][
         const auto make_qp = [&](const OutgoingConnection& outgoing) -> QueuePair& {
             return client.emplace(loop, outgoing.context()).qp.queue_pair();
         };
-        const char* const host = std::getenv("RDMA_ADDRESS");
-        co_return co_await connect(loop, host != nullptr ? host : "127.0.0.1",
-                                   std::to_string(listener.port()), make_qp);
+        co_return co_await connect(loop, device_address(), std::to_string(listener.port()),
+                                   make_qp);
     };
     const auto play = [&]() -> Task<> {
         const auto connections = co_await when_all(serve(), dial());

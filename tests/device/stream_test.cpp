@@ -16,7 +16,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <optional>
 #include <random>
 #include <span>
@@ -28,6 +27,7 @@
 #include <vector>
 
 #include "device/pair.hpp"
+#include "device/programs.hpp"
 #include "support/catch.hpp"
 
 using namespace asyncverbs;
@@ -212,8 +212,7 @@ TEST_CASE("device: after the peer vanishes, reads and writes fail with the cause
 TEST_CASE("Stream on a device: over a connection by address", "[rdma][cm][iwarp]") {
     EpollExecutor loop;
     Listener listener(loop, "", "0");
-    const char* const address = std::getenv("RDMA_ADDRESS");
-    const std::string host = address != nullptr ? address : "127.0.0.1";
+    const std::string host = device::device_address();
     constexpr std::size_t total = 300'000;
     const std::size_t largest_write = GENERATE(100'000u, 300u);
     const auto make = [&](const Context& context, auto& connection,
