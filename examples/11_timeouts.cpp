@@ -35,7 +35,7 @@ struct Ends {
 };
 
 // The time limit ends the wait, not the receive: a message that comes later still arrives in it.
-// Whoever gives up drops the Operation; its buffer then stays with the device.
+// To give up, destroy the Operation. The buffer belongs to the device until the completion.
 Task<> receive_patiently(EpollExecutor& loop, Ends& ends) {
     Operation receive = ends.bob.post_recv(ends.memory.slice(0, 32));
     const auto arrival = [&](std::stop_token stop) { return receive.wait(std::move(stop)); };
