@@ -70,6 +70,8 @@ run_on_device() {
     "$programs/cores"
     printf '\n== timeouts: a receive with a time limit, and the first of two events\n'
     "$programs/timeouts"
+    printf '\n== adopt: the completions of a program in C\n'
+    "$programs/adopt"
 }
 
 case ${1:-} in

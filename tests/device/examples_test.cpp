@@ -25,6 +25,12 @@ TEST_CASE("the examples run", "[threads]") {
           "no message within 50 ms\na message of 5 bytes\nthe timer was first\n");
     CHECK(timeouts.error().empty());
 
+    Process adopt({ADOPT});
+    CHECK(adopt.wait() == 0);
+    CHECK(adopt.output() == "request 1: Work Request Flushed Error\n"
+                            "request 2: Work Request Flushed Error\n");
+    CHECK(adopt.error().empty());
+
     Process cores({CORES, "3"}); // possibly more than the guest has
     CHECK(cores.wait() == 0);
     for (const char* core : {"core 0: CPU ", "core 1: CPU ", "core 2: CPU "}) {
@@ -44,7 +50,7 @@ TEST_CASE("the examples name a missing device and the existing ones") {
 }
 
 TEST_CASE("the examples fail if their output cannot be written") {
-    for (const std::string program : {HELLO, POLL_LOOP_NOTIFIER, CORES " 2", TIMEOUTS}) {
+    for (const std::string program : {HELLO, POLL_LOOP_NOTIFIER, CORES " 2", TIMEOUTS, ADOPT}) {
         CAPTURE(program);
         Process process({"sh", "-c", program + " >/dev/full"});
         CHECK(process.wait() == 1);

@@ -489,4 +489,58 @@ mutation(buffers-share-a-cache-line rdma/detail/buffer_pool_state.hpp
     [[        return lines * line;]]
     [[        return size;]])
 
+set(tests rdma/two_queues_test.cpp)
+
+mutation(send-overtakes-a-receive-of-the-other-router rdma/detail/work_queue.hpp
+    [[        if (receive_router_ != nullptr) receive_router_->post_gathered_receives();]]
+    "")
+
+mutation(failure-of-the-receives-router-is-not-noticed rdma/detail/queue_pair_state.hpp
+    [[        if (!failure) failure = state_.receive_router->failure();]]
+    "")
+
+mutation(receives-complete-into-the-router-of-the-sends rdma/detail/queue_pair_state.hpp
+    [[receives(*receive_router, receive_options())]]
+    [[receives(*router, receive_options())]])
+
+mutation(device-keeps-requests-of-a-borrowed-queue-pair rdma/detail/queue_pair_state.hpp
+    [[            released.to_reset(ignored);]]
+    "")
+
+mutation(borrowed-queue-pair-is-always-reset rdma/detail/queue_pair_state.hpp
+    [[released.is_adopted() && (sends.in_flight() || receives.in_flight())]]
+    [[released.is_adopted()]])
+
+mutation(unordered-send-is-not-signaled rdma/detail/work_queue.hpp
+    [[!in_order_ || on_iwarp();]]
+    [[on_iwarp();]])
+
+mutation(unordered-completion-ends-those-before-it rdma/detail/queue_pair_state.hpp
+    [[.unordered = options.type == IBV_QPT_DRIVER,]]
+    "")
+
+mutation(unordered-sends-take-the-slots-of-a-ring rdma/detail/work_queue.hpp
+    [[        const std::uint32_t index = in_order_ ? next_ : first_free_;]]
+    [[        const std::uint32_t index = next_;]])
+
+mutation(unordered-sends-drop-their-address-handles rdma/detail/queue_pair_state.hpp
+    [[.keeps_peers = sends_datagrams(options.type),]]
+    [[.keeps_peers = options.type == IBV_QPT_UD,]])
+
+set(tests verbs/adopt_test.cpp)
+
+mutation(adopted-queue-pair-reserves-nothing verbs/detail/queue_pair_setup.hpp
+    [[    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
+                                                    recv_cq.capacity(), options.max_recv_wr);]]
+    [[    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), 0, recv_cq.capacity(), 0);]])
+
+mutation(adopted-channel-blocks verbs/completion_queue.hpp
+    [[        : channel_(detail::adopted(handle, "ibv_comp_channel")) {
+        detail::set_non_blocking(fd());]]
+    [[        : channel_(detail::adopted(handle, "ibv_comp_channel")) {]])
+
+mutation(borrowed-queue-pair-is-destroyed verbs/detail/queue_pair_setup.hpp
+    [[if (destroyed || adopted) return 0;]]
+    [[if (destroyed) return 0;]])
+
 set(tests "")

@@ -3,6 +3,7 @@
 
 #include "support/simulation/simulation.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace asyncverbs::simulated {
@@ -233,6 +234,11 @@ int SimulatedVerbs::deliver_from(const ibv_qp* qp, int count) {
     }
     simulation_->held = held;
     return moved;
+}
+
+void SimulatedVerbs::reverse_sends(const ibv_qp* qp) {
+    const std::lock_guard lock(simulation_->mutex);
+    std::ranges::reverse(living<QueuePair>(*simulation_, qp).sends);
 }
 
 void SimulatedVerbs::release_delivery() {

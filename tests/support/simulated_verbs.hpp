@@ -176,6 +176,9 @@ public:
     int deliver(int count = std::numeric_limits<int>::max());
     // The same for the sends of one queue pair.
     int deliver_from(const ibv_qp* qp, int count = 1);
+    // The held sends of a queue pair will be executed in reverse order, as the device may do for
+    // IBV_QPT_DRIVER.
+    void reverse_sends(const ibv_qp* qp);
     // Executes all held requests, and new ones immediately.
     void release_delivery();
     // All retry timers expire: the first send of each waiting queue pair fails with

@@ -181,7 +181,7 @@ TEST_CASE("a null device is rejected", "[verbs][context]") {
                contains("null ibv_device"));
     CHECK_THAT(failure_text(std::errc::invalid_argument,
                             [] { Context context(std::shared_ptr<ibv_context>{}); }),
-               contains("Context"));
+               contains("null ibv_context"));
 }
 
 TEST_CASE("the device stays open while a handle exists", "[verbs][context]") {

@@ -28,7 +28,7 @@ namespace detail {
 class StreamState;
 }
 
-/// A queue pair, RC or UD, on the completion queue of a Router.
+/// A queue pair, RC or UD, on the completion queue of a Router; or on those of two.
 ///
 ///     AsyncQp qp(router, domain);
 ///     qp.queue_pair().connect(remote);
@@ -53,24 +53,55 @@ class StreamState;
 /// the operation. The operations of the same queue that were gathered with it, or wait for room,
 /// behind it end with that error, too, and are not posted.
 ///
-/// Thread: that of the router. Lifetime: may be destroyed at any time; pending operations then end
-/// with operation_canceled, and the router resumes their waiters. To see how they end, drain()
-/// first. Keeps the router's completion queue alive, but not the Router.
+/// Thread: that of the router; two routers have the same thread. Lifetime: may be destroyed at any
+/// time; pending operations then end with operation_canceled, and the router resumes their waiters.
+/// To see how they end, drain() first. Keeps the router's completion queue alive, but not the
+/// Router.
 /// Move-only; a moved-from AsyncQp can only be destroyed or assigned to.
 class AsyncQp {
 public:
     /// In RESET, see queue_pair(). Throws as QueuePair does; `options.sq_sig_all` has no effect.
     /// Reserves max_send_wr + max_recv_wr entries of the completion queue (I10).
     AsyncQp(Router& router, const ProtectionDomain& domain, const QueuePairOptions& options = {})
-        : state_(
-              std::make_unique<detail::QueuePairState>(router.state_, nullptr, domain, options)) {}
+        : AsyncQp(router, router, domain, options) {}
+
+    /// As above, with two routers, which may be on the same loop: sends complete into the queue of
+    /// `sends`, receives into that of `receives`. So the program may handle receives first, or be
+    /// woken only for messages that are sent with SendOptions::solicited, see
+    /// AsyncCqOptions::solicited_only. Reserves max_send_wr entries of the one queue, and
+    /// max_recv_wr of the other. The queues report independently: a receive may end before the send
+    /// that the peer has answered, and a flush of one queue may name no cause if the failure is in
+    /// the other.
+    AsyncQp(Router& sends, Router& receives, const ProtectionDomain& domain,
+            const QueuePairOptions& options = {})
+        : AsyncQp(sends, receives, nullptr,
+                  detail::QueuePairState::make(*sends.state_, *receives.state_, nullptr, domain,
+                                               options)) {}
 
     /// As above, but takes its receives from `receives`, an AsyncSrq of the same Router that has
     /// reserved entries for them: max_recv_wr has no effect, and recv() throws.
     AsyncQp(Router& router, const ProtectionDomain& domain, const AsyncSrq& receives,
             const QueuePairOptions& options = {})
-        : state_(std::make_unique<detail::QueuePairState>(router.state_, receives.state_, domain,
-                                                          options)) {}
+        : AsyncQp(router, router, receives.state_,
+                  detail::QueuePairState::make(*router.state_, *router.state_,
+                                               receives.state_.get(), domain, options)) {}
+
+    /// Takes over `queue_pair`, which completes into the queue of `router`. It may be made from one
+    /// that the program has already, of any type that ibv_post_send serves, in any state; nothing
+    /// may be posted on it. If it is borrowed and this is destroyed while requests are posted, it
+    /// is left in RESET, because the device must not use their memory any more. Receives are its
+    /// own, not those of a shared receive queue. The sends of a provider's own type,
+    /// IBV_QPT_DRIVER, may complete in any order, as those of EFA's SRD do; all of them are
+    /// signaled. Throws std::system_error (invalid_argument) for a queue pair on other completion
+    /// queues.
+    AsyncQp(Router& router, QueuePair queue_pair)
+        : AsyncQp(router, router, std::move(queue_pair)) {}
+
+    /// The same for a queue pair with two completion queues.
+    AsyncQp(Router& sends, Router& receives, QueuePair queue_pair)
+        : AsyncQp(sends, receives, nullptr,
+                  detail::QueuePairState::checked(*sends.state_, *receives.state_,
+                                                  std::move(queue_pair))) {}
 
     AsyncQp(AsyncQp&&) noexcept = default;
     AsyncQp& operator=(AsyncQp&&) noexcept = default;
@@ -186,6 +217,11 @@ public:
 
 private:
     friend class detail::StreamState;
+
+    AsyncQp(const Router& sends, const Router& receives,
+            std::shared_ptr<detail::SharedReceiveState> shared, QueuePair queue_pair)
+        : state_(std::make_unique<detail::QueuePairState>(
+              sends.state_, receives.state_, std::move(shared), std::move(queue_pair))) {}
 
     [[gnu::always_inline]] Operation post(const detail::SendView& request, std::stop_token&& stop) {
         Operation operation(std::move(stop));

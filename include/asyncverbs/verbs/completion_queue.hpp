@@ -41,6 +41,13 @@ public:
         detail::set_non_blocking(fd());
     }
 
+    /// A channel that the program has already, see borrow(). Makes it non-blocking. Throws
+    /// std::system_error: invalid_argument for nullptr, else naming fcntl.
+    explicit CompletionChannel(const std::shared_ptr<ibv_comp_channel>& handle)
+        : channel_(detail::adopted(handle, "ibv_comp_channel")) {
+        detail::set_non_blocking(fd());
+    }
+
     CompletionChannel(CompletionChannel&&) noexcept = default;
     CompletionChannel& operator=(CompletionChannel&&) noexcept = default;
 
@@ -62,8 +69,14 @@ public:
 
 private:
     friend class CompletionQueue;
-    explicit CompletionChannel(detail::Handle<ibv_comp_channel> handle) noexcept
-        : channel_(std::move(handle)) {}
+    CompletionChannel() noexcept = default;
+
+    // Another owner of the same channel.
+    [[nodiscard]] CompletionChannel share() const {
+        CompletionChannel other;
+        other.channel_ = detail::checked(channel_, "CompletionChannel");
+        return other;
+    }
 
     detail::Handle<ibv_comp_channel> channel_;
 };
@@ -107,6 +120,22 @@ public:
     static CompletionQueue extended(const Context& context, int depth, std::uint64_t wc_flags,
                                     const CompletionChannel& channel, int comp_vector = 0) {
         return CompletionQueue(context, depth, channel, comp_vector, wc_flags);
+    }
+
+    /// A queue that the program has already, made by ibv_create_cq(3), see borrow(). Its channel
+    /// and device are borrowed in any case. The program must have acknowledged the events that it
+    /// has read, and reads no more. An event that is queued, or for which the queue is armed,
+    /// disturbs nothing. `reserved` entries are kept for the work requests of queue pairs that the
+    /// program has on the queue, except those of which a QueuePair is made, too. Throws
+    /// std::system_error: invalid_argument for nullptr, for a queue without a channel, and for more
+    /// reserved entries than there are; else naming fcntl.
+    explicit CompletionQueue(std::shared_ptr<ibv_cq> handle, int reserved = 0)
+        : context_(borrow(detail::adopted(handle, "ibv_cq")->context)),
+          channel_(borrow(channel_of(*handle))), cq_(std::move(handle)),
+          capacity_(std::make_shared<detail::CqCapacity>(static_cast<std::uint64_t>(cq_->cqe))) {
+        detail::check_range("number of reserved entries", reserved, 0, cq_->cqe,
+                            "the completion queue");
+        static_cast<void>(capacity_->try_reserve(static_cast<std::uint64_t>(reserved)));
     }
 
     CompletionQueue(CompletionQueue&&) noexcept = default;
@@ -172,6 +201,15 @@ private:
                     int comp_vector, std::optional<std::uint64_t> wc_flags);
 
     ibv_cq* create(int depth, int comp_vector) const;
+
+    static ibv_comp_channel* channel_of(const ibv_cq& cq) {
+        if (cq.channel == nullptr) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "the completion queue has no channel, so nothing can wait for it: "
+                                "create it with one");
+        }
+        return cq.channel;
+    }
 
     Context context_;
     CompletionChannel channel_;
@@ -243,8 +281,8 @@ inline std::size_t poll_extended(ibv_cq_ex* cq, std::uint64_t wc_flags, std::spa
 inline CompletionQueue::CompletionQueue(const Context& context, int depth,
                                         const CompletionChannel& channel, int comp_vector,
                                         std::optional<std::uint64_t> wc_flags)
-    : context_(detail::checked(context.shared_handle(), "Context")),
-      channel_(detail::checked(channel.shared_handle(), "CompletionChannel")), wc_flags_(wc_flags) {
+    : context_(detail::checked(context.shared_handle(), "Context")), channel_(channel.share()),
+      wc_flags_(wc_flags) {
     if (channel_.native_handle()->context != context_.native_handle()) {
         detail::throw_error(std::errc::invalid_argument,
                             "the completion channel belongs to another Context");

@@ -136,6 +136,20 @@ private:
     std::size_t size_ = 0;
 };
 
+/// A handle of an object that the program made itself and goes on owning. Each owner of this
+/// library has a constructor that takes a handle; the owner, and everything that is made with it,
+/// must be destroyed before the object.
+///
+///     CompletionQueue queue(borrow(cq)); // the program destroys it
+///     CompletionQueue queue(std::shared_ptr<ibv_cq>(cq, ibv_destroy_cq)); // the last owner does
+///
+/// What the program does with the object itself must not disturb its owner: it does not read the
+/// owner's completions or events, or post where an AsyncQp posts.
+template <class Native>
+[[nodiscard]] std::shared_ptr<Native> borrow(Native* object) noexcept {
+    return {std::shared_ptr<void>(), object};
+}
+
 /// Owns an open device (ibv_context), the root of all other objects; they keep it open.
 ///
 /// fork(2): the child may exec or _exit, nothing else. All native objects are the parent's: a child
@@ -163,13 +177,10 @@ public:
             detail::create("ibv_open_device", [&] { return ibv_open_device(device); }, hint));
     }
 
-    /// Shares a context that is already open: the shared_handle() of another owner or, with a
-    /// deleter that does nothing, a context of other code (librdmacm's `id->verbs`), which must
-    /// then stay open as long as this owner and its children exist. Throws invalid_argument for
-    /// nullptr.
-    explicit Context(const std::shared_ptr<ibv_context>& handle) : context_(handle) {
-        static_cast<void>(get());
-    }
+    /// Shares a context that is already open: the shared_handle() of another owner, or a context
+    /// of other code, see borrow(). Throws invalid_argument for nullptr.
+    explicit Context(const std::shared_ptr<ibv_context>& handle)
+        : context_(detail::adopted(handle, "ibv_context")) {}
 
     Context(Context&&) noexcept = default;
     Context& operator=(Context&&) noexcept = default;

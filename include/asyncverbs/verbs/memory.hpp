@@ -37,6 +37,11 @@ public:
             context_.shared_handle());
     }
 
+    /// A domain that the program has already, of a device that is borrowed; see borrow(). Throws
+    /// invalid_argument for nullptr.
+    explicit ProtectionDomain(std::shared_ptr<ibv_pd> handle)
+        : context_(borrow(detail::adopted(handle, "ibv_pd")->context)), pd_(std::move(handle)) {}
+
     ProtectionDomain(ProtectionDomain&&) noexcept = default;
     ProtectionDomain& operator=(ProtectionDomain&&) noexcept = default;
 
@@ -179,6 +184,13 @@ public:
         detail::Handle<void> pages = allocate_pages(size);
         const std::span<std::byte> bytes(static_cast<std::byte*>(pages.get()), size);
         return MemoryRegion(domain, bytes, access, std::move(pages));
+    }
+
+    /// A region that the program has already, see borrow(): a borrowed one must stay registered
+    /// until the operations that use it have completed. Throws invalid_argument for nullptr.
+    explicit MemoryRegion(std::shared_ptr<ibv_mr> handle) {
+        static_cast<void>(detail::adopted(handle, "ibv_mr"));
+        state_ = std::make_shared<detail::RegionState>(std::move(handle));
     }
 
     MemoryRegion(MemoryRegion&&) noexcept = default;

@@ -60,6 +60,25 @@ public:
               const QueuePairOptions& options = {})
         : QueuePair(domain, send_cq, recv_cq, &receives, detail::without_receives(options)) {}
 
+    /// A queue pair that the program has already, see borrow(), of any type and in any state.
+    /// `send_cq` and `recv_cq` are its completion queues; CompletionQueue has a constructor for
+    /// them, too. The program promises that the capacities of `options` are at most those with
+    /// which it made the queue pair; they are reserved in the queues, and the device is not asked,
+    /// because not every device reports them. The type is that of the queue pair. With a shared
+    /// receive queue there are no receives: they reserve nothing. local_address() and port() know
+    /// only what this object does, not what the program has done before. Throws std::system_error:
+    /// invalid_argument for nullptr and for other completion queues; no_buffer_space as above.
+    QueuePair(std::shared_ptr<ibv_qp> handle, const CompletionQueue& send_cq,
+              const CompletionQueue& recv_cq, const QueuePairOptions& options)
+        : context_(borrow(detail::adopted(handle, "ibv_qp")->context)),
+          options_(handle->srq != nullptr ? detail::without_receives(options) : options) {
+        options_.type = handle->qp_type;
+        granted_ = {options_.max_send_wr, options_.max_recv_wr, options_.max_send_sge,
+                    options_.max_recv_sge, options_.max_inline_data};
+        psn_ = detail::arbitrary_psn(handle->qp_num);
+        qp_ = detail::adopt_queue_pair(std::move(handle), send_cq, recv_cq, options_);
+    }
+
     QueuePair(QueuePair&&) noexcept = default;
     QueuePair& operator=(QueuePair&&) noexcept = default;
 
@@ -126,10 +145,14 @@ public:
         ready_to_send(send);
     }
 
-    /// UD: all steps to ready-to-send, init() with its defaults if it was not called yet. Throws as
-    /// the steps do; invalid_argument for an RC queue pair.
+    /// UD, and an adopted queue pair of type IBV_QPT_DRIVER: all steps to ready-to-send, init()
+    /// with its defaults if it was not called yet. Throws as the steps do; invalid_argument for an
+    /// RC queue pair.
     void activate() {
-        require_type(IBV_QPT_UD, "an RC queue pair needs a peer; see connect()");
+        if (!detail::sends_datagrams(options_.type)) {
+            detail::throw_error(std::errc::invalid_argument,
+                                "an RC queue pair needs a peer; see connect()");
+        }
         if (!endpoint_) {
             init();
         }
@@ -147,6 +170,15 @@ public:
         const int result =
             qp_ ? detail::QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp_.get()) : EINVAL;
         error.assign(result, std::system_category());
+    }
+
+    /// To RESET: the device drops all outstanding work requests, without completions. `error` is
+    /// clear on success.
+    void to_reset(std::error_code& error) noexcept {
+        const int result =
+            qp_ ? detail::QueuePairStep(IBV_QPS_RESET, "RESET").try_apply(qp_.get()) : EINVAL;
+        error.assign(result, std::system_category());
+        endpoint_.reset();
     }
 
     /// Destroys the queue pair, and reports as Context::close() does: device_or_resource_busy while
@@ -231,6 +263,12 @@ public:
 
     /// The capacities that the device reports, at least what was requested.
     [[nodiscard]] const ibv_qp_cap& granted() const noexcept { return granted_; }
+
+    /// Whether it was made from a handle: then the program, or another owner, may have it, too.
+    [[nodiscard]] bool is_adopted() const noexcept {
+        const auto* const release = std::get_deleter<detail::ReleaseQueuePair>(qp_);
+        return release != nullptr && release->adopted;
+    }
 
     /// The native object, for verbs that this library does not cover; nullptr when moved from.
     [[nodiscard]] ibv_qp* native_handle() const noexcept { return qp_.get(); }

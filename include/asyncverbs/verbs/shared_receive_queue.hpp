@@ -60,6 +60,16 @@ public:
             detail::create("ibv_create_srq", [&] { return ibv_create_srq(pd.get(), &attr); }), pd);
     }
 
+    /// A queue that the program has already, see borrow(), with the capacities that the device
+    /// reports. Throws std::system_error: invalid_argument for nullptr, else naming ibv_query_srq.
+    explicit SharedReceiveQueue(const std::shared_ptr<ibv_srq>& handle)
+        : srq_(detail::adopted(handle, "ibv_srq")) {
+        ibv_srq_attr attr{};
+        detail::call("ibv_query_srq", [&] { return ibv_query_srq(srq_.get(), &attr); });
+        options_ = {.max_wr = attr.max_wr, .max_sge = attr.max_sge};
+        reservations_ = std::make_unique<detail::SharedReservations>(options_.max_wr);
+    }
+
     SharedReceiveQueue(SharedReceiveQueue&&) noexcept = default;
     SharedReceiveQueue& operator=(SharedReceiveQueue&&) noexcept = default;
 

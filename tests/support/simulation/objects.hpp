@@ -228,6 +228,8 @@ struct QueuePair : ibv_qp, Tracked {
     }
     Context& owner() { return domain.owner(); }
     const ProviderModel& provider() { return owner().opened_device.options.provider; }
+    // IBV_QPT_DRIVER stands for EFA's SRD: datagrams whose completions have no order.
+    bool sends_datagrams() const { return qp_type == IBV_QPT_UD || qp_type == IBV_QPT_DRIVER; }
     std::deque<ReceiveRequest>& receive_queue() {
         return shared_queue != nullptr ? shared_queue->receives : receives;
     }

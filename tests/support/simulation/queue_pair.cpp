@@ -68,7 +68,7 @@ bool allowed(const QueuePair& qp, ibv_qp_state from, ibv_qp_state to, int mask) 
     }
     for (const Transition& transition : transitions) {
         if (transition.from == from && transition.to == to) {
-            const Attributes& attributes = qp.qp_type == IBV_QPT_UD ? transition.ud : transition.rc;
+            const Attributes& attributes = qp.sends_datagrams() ? transition.ud : transition.rc;
             return (asked & attributes.required) == attributes.required &&
                    (asked & ~(attributes.required | attributes.optional)) == 0;
         }
@@ -168,7 +168,7 @@ int post_one_send(Simulation& simulation, QueuePair& qp, const ibv_send_wr& wr) 
         !valid_opcode(qp, wr.opcode)) {
         return EINVAL;
     }
-    if (qp.qp_type == IBV_QPT_UD &&
+    if (qp.sends_datagrams() &&
         simulation.check<AddressHandle>(Verb::post_send, wr.wr.ud.ah) == nullptr) {
         return EINVAL;
     }
@@ -304,7 +304,8 @@ extern "C" ibv_qp* ibv_create_qp(ibv_pd* pd, ibv_qp_init_attr* init_attr) {
             const ibv_qp_cap& cap = init_attr->cap;
             const auto max_wr = static_cast<std::uint32_t>(device.attr.max_qp_wr);
             const auto max_sge = static_cast<std::uint32_t>(device.attr.max_sge);
-            if (init_attr->qp_type != IBV_QPT_RC && init_attr->qp_type != IBV_QPT_UD) {
+            if (init_attr->qp_type != IBV_QPT_RC && init_attr->qp_type != IBV_QPT_UD &&
+                init_attr->qp_type != IBV_QPT_DRIVER) {
                 return EOPNOTSUPP;
             }
             if (&send_cq->owner() != &domain.owner() || &recv_cq->owner() != &domain.owner() ||

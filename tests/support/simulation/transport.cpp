@@ -370,7 +370,7 @@ Bytes route_header(Simulation& simulation, QueuePair& qp, const SendRequest& req
 void deliver_datagram(Simulation& simulation, QueuePair& qp, const SendRequest& request,
                       const Bytes& data) {
     QueuePair* target = simulation.find_qp(request.wr.wr.ud.remote_qpn);
-    if (target == nullptr || target->qp_type != IBV_QPT_UD || target->owner().disassociated ||
+    if (target == nullptr || target->qp_type != qp.qp_type || target->owner().disassociated ||
         (target->attr.qp_state != IBV_QPS_RTR && target->attr.qp_state != IBV_QPS_RTS) ||
         target->attr.qkey != request.wr.wr.ud.remote_qkey || target->receive_queue().empty() ||
         total_length(target->receive_queue().front().sges) < grh_size + data.size()) {
@@ -436,7 +436,7 @@ bool Simulation::step(QueuePair& qp) {
     if (held || qp.sends.empty() || qp.attr.qp_state != IBV_QPS_RTS || qp.owner().disassociated) {
         return false;
     }
-    if (qp.qp_type == IBV_QPT_UD) {
+    if (qp.sends_datagrams()) {
         move_datagram(*this, qp);
         return true;
     }

@@ -41,29 +41,54 @@ struct SharedReceiveState {
 
 // State of an AsyncQp. Slots and routes refer to it by address.
 struct QueuePairState {
-    // `shared` may be null.
-    QueuePairState(std::shared_ptr<RouterState> owner, std::shared_ptr<SharedReceiveState> shared,
-                   const ProtectionDomain& domain, const QueuePairOptions& options)
-        : router(std::move(owner)), shared_receives(std::move(shared)),
-          queue_pair(make(domain, options)),
-          sends(*router, {.qp = queue_pair.native_handle(),
-                          .sends = true,
-                          .keeps_peers = options.type == IBV_QPT_UD,
-                          .capacity = options.max_send_wr,
-                          .max_slices = options.max_send_sge,
-                          .cause = &cause}),
-          receives(*router, {.qp = queue_pair.native_handle(),
-                             .capacity = shared_receives ? 0 : options.max_recv_wr,
-                             .max_slices = options.max_recv_sge,
-                             .cause = &cause,
-                             .sends_of_pair = &sends}) {}
+    using Router = std::shared_ptr<RouterState>;
+
+    // `shared` may be null. The routers may be the same one.
+    QueuePairState(Router sends_to, Router receives_to, std::shared_ptr<SharedReceiveState> shared,
+                   QueuePair pair)
+        : router(std::move(sends_to)), receive_router(std::move(receives_to)),
+          shared_receives(std::move(shared)), queue_pair(std::move(pair)),
+          sends(*router, send_options()), receives(*receive_router, receive_options()) {}
     QueuePairState(const QueuePairState&) = delete;
     QueuePairState& operator=(const QueuePairState&) = delete;
 
-    // Destroys the native queue pair before the slots release the buffers.
-    ~QueuePairState() { const QueuePair destroyed(std::move(queue_pair)); }
+    // The device must not use the memory of requests once the slots have released it. The native
+    // queue pair may belong to the program, and not be destroyed here.
+    ~QueuePairState() {
+        QueuePair released(std::move(queue_pair));
+        if (released.is_adopted() && (sends.in_flight() || receives.in_flight())) {
+            std::error_code ignored;    // no caller is left to handle it
+            released.to_error(ignored); // soft-iWARP goes from RTS to ERR only
+            released.to_reset(ignored);
+        }
+    }
 
-    const std::shared_ptr<RouterState> router;
+    // A queue pair that completes into the routers' queues. Throws as the routers have failed.
+    static QueuePair make(const RouterState& sends_to, const RouterState& receives_to,
+                          const SharedReceiveState* shared, const ProtectionDomain& domain,
+                          QueuePairOptions options) {
+        options.sq_sig_all = false;
+        const CompletionQueue& send_cq = queue_of(sends_to);
+        const CompletionQueue& recv_cq = queue_of(receives_to);
+        if (shared == nullptr) return {domain, send_cq, recv_cq, options};
+        if (shared->router.get() != &receives_to) {
+            throw_error(std::errc::invalid_argument,
+                        "the AsyncSrq belongs to another Router than the queue pair");
+        }
+        return {domain, send_cq, recv_cq, shared->queue, options};
+    }
+
+    // Returns `pair`, unless it completes into other queues than those of the routers.
+    static QueuePair checked(const RouterState& sends_to, const RouterState& receives_to,
+                             QueuePair pair) {
+        const ibv_qp& native = *detail::checked(pair.shared_handle(), "QueuePair");
+        check_completes_into(native.send_cq, queue_of(sends_to), "sends");
+        check_completes_into(native.recv_cq, queue_of(receives_to), "receives");
+        return pair;
+    }
+
+    const Router router; // of the sends
+    const Router receive_router;
     const std::shared_ptr<SharedReceiveState> shared_receives;
     FlushCause cause;
     QueuePair queue_pair;
@@ -71,16 +96,30 @@ struct QueuePairState {
     WorkQueue receives;
 
 private:
-    QueuePair make(const ProtectionDomain& domain, QueuePairOptions options) const {
-        if (!router->cq()) router->failure().raise();
-        const CompletionQueue& cq = router->cq()->completion_queue();
-        options.sq_sig_all = false;
-        if (!shared_receives) return {domain, cq, cq, options};
-        if (shared_receives->router != router) {
-            throw_error(std::errc::invalid_argument,
-                        "the AsyncSrq belongs to another Router than the queue pair");
-        }
-        return {domain, cq, cq, shared_receives->queue, options};
+    static const CompletionQueue& queue_of(const RouterState& router) {
+        if (!router.cq()) router.failure().raise();
+        return router.cq()->completion_queue();
+    }
+
+    // The sends of a provider's own type may complete in any order, as those of EFA's SRD do.
+    WorkQueueOptions send_options() {
+        const QueuePairOptions& options = queue_pair.options();
+        return {.qp = queue_pair.native_handle(),
+                .sends = true,
+                .keeps_peers = sends_datagrams(options.type),
+                .unordered = options.type == IBV_QPT_DRIVER,
+                .capacity = options.max_send_wr,
+                .max_slices = options.max_send_sge,
+                .cause = &cause,
+                .receive_router = router != receive_router ? receive_router.get() : nullptr};
+    }
+    WorkQueueOptions receive_options() {
+        const QueuePairOptions& options = queue_pair.options();
+        return {.qp = queue_pair.native_handle(),
+                .capacity = options.max_recv_wr,
+                .max_slices = options.max_recv_sge,
+                .cause = &cause,
+                .sends_of_pair = &sends};
     }
 };
 
@@ -99,6 +138,7 @@ public:
             state_.receives.on_error_state();
         }
         failure = state_.router->failure();
+        if (!failure) failure = state_.receive_router->failure();
         return failure || idle();
     }
     void await_suspend(std::coroutine_handle<> handle) noexcept {

@@ -44,10 +44,13 @@ struct WorkQueueOptions {
     ibv_srq* srq = nullptr; // instead of `qp`: a shared receive queue
     bool sends = false;
     bool keeps_peers = false; // UD sends keep their address handles
+    bool unordered = false;   // sends complete in any order
     std::uint32_t capacity = 0;
     std::uint32_t max_slices = 0;
     FlushCause* cause = nullptr;
     WorkQueue* sends_of_pair = nullptr; // of a receive queue
+    // Of a send queue: the router of the pair's receives, if it is another one.
+    RouterState* receive_router = nullptr;
 };
 
 // A send queue, a receive queue or a shared receive queue: slots for posted requests, allocated
@@ -162,6 +165,9 @@ public:
     /// Appends what has not completed. Throws std::bad_alloc.
     void list_in_flight(std::vector<RequestInFlight>& requests);
 
+    /// Whether the device may use the memory of a request.
+    bool in_flight() const noexcept { return in_flight_ > 0; }
+
 private:
     enum class SlotState : std::uint8_t { free, posted, reported }; // by list_in_flight()
 
@@ -169,7 +175,7 @@ private:
         Operation* operation = nullptr; // null: it was destroyed, or the slot is free
         MemoryHold memory;              // of its first slice
         std::uint32_t more_slices = 0;  // which have a place in more_memory_
-        std::uint32_t next_free = 0;    // receives: of a free slot
+        std::uint32_t next_free = 0;    // of a free slot, if not in_order_
         ibv_wc_opcode opcode = IBV_WC_RECV;
         SlotState state = SlotState::free;
         bool signaled = true;
@@ -332,8 +338,12 @@ private:
 
     [[gnu::always_inline]] std::uint32_t acquire_slot(Operation* operation,
                                                       const SendView& request) noexcept {
-        const std::uint32_t index = next_;
-        next_ = after(index);
+        const std::uint32_t index = in_order_ ? next_ : first_free_;
+        if (in_order_) [[likely]] {
+            next_ = after(index);
+        } else {
+            first_free_ = slots_[index].next_free;
+        }
         fill_slot(index, operation, request.work.completes_as, request.slices);
         if (keeps_peers_ && request.work.peer != nullptr) {
             peers_[index] = *request.work.peer;
@@ -379,7 +389,7 @@ private:
 
     // Takes back the slot that was acquired last: the device has not got its request.
     void return_slot(std::uint32_t index) noexcept {
-        if (sends_) {
+        if (in_order_) {
             next_ = index;
         } else {
             slots_[index].next_free = std::exchange(first_free_, index);
@@ -390,11 +400,12 @@ private:
 
     // The slots of unsignaled requests are free after the next signaled completion. So an
     // unsignaled request never takes the last free slot, and at most half of the queue is
-    // unsignaled in sequence. On iWARP every request is signaled: soft-iWARP completes no
-    // unsignaled one, even if it is flushed.
+    // unsignaled in sequence. Every request is signaled where requests complete in any order, and
+    // on iWARP: soft-iWARP completes no unsignaled one, even if it is flushed.
     bool must_signal(SendOptions options) noexcept {
-        const bool signal = options.signaled || !has_room() ||
-                            unsignaled_ + 1 >= (capacity_ > 1 ? capacity_ / 2 : 1) || on_iwarp();
+        const std::uint32_t half = capacity_ > 1 ? capacity_ / 2 : 1;
+        const bool signal =
+            options.signaled || !has_room() || unsignaled_ + 1 >= half || !in_order_ || on_iwarp();
         unsignaled_ = signal ? 0 : unsignaled_ + 1;
         return signal;
     }
@@ -486,8 +497,7 @@ private:
         release_slot(index);
     }
 
-    // A send queue completes in order: unsignaled requests that were posted before `index`
-    // succeeded.
+    // Unsignaled requests that were posted before `index` succeeded.
     [[gnu::noinline]] void complete_unsignaled(std::uint32_t index, std::uint32_t qp_num) noexcept {
         while (oldest_ != index) {
             ibv_wc silent{};
@@ -523,21 +533,23 @@ private:
     ibv_srq* const srq_;
     const std::uint32_t qp_num_; // of qp_
     const bool sends_;
+    const bool in_order_; // completes in the order of the posts
     const bool keeps_peers_;
     const std::uint32_t capacity_;
     const std::uint32_t max_slices_;
     FlushCause* const cause_;
     WorkQueue* const sends_of_pair_; // of a receive queue
-    std::uint64_t wr_id_ = 0;        // of slot 0
+    RouterState* const receive_router_;
+    std::uint64_t wr_id_ = 0; // of slot 0
 
     std::unique_ptr<Slot[]> slots_;
     std::unique_ptr<MemoryHold[]> more_memory_;        // of the slots' other slices
     std::unique_ptr<std::shared_ptr<ibv_ah>[]> peers_; // of the slots, if keeps_peers_
     std::unique_ptr<std::chrono::steady_clock::time_point[]> reported_; // of the slots, when first
     RegionUse* last_use_;                                               // that a slice needed
-    std::uint32_t first_free_ = 0; // receives: the first of the list of free slots
-    std::uint32_t next_ = 0;       // sends: a ring, the next slot to use
-    std::uint32_t oldest_ = 0;     // sends: the slot in flight that was posted first
+    std::uint32_t first_free_ = 0; // the first of the list of free slots, if not in_order_
+    std::uint32_t next_ = 0;       // in_order_: a ring, the next slot to use
+    std::uint32_t oldest_ = 0;     // in_order_: the slot in flight that was posted first
     std::uint32_t in_flight_ = 0;
     std::uint32_t limit_;          // of in_flight_: the capacity, or 0 after flush_waiting()
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
@@ -556,8 +568,9 @@ private:
 inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options)
     : router_(router), qp_(options.qp), srq_(options.srq),
       qp_num_(options.qp != nullptr ? options.qp->qp_num : 0), sends_(options.sends),
-      keeps_peers_(options.keeps_peers), capacity_(options.capacity),
-      max_slices_(options.max_slices), cause_(options.cause), sends_of_pair_(options.sends_of_pair),
+      in_order_(sends_ && !options.unordered), keeps_peers_(options.keeps_peers),
+      capacity_(options.capacity), max_slices_(options.max_slices), cause_(options.cause),
+      sends_of_pair_(options.sends_of_pair), receive_router_(options.receive_router),
       last_use_(&router.regions().first()), limit_(capacity_) {
     if (capacity_ >= WrId::slot_mask) {
         throw_error(std::errc::invalid_argument,
@@ -626,6 +639,7 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
     };
     int error = 0;
     if (sends_) {
+        if (receive_router_ != nullptr) receive_router_->post_gathered_receives();
         error = post(ibv_post_send, "ibv_post_send", qp_, send_chain_.get());
     } else if (srq_ == nullptr) {
         error = post(ibv_post_recv, "ibv_post_recv", qp_, receive_chain_.get());
@@ -667,7 +681,7 @@ inline void WorkQueue::post_marker() {
 
 inline void WorkQueue::complete(const ibv_wc& wc) noexcept {
     const std::uint32_t index = WrId::slot(wc.wr_id);
-    if (sends_) {
+    if (in_order_) {
         if (oldest_ != index) [[unlikely]]
             complete_unsignaled(index, wc.qp_num);
         oldest_ = after(oldest_);

@@ -89,6 +89,17 @@ template <class Native>
     return handle; // NOLINT(bugprone-return-const-ref-from-parameter): a member of an owner
 }
 
+// Returns the handle from which an owner is made. Throws invalid_argument if it is null.
+template <class Native>
+[[nodiscard]] const std::shared_ptr<Native>& adopted(const std::shared_ptr<Native>& handle,
+                                                     const char* type) {
+    if (!handle) {
+        throw_error(std::errc::invalid_argument,
+                    std::string("cannot make an owner of a null ") + type);
+    }
+    return handle; // NOLINT(bugprone-return-const-ref-from-parameter): the caller's
+}
+
 // --- calls; all of them set errno to 0 first, see verb_errno() ---
 
 // Returns the object that `function` creates. If it is null, throws std::system_error naming

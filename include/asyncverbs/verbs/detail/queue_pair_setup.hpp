@@ -143,9 +143,10 @@ inline void check_same_domain(const ProtectionDomain& domain, const SharedReceiv
 // The deleter of a queue pair, which has more parents than ReleaseNative releases. Keeps the
 // reservations if the queue pair cannot be destroyed.
 struct ReleaseQueuePair {
-    // Destroys the queue pair, unless that succeeded before. Returns the result of the verb.
+    // Destroys the queue pair, unless that succeeded before. Returns the result of the verb. One
+    // that the program has made is only released.
     int try_destroy(ibv_qp* qp) noexcept {
-        if (destroyed) return 0;
+        if (destroyed || adopted) return 0;
         const int result = ibv_destroy_qp(qp);
         destroyed = result == 0;
         return result;
@@ -158,6 +159,7 @@ struct ReleaseQueuePair {
                 shared_slots->keep();
             }
         }
+        adopted.reset();
         slots.reset();
         shared_slots.reset();
         srq.reset();
@@ -173,6 +175,7 @@ struct ReleaseQueuePair {
     Handle<void> send_cq;
     Handle<void> recv_cq;
     bool destroyed = false;
+    Handle<ibv_qp> adopted = nullptr; // the program has made it
 };
 
 // Creates a queue pair after it reserved entries for its completions (I10), with its own receive
@@ -218,6 +221,32 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
                                      recv_cq.shared_handle()}};
 }
 
+inline void check_completes_into(const ibv_cq* used, const CompletionQueue& queue,
+                                 const char* direction) {
+    if (used != checked(queue.shared_handle(), "CompletionQueue").get()) {
+        throw_error(std::errc::invalid_argument, std::string("the ") + direction +
+                                                     " of the ibv_qp complete into another "
+                                                     "completion queue");
+    }
+}
+
+// A handle that also reserves entries for the completions (I10).
+[[nodiscard]] inline Handle<ibv_qp> adopt_queue_pair(Handle<ibv_qp> adopted,
+                                                     const CompletionQueue& send_cq,
+                                                     const CompletionQueue& recv_cq,
+                                                     const QueuePairOptions& options) {
+    check_completes_into(adopted->send_cq, send_cq, "sends");
+    check_completes_into(adopted->recv_cq, recv_cq, "receives");
+    ReleaseQueuePair release;
+    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
+                                                    recv_cq.capacity(), options.max_recv_wr);
+    release.send_cq = send_cq.shared_handle();
+    release.recv_cq = recv_cq.shared_handle();
+    ibv_qp* const native = adopted.get();
+    release.adopted = std::move(adopted);
+    return {native, std::move(release)};
+}
+
 // One call of ibv_modify_qp. Each mask has exactly the required attributes of the tables in
 // ibv_modify_qp(3); one too many or too few is EINVAL.
 struct QueuePairStep {
@@ -243,6 +272,11 @@ struct QueuePairStep {
     }
 };
 
+// UD, and the provider's own type: that of EFA, SRD, takes the same steps.
+[[nodiscard]] inline bool sends_datagrams(ibv_qp_type type) noexcept {
+    return type == IBV_QPT_UD || type == IBV_QPT_DRIVER;
+}
+
 [[nodiscard]] inline QueuePairStep init_step(const Endpoint& local, ibv_qp_type type,
                                              const InitOptions& options) {
     QueuePairStep step(IBV_QPS_INIT, "INIT");
@@ -251,7 +285,7 @@ struct QueuePairStep {
     step.attr.qp_access_flags = static_cast<unsigned>(options.access);
     step.attr.qkey = options.qkey;
     step.mask |= IBV_QP_PORT | IBV_QP_PKEY_INDEX;
-    step.mask |= type == IBV_QPT_UD ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS;
+    step.mask |= sends_datagrams(type) ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS;
     return step;
 }
 
@@ -302,7 +336,7 @@ struct QueuePairStep {
     QueuePairStep step(IBV_QPS_RTS, "RTS");
     step.attr.sq_psn = psn;
     step.mask |= IBV_QP_SQ_PSN;
-    if (type != IBV_QPT_UD) {
+    if (!sends_datagrams(type)) {
         step.attr.timeout = options.timeout;
         step.attr.retry_cnt = options.retry_cnt;
         step.attr.rnr_retry = options.rnr_retry;
