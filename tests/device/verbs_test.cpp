@@ -84,6 +84,13 @@ TEST_CASE("device: it grants at least the requested sizes", "[verbs]") {
     CHECK(CompletionQueue(context, context.query_device().max_cqe).depth() > 0);
 }
 
+TEST_CASE("device: soft-RoCE cannot register a dma-buf, and says so", "[verbs]") {
+    const ProtectionDomain domain(open_device());
+    CHECK(failure_text(std::errc::operation_not_supported, [&] {
+              (void)MemoryRegion::dmabuf(domain, 0, 0, 4096, 4096);
+          }).starts_with("ibv_reg_dmabuf_mr"));
+}
+
 TEST_CASE("device: memory that cannot be registered is reported", "[verbs]") {
     const ProtectionDomain domain(open_device());
     std::vector<std::byte> memory(64);

@@ -73,9 +73,11 @@ struct DeviceOptions {
     ProviderModel provider{};
     ibv_device_attr attr = default_device_attr();
     std::uint32_t max_inline_data = 256;
-    // Not available on soft-RoCE: timestamps of completions, and ibv_modify_cq.
+    // Not available on soft-RoCE: timestamps of completions, ibv_modify_cq and dma-bufs.
     bool completion_timestamps = false;
     bool cq_moderation = false;
+    // Regions of a dma-buf. Their addresses must be those of the process.
+    bool dmabuf = false;
     std::vector<PortOptions> ports = {PortOptions{}};
 };
 

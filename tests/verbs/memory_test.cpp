@@ -231,6 +231,33 @@ TEST_CASE("memory that cannot be allocated is reported", "[verbs][memory_region]
     CHECK(verbs.calls("ibv_reg_mr") == 0);
 }
 
+TEST_CASE("a region of a dma-buf has the addresses that the caller chooses",
+          "[verbs][memory_region]") {
+    SimulatedVerbs verbs({simulated::DeviceOptions{.dmabuf = true}});
+    const Context context = Context::open();
+    const ProtectionDomain domain(context);
+    std::array<std::byte, 64> memory{};
+    const auto iova = reinterpret_cast<std::uintptr_t>(memory.data());
+    {
+        const MemoryRegion region = MemoryRegion::dmabuf(domain, 0, 4096, 64, iova);
+        CHECK(region.slice().address == memory.data());
+        CHECK(region.slice().length == 64);
+        CHECK(region.remote_slice().address == iova);
+        CHECK(region.remote_slice().rkey == region.native_handle()->rkey);
+    }
+    CHECK(verbs.calls("ibv_dereg_mr") == 1);
+    CHECK(support::failure_of([&] { (void)MemoryRegion::dmabuf(domain, 0, 0, 0, iova); }).code() ==
+          std::errc::invalid_argument);
+}
+
+TEST_CASE("a device without dma-bufs", "[verbs][memory_region]") {
+    SimulatedVerbs verbs;
+    const ProtectionDomain domain(Context::open());
+    CHECK_THAT(failure_text(std::errc::operation_not_supported,
+                            [&] { (void)MemoryRegion::dmabuf(domain, 0, 0, 64, 4096); }),
+               contains("ibv_reg_dmabuf_mr"));
+}
+
 TEST_CASE("a moved-from memory region owns nothing", "[verbs][memory_region]") {
     SimulatedVerbs verbs;
     std::array<std::byte, 64> memory{};

@@ -125,7 +125,8 @@ public:
     /// A queue that the program has already, made by ibv_create_cq(3), see borrow(). Its channel
     /// and device are borrowed in any case. The program must have acknowledged the events that it
     /// has read, and reads no more. An event that is queued, or for which the queue is armed,
-    /// disturbs nothing. `reserved` entries are kept for the work requests of queue pairs that the
+    /// disturbs nothing; the same may be so after an owner was destroyed, so the program then polls
+    /// before it waits. `reserved` entries are kept for the work requests of queue pairs that the
     /// program has on the queue, except those of which a QueuePair is made, too. Throws
     /// std::system_error: invalid_argument for nullptr, for a queue without a channel, and for more
     /// reserved entries than there are; else naming fcntl.

@@ -158,6 +158,22 @@ struct RemoteSlice {
     }
 };
 
+namespace detail {
+
+// A template, because rdma-core before 34 does not declare the verb.
+template <class Domain>
+[[nodiscard]] ibv_mr* register_dmabuf(Domain* pd, std::uint64_t offset, std::size_t length,
+                                      std::uint64_t iova, int fd, int access) {
+    if constexpr (requires { ibv_reg_dmabuf_mr(pd, offset, length, iova, fd, access); }) {
+        return ibv_reg_dmabuf_mr(pd, offset, length, iova, fd, access);
+    } else {
+        errno = EOPNOTSUPP;
+        return nullptr;
+    }
+}
+
+} // namespace detail
+
 /// Owns the registration of a range of memory (ibv_mr); keeps its protection domain alive.
 /// The caller's memory must outlive the region and every work request that names it. A region made
 /// by allocate() owns its memory, and frees it after it was deregistered.
@@ -169,7 +185,10 @@ struct RemoteSlice {
 class MemoryRegion {
 public:
     /// Registers `bytes`. `access` is a combination of ibv_access_flags; local reads are always
-    /// allowed; remote writes and atomics need IBV_ACCESS_LOCAL_WRITE as well. Throws
+    /// allowed; remote writes and atomics need IBV_ACCESS_LOCAL_WRITE as well. Also possible, where
+    /// the device can do it: IBV_ACCESS_ON_DEMAND, pages are not locked but fetched when they are
+    /// used; IBV_ACCESS_RELAXED_ORDERING, the writes of a message may become visible in any order,
+    /// all of them before its completion (a device that cannot ignores it). Throws
     /// std::system_error: invalid_argument if `bytes` is empty, else naming ibv_reg_mr, and the
     /// limit on locked memory (`ulimit -l`) if that is the likely cause.
     MemoryRegion(const ProtectionDomain& domain, std::span<std::byte> bytes,
@@ -184,6 +203,23 @@ public:
         detail::Handle<void> pages = allocate_pages(size);
         const std::span<std::byte> bytes(static_cast<std::byte*>(pages.get()), size);
         return MemoryRegion(domain, bytes, access, std::move(pages));
+    }
+
+    /// Registers `length` bytes at `offset` of the dma-buf `fd`, such as memory of a GPU. `iova` is
+    /// the address of the first byte in work requests, here and at the peer, at the same offset in
+    /// a page as `offset`. bytes() and the slices have these addresses, which need not be memory of
+    /// the process. `fd` may be closed afterwards. Throws std::system_error naming
+    /// ibv_reg_dmabuf_mr: operation_not_supported if the device, its driver or rdma-core (before
+    /// 34) cannot do it. See ibv_reg_dmabuf_mr(3).
+    [[nodiscard]] static MemoryRegion dmabuf(const ProtectionDomain& domain, int fd,
+                                             std::uint64_t offset, std::size_t length,
+                                             std::uint64_t iova,
+                                             int access = IBV_ACCESS_LOCAL_WRITE) {
+        const auto& pd = detail::checked(domain.shared_handle(), "ProtectionDomain");
+        ibv_mr* const native = detail::create("ibv_reg_dmabuf_mr", [&] {
+            return detail::register_dmabuf(pd.get(), offset, length, iova, fd, access);
+        });
+        return MemoryRegion(detail::own<ibv_dereg_mr>(native, pd));
     }
 
     /// A region that the program has already, see borrow(): a borrowed one must stay registered

@@ -17,10 +17,13 @@ namespace {
 
 constexpr unsigned int writes_locally_too = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC;
 
-ibv_mr* register_region(ibv_pd* pd, void* address, std::size_t length, std::uint64_t iova,
-                        unsigned int access) {
+ibv_mr* register_region(Verb verb, ibv_pd* pd, void* address, std::size_t length,
+                        std::uint64_t iova, unsigned int access) {
     return run_create_in<ibv_mr, ProtectionDomain>(
-        Verb::reg_mr, pd, [&](Simulation& simulation, ProtectionDomain& domain, ibv_mr*& created) {
+        verb, pd, [&](Simulation& simulation, ProtectionDomain& domain, ibv_mr*& created) {
+            if (verb == Verb::reg_dmabuf_mr && !domain.owner().opened_device.options.dmabuf) {
+                return EOPNOTSUPP;
+            }
             const bool remote_only =
                 (access & writes_locally_too) != 0 && (access & IBV_ACCESS_LOCAL_WRITE) == 0;
             if (remote_only || length == 0) {
@@ -96,13 +99,20 @@ extern "C" int ibv_dealloc_pd(ibv_pd* pd) {
 }
 
 extern "C" ibv_mr*(ibv_reg_mr)(ibv_pd* pd, void* address, std::size_t length, int access) {
-    return register_region(pd, address, length, reinterpret_cast<std::uintptr_t>(address),
+    return register_region(Verb::reg_mr, pd, address, length,
+                           reinterpret_cast<std::uintptr_t>(address),
                            static_cast<unsigned int>(access));
 }
 
 extern "C" ibv_mr* ibv_reg_mr_iova2(ibv_pd* pd, void* address, std::size_t length,
                                     std::uint64_t iova, unsigned int access) {
-    return register_region(pd, address, length, iova, access);
+    return register_region(Verb::reg_mr, pd, address, length, iova, access);
+}
+
+extern "C" ibv_mr* ibv_reg_dmabuf_mr(ibv_pd* pd, std::uint64_t, std::size_t length,
+                                     std::uint64_t iova, int, int access) {
+    return register_region(Verb::reg_dmabuf_mr, pd, reinterpret_cast<void*>(iova), length, iova,
+                           static_cast<unsigned int>(access));
 }
 
 extern "C" int ibv_dereg_mr(ibv_mr* mr) {

@@ -24,6 +24,7 @@ constexpr std::array<VerbInfo, verb_count> verb_table{{
     {Verb::alloc_pd, "ibv_alloc_pd", Convention::null},
     {Verb::dealloc_pd, "ibv_dealloc_pd", Convention::positive, true},
     {Verb::reg_mr, "ibv_reg_mr", Convention::null},
+    {Verb::reg_dmabuf_mr, "ibv_reg_dmabuf_mr", Convention::null},
     {Verb::dereg_mr, "ibv_dereg_mr", Convention::positive, true},
     {Verb::create_comp_channel, "ibv_create_comp_channel", Convention::null},
     {Verb::destroy_comp_channel, "ibv_destroy_comp_channel", Convention::positive, true},

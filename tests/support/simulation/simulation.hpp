@@ -46,6 +46,7 @@ enum class Verb : std::size_t {
     alloc_pd,
     dealloc_pd,
     reg_mr,
+    reg_dmabuf_mr,
     dereg_mr,
     create_comp_channel,
     destroy_comp_channel,
