@@ -9,6 +9,7 @@
 #include <stop_token>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "cm/fixture.hpp"
@@ -332,4 +333,95 @@ TEST_CASE("Listener: without a host it serves peers of both families, on iWARP t
         f.run();
         CHECK(f.taken.back() == std::string("0") + peer);
     }
+}
+
+// --- connections that are accepted on another loop ---
+
+TEST_CASE("IncomingConnection: accepted on another loop, to which the connection belongs") {
+    CmFixture f;
+    EpollExecutor other;
+    f.start_client();
+    const auto take = [&]() -> Task<> { f.incoming.emplace(co_await f.listener->accept()); };
+    const Running taking(take());
+    f.run();
+    REQUIRE(f.incoming);
+    f.server_end.emplace(f.incoming->context());
+    const auto accept = [&]() -> Task<> {
+        f.server.emplace(co_await f.incoming->accept(other, f.server_end->qp));
+    };
+    const Running accepting(accept());
+    f.run(); // the client answers; the listener's loop does not read it
+    CHECK(f.dialed.succeeded());
+    CHECK(!accepting.done);
+    for (int i = 0; i < 10; ++i) other.run_once();
+    REQUIRE(accepting.succeeded());
+    CHECK(f.server_state() == IBV_QPS_RTS);
+
+    const Running left(f.server->disconnected());
+    f.listener.reset(); // accepted connections stay
+    f.client.reset();
+    f.run();
+    CHECK(!left.done);
+    for (int i = 0; i < 10; ++i) other.run_once();
+    CHECK(left.event == RDMA_CM_EVENT_DISCONNECTED);
+    CHECK(f.server_state() == IBV_QPS_ERR);
+}
+
+TEST_CASE("IncomingConnection: a peer that has left before it is accepted on another loop") {
+    CmFixture f;
+    EpollExecutor other;
+    f.start_client();
+    const auto take = [&]() -> Task<> { f.incoming.emplace(co_await f.listener->accept()); };
+    const Running taking(take());
+    f.run();
+    REQUIRE(f.incoming);
+    f.server_end.emplace(f.incoming->context());
+    f.cm.push(f.cm.newest(), RDMA_CM_EVENT_DISCONNECTED);
+    const Running accepting(f.incoming->accept(other, f.server_end->qp));
+    CHECK(accepting.failed(std::errc::connection_reset));
+    CHECK(other.run_once() == false); // it waits for nothing
+}
+
+TEST_CASE("IncomingConnection: one listener, a loop on each thread") {
+    constexpr int connections = 8;
+    CmFixture f;
+    EpollExecutor other;
+    struct Server {
+        std::optional<IncomingConnection> incoming;
+        std::optional<QueuePairOwner> end;
+        std::optional<Connection> connection;
+        Outcome outcome;
+        Coroutine serving;
+    };
+    std::vector<Server> servers(connections);
+    int ended = 0;
+    // On the other thread: accepts, and waits for the end of the connection.
+    const auto serve = [&](Server& server) -> Task<> {
+        server.end.emplace(server.incoming->context());
+        server.connection.emplace(co_await server.incoming->accept(other, server.end->qp));
+        co_await server.connection->disconnected();
+        server.connection.reset();
+        if (++ended == connections) other.stop();
+    };
+    const auto listen = [&]() -> Task<> {
+        for (Server& server : servers) {
+            server.incoming.emplace(co_await f.listener->accept());
+            other.post([&] { server.serving = Running::run(serve(server), server.outcome); });
+        }
+    };
+    const Running listening(listen());
+    std::thread thread([&] { other.run(); });
+    int dialed = 0;
+    const auto dial = [&]() -> Task<> {
+        for (int i = 0; i < connections; ++i) {
+            co_await f.dial();
+            ++dialed;
+            f.client.reset();
+            f.client_end.reset();
+        }
+    };
+    f.loop.run(dial());
+    thread.join();
+    CHECK(dialed == connections);
+    for (const Server& server : servers) CHECK(server.outcome.succeeded());
 }

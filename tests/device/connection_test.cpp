@@ -26,6 +26,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "device/pair.hpp"
@@ -190,6 +191,42 @@ TEST_CASE("device: a connection carries private data and messages both ways", "[
     CHECK(f.client->peer_address().text() == ipv4() + ":" + f.port());
     CHECK(f.client->local_address().port() == f.server->peer_address().port());
     CHECK(f.server->local_address().text() == ipv4() + ":" + f.port());
+}
+
+TEST_CASE("device: a connection is accepted on the loop of another thread",
+          "[cm][iwarp][threads]") {
+    Fixture f;
+    EpollExecutor other;
+    std::optional<IncomingConnection> incoming;
+    rdma_cm_event_type end{};
+    std::string message;
+    const auto serve = [&]() -> Task<> {
+        f.server_end.emplace(incoming->context());
+        incoming->prepare(f.server_end->qp);
+        f.server_end->post_recv();
+        f.server.emplace(co_await incoming->accept(other, f.server_end->qp));
+        const ibv_wc wc = co_await f.server_end->received(other);
+        message.assign(f.server_end->memory.data(), wc.byte_len);
+        f.server_end->send("pong");
+        end = co_await f.server->disconnected();
+        f.server.reset();
+    };
+    const auto take = [&]() -> Task<> { incoming.emplace(co_await f.listener->accept()); };
+    const auto use = [&]() -> Task<> {
+        co_await f.dial(ipv4(), "hello");
+        f.client_end->send("ping");
+        static_cast<void>(co_await f.client_end->received(f.loop));
+        co_await f.client->disconnect();
+    };
+    std::jthread server;
+    const auto start_server = [&]() -> Task<> {
+        co_await take();
+        server = std::jthread([&] { run_bounded(other, serve()); });
+    };
+    run_bounded(f.loop, when_all(start_server(), use()));
+    server.join();
+    CHECK(message == "ping");
+    CHECK(end == RDMA_CM_EVENT_DISCONNECTED);
 }
 
 TEST_CASE("device: either end disconnects, and both queue pairs are flushed", "[cm][iwarp]") {

@@ -108,6 +108,14 @@ mutation(one-family-is-listened-to cm/listener.hpp
     [[            if (listener && !host.empty()) break;]]
     [[            if (listener) break;]])
 
+mutation(accepted-connection-stays-on-the-listeners-loop cm/listener.hpp
+    [[session->run_on(loop.value_or(session->loop()));]]
+    [[session->run_on(session->loop());]])
+
+mutation(request-is-read-before-it-is-accepted cm/detail/cm_session.hpp
+    [[    CmSession(LoopHandle loop, CmId id) : loop_(loop) { id_.emplace(std::move(id)); }]]
+    [[    CmSession(LoopHandle loop, CmId id) : loop_(loop) { id_.emplace(std::move(id)); start_reading(); }]])
+
 set(tests cm/no_memory_test.cpp)
 
 mutation(reader-that-did-not-start-is-reading cm/detail/cm_session.hpp

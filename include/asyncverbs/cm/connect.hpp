@@ -148,6 +148,7 @@ Task<OutgoingConnection> OutgoingConnection::resolve_address(Loop& loop, SocketA
     const int timeout = static_cast<int>(options.timeout.count());
     detail::check_scope(address);
     detail::CmSessionOwner session{detail::LoopHandle(loop), detail::CmId()};
+    session->run_on(session->loop());
     const std::string to_address = "rdma_resolve_addr to " + address.text();
     detail::call_cm(to_address, rdma_resolve_addr, session->id(), nullptr, address.native_handle(),
                     timeout);

@@ -29,8 +29,17 @@ namespace asyncverbs {
 /// A request for a connection, made by Listener::accept(), whose listener it may outlive.
 /// Destroying it rejects the request.
 ///
-/// Thread: that of the loop. Move-only; after a move or an answer only private_data() is valid: the
-/// other functions throw invalid_argument.
+/// Thread: any, one at a time. It belongs to no loop before it is accepted, so one listener can
+/// feed the loops of many threads:
+///
+///     // on the listener's thread
+///     auto incoming = std::make_shared<IncomingConnection>(co_await listener.accept());
+///     pool[core].post([&, incoming] { scopes[core].spawn(serve(pool[core], incoming)); });
+///     // in serve(), on the thread of that core
+///     Connection connection = co_await incoming->accept(executor, qp.queue_pair());
+///
+/// Move-only; after a move or an answer only private_data() is valid: the other functions throw
+/// invalid_argument.
 class IncomingConnection : public PendingConnection {
     struct AcceptOperation;
 
@@ -48,7 +57,15 @@ public:
     /// the first message.
     [[nodiscard]] AcceptOperation accept(const QueuePair& qp, AcceptOptions options = {},
                                          std::stop_token stop = {}) {
-        return {std::move(session_), qp, options, std::move(stop)};
+        return {std::move(session_), {}, qp, options, std::move(stop)};
+    }
+
+    /// The same on `loop` instead of the loop of the listener: to be called and awaited on its
+    /// thread, to which the Connection then belongs.
+    template <class Loop>
+    [[nodiscard]] AcceptOperation accept(Loop& loop, const QueuePair& qp,
+                                         AcceptOptions options = {}, std::stop_token stop = {}) {
+        return {std::move(session_), detail::LoopHandle(loop), qp, options, std::move(stop)};
     }
 
     /// Rejects the request; the peer gets a ConnectionRejected with `private_data`, which on
@@ -69,13 +86,17 @@ private:
           private_data_(request.private_data) {}
 
     struct AcceptOperation : detail::HandshakeOperation<AcceptOptions> {
-        AcceptOperation(detail::CmSessionOwner session_owner, const QueuePair& queue_pair,
-                        const AcceptOptions& chosen, std::stop_token token)
+        // Without a loop: that of the listener.
+        AcceptOperation(detail::CmSessionOwner session_owner, std::optional<detail::LoopHandle> on,
+                        const QueuePair& queue_pair, const AcceptOptions& chosen,
+                        std::stop_token token)
             : HandshakeOperation(std::move(session_owner), queue_pair, chosen, std::move(token),
-                                 RDMA_CM_EVENT_ESTABLISHED, "rdma_accept") {}
+                                 RDMA_CM_EVENT_ESTABLISHED, "rdma_accept"),
+              loop(on) {}
 
         void start() {
             session = owner.shared();
+            session->run_on(loop.value_or(session->loop()));
             begin(196);
             session->connect(qp.shared_handle());
             detail::activate(session->id(), qp, depths, options.min_rnr_timer);
@@ -83,6 +104,8 @@ private:
             detail::call_cm(call, rdma_accept, session->id(), &parameters);
         }
         Connection finish() { return Connection(std::move(owner), {}); }
+
+        std::optional<detail::LoopHandle> loop;
     };
 
     detail::PrivateData private_data_;
@@ -122,7 +145,9 @@ public:
     /// Awaits the next request and gives it as an IncomingConnection. Any number of coroutines may
     /// wait: first come, first served. Throws std::system_error: operation_canceled if `stop` is
     /// requested, from any thread, or the listener is destroyed; else naming the call that failed.
-    /// A request for which that call was made is rejected, and the next one may succeed.
+    /// A stopped call takes no request: it waits for the next call, and as many others as the
+    /// backlog of ListenerOptions. A request for which that call was made is rejected, and the next
+    /// one may succeed.
     [[nodiscard]] AcceptOperation accept(std::stop_token stop = {}) {
         return {session_.shared(), std::move(stop)};
     }
@@ -130,7 +155,9 @@ public:
 private:
     Listener(detail::LoopHandle loop, const std::string& host, const std::string& service,
              const ListenerOptions& options)
-        : session_(loop, listen(host, service, options.backlog)) {}
+        : session_(loop, listen(host, service, options.backlog)) {
+        session_->run_on(loop);
+    }
 
     // Listens on the first address that allows it; if none does, throws the error of the first. An
     // empty host is listened to on IPv6 and on IPv4, by one identifier each: an iWARP device does

@@ -53,8 +53,8 @@ struct ExecutorPoolOptions {
 ///
 /// What belongs to one core: an AsyncCq or Router with all its waiters, its queue pairs and posting
 /// to them, notifiers, scopes. What all cores may use at once: a Context, a ProtectionDomain, a
-/// MemoryRegion. (Copies of a Slice count references to its region: cores that post continuously
-/// are faster with a region each.)
+/// MemoryRegion. A connection that a Listener of one core has taken may be accepted on any core,
+/// see IncomingConnection.
 ///
 /// Between the cores: `pool[i].post(function)` calls a function on core i, and
 /// `co_await pool[i].schedule()` continues there. Neither takes a lock; a system call only if core

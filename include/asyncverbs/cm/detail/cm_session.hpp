@@ -198,10 +198,8 @@ private:
 // once, and no user coroutine runs while events are read.
 class CmSession final : FdHandler {
 public:
-    CmSession(LoopHandle loop, CmId id) : loop_(loop) {
-        id_.emplace(std::move(id));
-        start_reading();
-    }
+    /// Reads no events before run_on().
+    CmSession(LoopHandle loop, CmId id) : loop_(loop) { id_.emplace(std::move(id)); }
     CmSession(const CmSession&) = delete;
     CmSession& operator=(const CmSession&) = delete;
 
@@ -212,6 +210,12 @@ public:
         request_.reset();
         id_.reset();
         notify_all();
+    }
+
+    /// From now on the session belongs to `loop`, and to the thread of it. Once.
+    void run_on(LoopHandle loop) {
+        loop_ = loop;
+        start_reading();
     }
 
     const LoopHandle& loop() const noexcept { return loop_; }
