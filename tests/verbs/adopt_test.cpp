@@ -26,7 +26,8 @@ struct NativeObjects {
         context = ibv_open_device(devices[0]);
         ibv_free_device_list(devices);
         pd = ibv_alloc_pd(context);
-        mr = ibv_reg_mr(pd, memory.data(), memory.size(), IBV_ACCESS_LOCAL_WRITE);
+        constexpr int access = IBV_ACCESS_LOCAL_WRITE; // the macro combines it with another enum
+        mr = ibv_reg_mr(pd, memory.data(), memory.size(), access);
         channel = ibv_create_comp_channel(context);
         cq = ibv_create_cq(context, 15, nullptr, channel, 0);
         ibv_srq_init_attr srq_attr{};
