@@ -3,12 +3,18 @@
 #
 # Builds and runs the examples. Without an RDMA device, it starts a guest with a soft-RoCE device. It installs missing
 # packages. Arguments are passed to rc_pingpong, for example: examples/run.sh -n 10000 -s 64
+# After --build DIR, it builds in DIR, a build tree that exists, instead of build/examples.
 
 set -euo pipefail
 
 home=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+build=
+if [[ ${1:-} = --build ]]; then
+    build=$(readlink -e -- "${2:-}") || { printf 'error: --build needs a build tree of CMake\n' >&2; exit 1; }
+    shift 2
+fi
 cd -- "$home/.."
-programs=build/examples/examples
+programs=${build:-build/examples}/examples
 
 # start_server TEXT COMMAND...: starts a server in the background and waits until it has written TEXT.
 start_server() {
@@ -80,13 +86,16 @@ case ${1:-} in
         run_on_device "$@"
         exit ;;
     --help | -h)
-        sed -n '4,5s/^# //p' "$home/run.sh"
+        sed -n '4,6s/^# //p' "$home/run.sh"
         exit ;;
 esac
 
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
     libcli11-dev libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
-printf '== Building the examples in build/examples\n'
-cmake -S . -B build/examples -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
-cmake --build build/examples --parallel "$(nproc)"
-cmake/soft-roce/run -- "$home/run.sh" --on-device "$@"
+if [[ ! $build ]]; then
+    build=build/examples
+    cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
+fi
+printf '== Building the examples in %s\n' "$build"
+cmake --build "$build" --parallel "$(nproc)"
+cmake/soft-roce/run -- "$home/run.sh" --build "$build" --on-device "$@"

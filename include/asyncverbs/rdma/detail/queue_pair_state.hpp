@@ -41,11 +41,9 @@ struct SharedReceiveState {
 
 // State of an AsyncQp. Slots and routes refer to it by address.
 struct QueuePairState {
-    using Router = std::shared_ptr<RouterState>;
-
     // `shared` may be null. The routers may be the same one.
-    QueuePairState(Router sends_to, Router receives_to, std::shared_ptr<SharedReceiveState> shared,
-                   QueuePair pair)
+    QueuePairState(std::shared_ptr<RouterState> sends_to, std::shared_ptr<RouterState> receives_to,
+                   std::shared_ptr<SharedReceiveState> shared, QueuePair pair)
         : router(std::move(sends_to)), receive_router(std::move(receives_to)),
           shared_receives(std::move(shared)), queue_pair(std::move(pair)),
           sends(*router, send_options()), receives(*receive_router, receive_options()) {}
@@ -87,8 +85,8 @@ struct QueuePairState {
         return pair;
     }
 
-    const Router router; // of the sends
-    const Router receive_router;
+    const std::shared_ptr<RouterState> router; // of the sends
+    const std::shared_ptr<RouterState> receive_router;
     const std::shared_ptr<SharedReceiveState> shared_receives;
     FlushCause cause;
     QueuePair queue_pair;
