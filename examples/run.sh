@@ -93,7 +93,7 @@ esac
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
     libcli11-dev libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
 if [[ ! $build ]]; then
-    build=build/examples
+    build=$PWD/build/examples
     cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null
 fi
 printf '== Building the examples in %s\n' "$build"

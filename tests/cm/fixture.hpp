@@ -128,6 +128,16 @@ struct CmFixture {
         run();
     }
 
+    // A client's request, and a queue pair to accept it with.
+    void take_request() {
+        start_client();
+        const auto take = [this]() -> Task<> { incoming.emplace(co_await listener->accept()); };
+        const Running taking(take());
+        run();
+        REQUIRE(incoming);
+        server_end.emplace(incoming->context());
+    }
+
     // Runs accept() and connect() as far as they go without a timeout.
     void handshake(AcceptOptions accept = {}, ConnectOptions connect = {}) {
         start_server(accept);

@@ -340,12 +340,7 @@ TEST_CASE("Listener: without a host it serves peers of both families, on iWARP t
 TEST_CASE("IncomingConnection: accepted on another loop, to which the connection belongs") {
     CmFixture f;
     EpollExecutor other;
-    f.start_client();
-    const auto take = [&]() -> Task<> { f.incoming.emplace(co_await f.listener->accept()); };
-    const Running taking(take());
-    f.run();
-    REQUIRE(f.incoming);
-    f.server_end.emplace(f.incoming->context());
+    f.take_request();
     const auto accept = [&]() -> Task<> {
         f.server.emplace(co_await f.incoming->accept(other, f.server_end->qp));
     };
@@ -370,12 +365,7 @@ TEST_CASE("IncomingConnection: accepted on another loop, to which the connection
 TEST_CASE("IncomingConnection: a peer that has left before it is accepted on another loop") {
     CmFixture f;
     EpollExecutor other;
-    f.start_client();
-    const auto take = [&]() -> Task<> { f.incoming.emplace(co_await f.listener->accept()); };
-    const Running taking(take());
-    f.run();
-    REQUIRE(f.incoming);
-    f.server_end.emplace(f.incoming->context());
+    f.take_request();
     f.cm.push(f.cm.newest(), RDMA_CM_EVENT_DISCONNECTED);
     const Running accepting(f.incoming->accept(other, f.server_end->qp));
     CHECK(accepting.failed(std::errc::connection_reset));

@@ -167,17 +167,13 @@ public:
 
     /// The form that does not throw, for destructors: `error` is clear on success.
     void to_error(std::error_code& error) noexcept {
-        const int result =
-            qp_ ? detail::QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp_.get()) : EINVAL;
-        error.assign(result, std::system_category());
+        try_step(detail::QueuePairStep(IBV_QPS_ERR, "ERR"), error);
     }
 
     /// To RESET: the device drops all outstanding work requests, without completions. `error` is
     /// clear on success.
     void to_reset(std::error_code& error) noexcept {
-        const int result =
-            qp_ ? detail::QueuePairStep(IBV_QPS_RESET, "RESET").try_apply(qp_.get()) : EINVAL;
-        error.assign(result, std::system_category());
+        try_step(detail::QueuePairStep(IBV_QPS_RESET, "RESET"), error);
         endpoint_.reset();
     }
 
@@ -287,6 +283,10 @@ private:
     }
 
     [[nodiscard]] ibv_qp* get() const { return detail::checked(qp_, "QueuePair").get(); }
+
+    void try_step(detail::QueuePairStep step, std::error_code& error) const noexcept {
+        error.assign(qp_ ? step.try_apply(qp_.get()) : EINVAL, std::system_category());
+    }
 
     [[nodiscard]] const detail::Endpoint& endpoint() const {
         if (get() != nullptr && !endpoint_) {

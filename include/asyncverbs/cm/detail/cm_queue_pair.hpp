@@ -26,9 +26,7 @@ class Connection;
 namespace detail {
 
 // The device of the route. librdmacm keeps it open until it is removed.
-[[nodiscard]] inline Context context_of(const rdma_cm_id* id) {
-    return Context(std::shared_ptr<ibv_context>(id->verbs, [](ibv_context*) {}));
-}
+[[nodiscard]] inline Context context_of(const rdma_cm_id* id) { return Context(borrow(id->verbs)); }
 
 // RDMA reads and atomics that may be outstanding: those of the peer, served here, and those of this
 // end.
