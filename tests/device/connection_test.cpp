@@ -20,13 +20,13 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <thread>
 #include <vector>
 
 #include "device/pair.hpp"
@@ -218,13 +218,13 @@ TEST_CASE("device: a connection is accepted on the loop of another thread",
         static_cast<void>(co_await f.client_end->received(f.loop));
         co_await f.client->disconnect();
     };
-    std::jthread server;
+    std::future<void> server;
     const auto start_server = [&]() -> Task<> {
         co_await take();
-        server = std::jthread([&] { run_bounded(other, serve()); });
+        server = std::async(std::launch::async, [&] { run_bounded(other, serve()); });
     };
     run_bounded(f.loop, when_all(start_server(), use()));
-    server.join();
+    server.get();
     CHECK(message == "ping");
     CHECK(end == RDMA_CM_EVENT_DISCONNECTED);
 }

@@ -7,6 +7,6 @@ int main(int argc, char** argv) {
     if (!asyncverbs::device::is_iwarp()) return asyncverbs::support::run_tests(argc, argv);
     return asyncverbs::support::run_tests(
         argc, argv, "[iwarp]",
-        "it needs what iWARP lacks, which is queue pairs without rdma_cm, immediate data, atomics "
-        "and UD; or it is beyond the limits of soft-iWARP");
+        "they need what iWARP lacks, which is queue pairs without rdma_cm, immediate data, atomics "
+        "and UD; or they are beyond the limits of soft-iWARP");
 }

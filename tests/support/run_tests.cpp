@@ -22,10 +22,11 @@ int asyncverbs::support::run_tests(int argc, char** argv, const std::string& sel
 
     const bool without = selection.front() == '~';
     const std::string tag = selection.substr(without ? 1 : 0);
+    std::printf("skipped, because %s:\n", reason.c_str());
     for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) {
         const auto& info = test.getTestCaseInfo();
         if ((info.tagsAsString().find(tag) != std::string::npos) != without) continue;
-        std::printf("skipped: %s (%s)\n", info.name.c_str(), reason.c_str());
+        std::printf("  %s\n", info.name.c_str());
     }
     std::fflush(stdout);
     session.configData().testsOrTags.push_back(selection);

@@ -6,8 +6,8 @@
 namespace asyncverbs::support {
 
 /// main() of a test program. Of the tests that the command line selects, runs those with the tag
-/// `selection`, or without it if `selection` begins with "~". Prints each test that this leaves
-/// out, with the reason.
+/// `selection`, or without it if `selection` begins with "~". Prints which tests this leaves out,
+/// after the words "skipped, because" and the reason.
 int run_tests(int argc, char** argv, const std::string& selection = "",
               const std::string& reason = "");
 

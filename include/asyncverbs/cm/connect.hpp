@@ -64,7 +64,8 @@ template <class Loop>
 /// On iWARP the end that connects must send the first message. soft-iWARP (siw) blocks the loop: in
 /// rdma_connect until the peer's TCP answers, and for up to 10 s if a request is given up that the
 /// peer has not answered. It raises SIGPIPE in a program that sends after its peer has gone: ignore
-/// that signal.
+/// that signal. On several CPUs it may not notice a first message that arrives while one of them
+/// still accepts the connection, before the next message arrives.
 template <class Loop, std::invocable<const OutgoingConnection&> MakeQueuePair>
 [[nodiscard]] Task<Connection> connect(Loop& loop, std::string host, std::string service,
                                        MakeQueuePair make_queue_pair, ConnectOptions options = {},
