@@ -3,10 +3,14 @@
 
 #include <asyncverbs/cm/listener.hpp>
 
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/router.hpp>
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -831,4 +835,81 @@ TEST_CASE("Connection: once ended, it does not touch its queue pair any more") {
     f.make_connection(); // with the same queue pair
     old.reset();
     CHECK(f.client_state() == IBV_QPS_RTS);
+}
+
+TEST_CASE("AsyncQp: on iWARP the end of its connection ends its operations") {
+    CmFixture f;
+    f.make_device_iwarp();
+    f.take_request();
+    const ProtectionDomain domain(f.incoming->context());
+    const MemoryRegion region = MemoryRegion::allocate(domain, 64);
+    Router sends = Router::create(f.incoming->context(), 8, f.loop);
+    Router receives = Router::create(f.incoming->context(), 8, f.loop);
+    const bool two_queues = GENERATE(false, true);
+    CAPTURE(two_queues);
+    AsyncQp qp(two_queues ? sends : receives, receives, domain,
+               {.max_send_wr = 2, .max_recv_wr = 2});
+    f.incoming->prepare(qp.queue_pair());
+    Operation message = qp.recv(region.slice(0, 1));
+    const auto accept = [&]() -> Task<> {
+        f.server.emplace(co_await f.incoming->accept(qp.queue_pair()));
+    };
+    const Running accepting(accept());
+    f.run();
+    REQUIRE(f.server);
+
+    // The router looks for the last message because the connection has ended: its event is lost.
+    f.sim.drop_events(receives.completion_queue().native_handle());
+    const MemoryRegion sent = MemoryRegion::allocate(f.client_end->domain, 1);
+    f.client_end->qp.post_send(1, sent.slice(0, 1));
+    CHECK(!message.done());
+    SECTION("the peer leaves") { f.client.reset(); }
+    SECTION("the peer disconnects") {
+        const Running leaving(f.client->disconnect());
+        f.run();
+    }
+    SECTION("this end disconnects") {
+        const Running leaving(f.server->disconnect());
+        f.run();
+    }
+    SECTION("this end leaves") { f.server.reset(); }
+    // Three of each, so some wait for room. The device completes none.
+    std::vector<std::unique_ptr<Running>> lost;
+    const auto post = [&] {
+        lost.push_back(std::make_unique<Running>(qp.send(region.slice(0, 1))));
+        lost.push_back(std::make_unique<Running>(qp.recv(region.slice(0, 1))));
+    };
+    for (int i = 0; i < 3; ++i) post();
+    f.run();
+    post();
+    CHECK(message.done());
+    CHECK(Running(std::move(message)).succeeded());
+    for (const auto& operation : lost) {
+        REQUIRE(operation->error);
+        CHECK(operation->error->code() == make_wc_error(IBV_WC_WR_FLUSH_ERR));
+    }
+    CHECK(Running(qp.drain()).succeeded());
+}
+
+TEST_CASE("AsyncQp: on iWARP it is made of a queue pair whose connection has ended") {
+    CmFixture f;
+    f.make_device_iwarp();
+    f.take_request();
+    const ProtectionDomain domain(f.incoming->context());
+    Router router = Router::create(f.incoming->context(), 8, f.loop);
+    const CompletionQueue& cq = router.completion_queue();
+    QueuePair connected(domain, cq, cq, {.max_send_wr = 2, .max_recv_wr = 2});
+    const auto accept = [&]() -> Task<> {
+        f.server.emplace(co_await f.incoming->accept(connected));
+    };
+    const Running accepting(accept());
+    f.run();
+    REQUIRE(f.server);
+    f.client.reset();
+    f.run();
+    AsyncQp qp(router, std::move(connected));
+    const Running lost(qp.recv(Slices()));
+    f.run();
+    REQUIRE(lost.error);
+    CHECK(lost.error->code() == make_wc_error(IBV_WC_WR_FLUSH_ERR));
 }

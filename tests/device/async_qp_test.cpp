@@ -317,7 +317,7 @@ TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][
                                    make_qp);
     };
     const auto play = [&]() -> Task<> {
-        const auto connections = co_await when_all(serve(), dial());
+        auto [accepted, connected] = co_await when_all(serve(), dial());
         const RemoteSlice remote = server->region.remote_slice();
         client->number(0) = 42;
         Operation unsignaled =
@@ -332,6 +332,14 @@ TEST_CASE("AsyncQp on a device: connected by address, and drained", "[rdma][cm][
         std::error_code later;
         Operation send = client->qp.send(client->slice(0));
         co_await send.wait(later);
+        CHECK(later == make_wc_error(IBV_WC_WR_FLUSH_ERR));
+
+        {
+            const Connection left = std::move(connected);
+        }
+        co_await accepted.disconnected();
+        Operation missed = server->qp.recv(server->slice(0));
+        co_await missed.wait(later);
         CHECK(later == make_wc_error(IBV_WC_WR_FLUSH_ERR));
         co_await server->qp.drain();
     };

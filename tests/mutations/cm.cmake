@@ -82,6 +82,15 @@ mutation(link-local-without-its-interface cm/socket_address.hpp
     [[|| ipv6.sin6_scope_id != 0) return;]]
     [[|| ipv6.sin6_scope_id == 0) return;]])
 
+mutation(end-of-an-iwarp-connection-is-kept-secret cm/detail/cm_session.hpp
+    [[        connection_ended(qp).request_stop();]]
+    "")
+
+mutation(end-of-an-iwarp-connection-overtakes-messages rdma/detail/router_state.hpp
+    [[    connections_.move_if(ended_, [](const ConnectionEnd& end) { return end.reported(); });]]
+    [[    connections_.move_if(ended_, [](const ConnectionEnd& end) { return end.reported(); });
+    flush_ended();]])
+
 set(tests cm/listener_test.cpp)
 
 mutation(interrupted-read-of-an-event-is-empty cm/detail/cm_session.hpp

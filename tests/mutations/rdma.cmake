@@ -530,9 +530,10 @@ mutation(unordered-sends-drop-their-address-handles rdma/detail/queue_pair_state
 set(tests verbs/adopt_test.cpp)
 
 mutation(adopted-queue-pair-reserves-nothing verbs/detail/queue_pair_setup.hpp
-    [[    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
-                                                    recv_cq.capacity(), options.max_recv_wr);]]
-    [[    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), 0, recv_cq.capacity(), 0);]])
+    [[    ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, options);
+    ibv_qp* const native]]
+    [[    ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, {.max_send_wr = 0, .max_recv_wr = 0});
+    ibv_qp* const native]])
 
 mutation(adopted-channel-blocks verbs/completion_queue.hpp
     [[        : channel_(detail::adopted(handle, "ibv_comp_channel")) {

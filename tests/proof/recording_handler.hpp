@@ -37,6 +37,7 @@ public:
     void on_wake() override {
         observer_.on_handled({}, std::make_error_code(std::errc::operation_canceled));
     }
+    void on_empty() override {}
     void on_error(const std::system_error& cause) override {
         if (!std::exchange(failed_, true)) observer_.on_handled({}, cause.code());
     }

@@ -127,6 +127,12 @@ void move_to_rts(Simulation& simulation, const CmId& id) {
     }
 }
 
+// On iWARP the kernel fails the queue pair of an end whose peer has left, before it reports that.
+void fail_queue_pair(Simulation& simulation, const CmId& end) {
+    if (!is_iwarp(*network->device)) return;
+    if (QueuePair* const qp = simulation.find_qp(end.parameters.qp_num)) simulation.to_error(*qp);
+}
+
 void drop(Simulation& simulation, CmId& id);
 
 // Drops the unread events of an identifier.
@@ -156,6 +162,7 @@ void drop(Simulation& simulation, CmId& id) {
             queue({&peer, nullptr, RDMA_CM_EVENT_REJECTED, rejected_by_program,
                    std::string(reject_room, '\0')});
         } else if (!id.left) {
+            fail_queue_pair(simulation, peer);
             queue({&peer, nullptr, RDMA_CM_EVENT_DISCONNECTED});
         }
         peer.peer = nullptr;
@@ -497,8 +504,9 @@ extern "C" int rdma_establish(rdma_cm_id* id) {
 }
 
 extern "C" int rdma_disconnect(rdma_cm_id* id) {
-    return run_on_id(Verb::disconnect, id, [](Simulation&, CmId& leaving) {
+    return run_on_id(Verb::disconnect, id, [](Simulation& simulation, CmId& leaving) {
         if (!std::exchange(leaving.left, true) && leaving.peer != nullptr) {
+            fail_queue_pair(simulation, *leaving.peer);
             follow(Verb::disconnect, {leaving.peer, nullptr, RDMA_CM_EVENT_DISCONNECTED});
         }
         return 0;

@@ -370,8 +370,10 @@ private:
     // Only once: later the queue pair may belong to another connection.
     void to_error() noexcept {
         const std::shared_ptr<ibv_qp> qp = std::exchange(qp_, {}).lock();
+        if (!qp) return;
         // It fails if the queue pair was already reset, or the device was removed.
-        if (qp) static_cast<void>(QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp.get()));
+        static_cast<void>(QueuePairStep(IBV_QPS_ERR, "ERR").try_apply(qp.get()));
+        connection_ended(qp).request_stop();
     }
 
     void notify_all() noexcept {

@@ -203,6 +203,9 @@ public:
     /// CqState::wake() was called.
     virtual void on_wake() = 0;
 
+    /// All completions that came before the last wake() have been delivered.
+    virtual void on_empty() = 0;
+
     /// No more completions will arrive. Called again when a coroutine that it resumed has thrown.
     virtual void on_error(const std::system_error& cause) = 0;
 
@@ -376,8 +379,11 @@ inline void CqState::serve_handler() {
         } catch (...) {
             fail();
         }
-        if (polled == 0) return;
-        handler_->on_completions(polled); // may close this state
+        if (polled == 0) {
+            if (!failure_) handler_->on_empty(); // may close this state
+            return;
+        }
+        handler_->on_completions(polled); // may, too
         resume_stopped();
     }
 }

@@ -109,7 +109,8 @@ private:
                 .capacity = options.max_send_wr,
                 .max_slices = options.max_send_sge,
                 .cause = &cause,
-                .receive_router = router != receive_router ? receive_router.get() : nullptr};
+                .receive_router = router != receive_router ? receive_router.get() : nullptr,
+                .connection_ended = connection_ended(queue_pair.shared_handle()).get_token()};
     }
     WorkQueueOptions receive_options() {
         const QueuePairOptions& options = queue_pair.options();
@@ -117,7 +118,8 @@ private:
                 .capacity = options.max_recv_wr,
                 .max_slices = options.max_recv_sge,
                 .cause = &cause,
-                .sends_of_pair = &sends};
+                .sends_of_pair = &sends,
+                .connection_ended = connection_ended(queue_pair.shared_handle()).get_token()};
     }
 };
 

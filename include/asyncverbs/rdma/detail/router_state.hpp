@@ -27,6 +27,7 @@ namespace asyncverbs::detail {
 
 class WorkQueue;
 class WaiterStop;
+class ConnectionEnd;
 
 // Why no completion will come, if it is set. Making and copying one needs no memory, so that every
 // waiter gets its error also when no memory is left.
@@ -191,6 +192,14 @@ public:
         const Delivery delivery(*this);
         regions_.on_wake();
         collect_stopped();
+        collect_ended();
+        resume_ready();
+    }
+    void on_empty() override {
+        if (ended_.empty()) [[likely]]
+            return;
+        const Delivery delivery(*this);
+        flush_ended();
         resume_ready();
     }
     void on_error(const std::system_error& cause) override {
@@ -204,6 +213,7 @@ public:
 
 private:
     friend class WaiterStop;
+    friend class ConnectionEnd;
 
     static constexpr std::uint32_t none = UINT32_MAX;
 
@@ -241,6 +251,8 @@ private:
     void note_causes(std::span<const ibv_wc> wcs) const noexcept;
     void fail_queues() noexcept;
     void collect_stopped() noexcept;
+    void collect_ended() noexcept;
+    void flush_ended() noexcept;
     void resume_ready();
     // The peer may answer a send at once, so the receives come first.
     [[gnu::always_inline]] void post_gathered() noexcept {
@@ -262,6 +274,8 @@ private:
     std::uint32_t first_free_ = none;
     IntrusiveList<CompletionWaiter> ready_;
     IntrusiveList<WaiterStop> stops_;
+    IntrusiveList<ConnectionEnd> connections_;
+    IntrusiveList<ConnectionEnd> ended_;        // their queues are flushed when the CQ is empty
     IntrusiveList<ListNode> gathered_receives_; // WorkQueues that have a chain to post
     IntrusiveList<ListNode> gathered_sends_;
 };
@@ -297,6 +311,31 @@ private:
     StopCallback<WaiterStop> callback_; // destroyed first
 };
 
+// Ends the operations of a work queue when the connection of its queue pair ends, on any thread.
+// Those whose completions are in the CQ come first.
+class ConnectionEnd : public ListNode {
+public:
+    ConnectionEnd(WorkQueue& queue, RouterState& router, const std::stop_token& ended) noexcept
+        : queue_(queue), cq_(router.cq_state_) {
+        router.connections_.push_back(*this);
+        callback_.set(ended, *this);
+    }
+
+    WorkQueue& queue() const noexcept { return queue_; }
+    bool reported() const noexcept { return reported_.load(std::memory_order_acquire); }
+
+    void on_stop() noexcept {
+        reported_.store(true, std::memory_order_release);
+        cq_->wake();
+    }
+
+private:
+    WorkQueue& queue_;
+    const std::shared_ptr<CqState> cq_;
+    std::atomic<bool> reported_{false};
+    StopCallback<ConnectionEnd> callback_; // destroyed first
+};
+
 inline std::uint64_t RouterState::add(WorkQueue& queue) {
     if (first_free_ == none) {
         if (routes_.size() > WrId::route_mask) {
@@ -324,6 +363,10 @@ inline void RouterState::collect_stopped() noexcept {
     IntrusiveList<WaiterStop> stopped;
     stops_.move_if(stopped, [](const WaiterStop& stop) { return stop.requested(); });
     while (!stopped.empty()) make_ready(stopped.take_front().waiter());
+}
+
+inline void RouterState::collect_ended() noexcept {
+    connections_.move_if(ended_, [](const ConnectionEnd& end) { return end.reported(); });
 }
 
 inline void RouterState::resume_ready() {

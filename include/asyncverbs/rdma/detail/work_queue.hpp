@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -51,6 +52,7 @@ struct WorkQueueOptions {
     WorkQueue* sends_of_pair = nullptr; // of a receive queue
     // Of a send queue: the router of the pair's receives, if it is another one.
     RouterState* receive_router = nullptr;
+    std::stop_token connection_ended = {}; // of the queue pair
 };
 
 // A send queue, a receive queue or a shared receive queue: slots for posted requests, allocated
@@ -139,6 +141,9 @@ public:
         flush_all();
         if (sends_of_pair_ != nullptr) sends_of_pair_->flush_all();
     }
+    /// Ends all operations of the queue, and those that follow, as a device in the error state
+    /// does.
+    void flush_all() noexcept;
     /// drain() has moved the queue pair to ERR. On iWARP this ends the operations that have not
     /// been posted, and those that follow.
     void on_error_state() noexcept {
@@ -478,7 +483,6 @@ private:
         operation.completion_.emplace(failed_completion(wc, opcode));
         finish(operation);
     }
-    void flush_all() noexcept;
     void flush_waiting() noexcept;
 
     int reject_chain(std::uint64_t wr_id, const char* verb, int result) noexcept;
@@ -555,7 +559,8 @@ private:
     std::uint32_t unsignaled_ = 0; // requests since the last signaled one
     bool abandoned_ = false;       // by the device: it may never complete what is in flight
 
-    IntrusiveList<Operation> waiting_; // for room, in order; none while there is room
+    std::unique_ptr<ConnectionEnd> connection_end_; // on iWARP
+    IntrusiveList<Operation> waiting_;              // for room, in order; none while there is room
     IntrusiveList<IdleWaiter> idle_waiters_;
 
     std::unique_ptr<ibv_send_wr[]> send_chain_; // of a send queue
@@ -585,6 +590,9 @@ inline WorkQueue::WorkQueue(RouterState& router, const WorkQueueOptions& options
     if (keeps_peers_) peers_ = std::make_unique<std::shared_ptr<ibv_ah>[]>(capacity_);
     reserve_chain(capacity_ < max_gathered ? capacity_ : max_gathered);
     for (std::uint32_t i = 0; i < capacity_; ++i) slots_[i].next_free = i + 1;
+    if (options.connection_ended.stop_possible()) {
+        connection_end_ = std::make_unique<ConnectionEnd>(*this, router_, options.connection_ended);
+    }
     wr_id_ = router_.add(*this);
 }
 
@@ -809,6 +817,10 @@ inline std::vector<RequestInFlight> RouterState::in_flight() const {
         if (route.queue != nullptr) route.queue->list_in_flight(requests);
     }
     return requests;
+}
+
+inline void RouterState::flush_ended() noexcept {
+    while (!ended_.empty()) ended_.take_front().queue().flush_all();
 }
 
 inline void RouterState::fail_queues() noexcept {

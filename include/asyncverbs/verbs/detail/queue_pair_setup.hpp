@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <utility>
 
@@ -176,9 +177,29 @@ struct ReleaseQueuePair {
     Handle<void> recv_cq;
     bool destroyed = false;
     Handle<ibv_qp> adopted = nullptr; // the program has made it
+    // On iWARP: the connection has ended. soft-iWARP completes nothing that is posted afterwards.
+    std::stop_source connection_ended{std::nostopstate};
 };
 
-// Creates a queue pair after it reserved entries for its completions (I10), with its own receive
+// Of the shared_handle() of a QueuePair.
+[[nodiscard]] inline std::stop_source& connection_ended(const Handle<ibv_qp>& qp) noexcept {
+    return std::get_deleter<ReleaseQueuePair>(qp)->connection_ended;
+}
+
+// Reserves entries for the completions (I10).
+[[nodiscard]] inline ReleaseQueuePair reserve_queues(const CompletionQueue& send_cq,
+                                                     const CompletionQueue& recv_cq,
+                                                     const QueuePairOptions& options) {
+    ReleaseQueuePair release;
+    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
+                                                    recv_cq.capacity(), options.max_recv_wr);
+    release.send_cq = send_cq.shared_handle();
+    release.recv_cq = recv_cq.shared_handle();
+    if (is_iwarp(*send_cq.native_handle()->context)) release.connection_ended = std::stop_source();
+    return release;
+}
+
+// Creates a queue pair after it reserved entries for its completions, with its own receive
 // queue if `receives` is null. `granted` returns the capacities that the device reports.
 [[nodiscard]] inline Handle<ibv_qp>
 create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq,
@@ -194,8 +215,7 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         srq = receives->shared_handle();
         shared_slots = receives->reserve(recv_cq);
     }
-    auto slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
-                                                 recv_cq.capacity(), options.max_recv_wr);
+    ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, options);
     ibv_qp_init_attr attr{};
     attr.send_cq = send_cq.native_handle();
     attr.recv_cq = recv_cq.native_handle();
@@ -216,9 +236,10 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    return {native, ReleaseQueuePair{std::move(slots), std::move(shared_slots), std::move(srq),
-                                     domain.shared_handle(), send_cq.shared_handle(),
-                                     recv_cq.shared_handle()}};
+    release.shared_slots = std::move(shared_slots);
+    release.srq = std::move(srq);
+    release.domain = domain.shared_handle();
+    return {native, std::move(release)};
 }
 
 inline void check_completes_into(const ibv_cq* used, const CompletionQueue& queue,
@@ -230,18 +251,14 @@ inline void check_completes_into(const ibv_cq* used, const CompletionQueue& queu
     }
 }
 
-// A handle that also reserves entries for the completions (I10).
+// A handle that also reserves entries for the completions.
 [[nodiscard]] inline Handle<ibv_qp> adopt_queue_pair(Handle<ibv_qp> adopted,
                                                      const CompletionQueue& send_cq,
                                                      const CompletionQueue& recv_cq,
                                                      const QueuePairOptions& options) {
     check_completes_into(adopted->send_cq, send_cq, "sends");
     check_completes_into(adopted->recv_cq, recv_cq, "receives");
-    ReleaseQueuePair release;
-    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
-                                                    recv_cq.capacity(), options.max_recv_wr);
-    release.send_cq = send_cq.shared_handle();
-    release.recv_cq = recv_cq.shared_handle();
+    ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, options);
     ibv_qp* const native = adopted.get();
     release.adopted = std::move(adopted);
     return {native, std::move(release)};
