@@ -21,6 +21,7 @@
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/memory.hpp>
+#include <asyncverbs/verbs/memory_window.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/shared_receive_queue.hpp>
 #include <asyncverbs/version.hpp>

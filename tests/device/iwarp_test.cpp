@@ -71,6 +71,8 @@ TEST_CASE("device: what iWARP lacks is an error that names the cause", "[iwarp]"
         Router its_router = Router::create(outgoing.context(), 64, loop);
         const ProtectionDomain its_domain(outgoing.context());
         const MemoryRegion memory = MemoryRegion::allocate(its_domain, 8);
+        CHECK_THAT(error_of([&] { MemoryWindow window(memory); }),
+                   contains("the device has no memory windows"));
         AsyncQp qp(its_router, its_domain);
         Connection connection = co_await outgoing.connect(qp.queue_pair());
         const Slice slice = memory.slice(0, 8);

@@ -489,6 +489,49 @@ mutation(buffers-share-a-cache-line rdma/detail/buffer_pool_state.hpp
     [[        return lines * line;]]
     [[        return size;]])
 
+set(tests rdma/memory_window_test.cpp)
+
+mutation(window-keeps-its-key verbs/memory_window.hpp
+    [[ibv_inc_rkey(bound_.rkey)]]
+    [[bound_.rkey]])
+
+mutation(window-of-any-region verbs/memory_window.hpp
+    [[        if (slice.lkey != region_->lkey) {]]
+    [[        if (false) {]])
+
+mutation(window-lets-its-region-go verbs/memory_window.hpp
+    [[        window_ = detail::own<detail::deallocate_window>(native, region_);]]
+    [[        window_ = detail::own<detail::deallocate_window>(native);
+        const auto domain = std::exchange(region_, borrow(region_.get()));]])
+
+mutation(window-is-bound-with-all-rights rdma/send_request.hpp
+    [[        work.access = access;]]
+    [[        work.access = access | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;]])
+
+mutation(window-is-bound-to-all rdma/detail/work_queue.hpp
+    [[            wr.bind_mw.bind_info = {work.region, work.remote.address, work.remote.length,]]
+    [[            wr.bind_mw.bind_info = {work.region, work.remote.address, work.region->length,]])
+
+mutation(last-key-of-a-window-is-forgotten rdma/detail/work_queue.hpp
+    [[        note_binding(operation, request.work);]]
+    "")
+
+mutation(last-key-of-a-window-in-a-chain-is-forgotten rdma/detail/work_queue.hpp
+    [[    for (std::size_t i = 0; i < count; ++i) note_binding(operations[i], requests[i].view().work);]]
+    "")
+
+mutation(bind-is-gathered rdma/detail/work_queue.hpp
+    [[ || work.window != nullptr;]]
+    [[;]])
+
+mutation(rejected-bind-has-a-key rdma/detail/work_queue.hpp
+    [[if (work.window != nullptr && !operation.failure_)]]
+    [[if (work.window != nullptr)]])
+
+mutation(another-key-is-invalidated rdma/send_request.hpp
+    [[        work.imm = window.remote_slice().rkey;]]
+    [[        work.imm = ibv_inc_rkey(window.remote_slice().rkey);]])
+
 set(tests rdma/two_queues_test.cpp)
 
 mutation(send-overtakes-a-receive-of-the-other-router rdma/detail/work_queue.hpp

@@ -19,6 +19,7 @@
 #include <asyncverbs/rdma/send_request.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/memory.hpp>
+#include <asyncverbs/verbs/memory_window.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 #include <asyncverbs/verbs/queue_pair_options.hpp>
 
@@ -206,13 +207,23 @@ public:
                             SendOptions options = {}, std::stop_token stop = {}) {
         return post(detail::SendView::fetch_and_add(before, remote, add, options), std::move(stop));
     }
+    /// Binds a memory window, to be used by the peer.
+    Operation bind(MemoryWindow& window, const Slice& slice, unsigned access,
+                   SendOptions options = {}, std::stop_token stop = {}) {
+        return post(detail::SendView::bind(window, slice, access, options), std::move(stop));
+    }
+    /// Takes the key of a memory window back from the peer.
+    Operation invalidate(const MemoryWindow& window, SendOptions options = {},
+                         std::stop_token stop = {}) {
+        return post(detail::SendView::invalidate(window, options), std::move(stop));
+    }
 
     /// Awaits that all posted requests have completed, after moving the queue pair to ERR: from
     /// then on the device does not touch any of its buffers. Most operations end with
-    /// IBV_WC_WR_FLUSH_ERR; operations that are posted later are flushed, too. Receives that it
-    /// took from a shared receive queue may complete later. Throws std::system_error naming the
-    /// verb, or the failure of the completion queue; operation_canceled if this is destroyed
-    /// meanwhile.
+    /// IBV_WC_WR_FLUSH_ERR; operations that are posted later are flushed, too, except that
+    /// soft-RoCE does not flush a receive that is posted later. Receives that it took from a shared
+    /// receive queue may complete later. Throws std::system_error naming the verb, or the failure
+    /// of the completion queue; operation_canceled if this is destroyed meanwhile.
     [[nodiscard]] detail::DrainAwaiter drain() noexcept { return detail::DrainAwaiter(*state_); }
 
 private:

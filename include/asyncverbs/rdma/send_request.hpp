@@ -18,6 +18,7 @@
 #include <asyncverbs/verbs/detail/memory_use.hpp>
 #include <asyncverbs/verbs/error.hpp>
 #include <asyncverbs/verbs/memory.hpp>
+#include <asyncverbs/verbs/memory_window.hpp>
 
 namespace asyncverbs {
 
@@ -70,6 +71,9 @@ struct SendWork {
     const std::shared_ptr<ibv_ah>* peer = nullptr;
     std::uint32_t peer_qp_num = 0;
     std::uint32_t peer_qkey = 0;
+    ibv_mw* window = nullptr; // to bind to `remote` of `region` with these rights
+    ibv_mr* region = nullptr;
+    unsigned access = 0;
 };
 
 // The kinds of send requests. Request is constructible from a SendWork and Slices.
@@ -141,6 +145,30 @@ public:
                                  SendOptions options = {}) {
         return atomic(IBV_WR_ATOMIC_FETCH_AND_ADD, IBV_WC_FETCH_ADD, before, remote, add, 0,
                       options);
+    }
+
+    /// Binds `window` to `slice`, of its region: once the request has completed, the peer may
+    /// access window.remote_slice() as `access` allows, a combination of ibv_access_flags. The
+    /// region must be registered with IBV_ACCESS_MW_BIND, and for writes and atomics with
+    /// IBV_ACCESS_LOCAL_WRITE; otherwise the request ends with IBV_WC_MW_BIND_ERR, and the queue
+    /// pair fails. A window that is bound already must be invalidated first, and is bound at most
+    /// once in a chain. Throws std::system_error (invalid_argument) for a slice of another region.
+    static Request bind(MemoryWindow& window, const Slice& slice, unsigned access,
+                        SendOptions options = {}) {
+        SendWork work(IBV_WR_BIND_MW, IBV_WC_BIND_MW, options);
+        work.remote = window.next_binding(slice);
+        work.window = window.native_handle();
+        work.region = window.region_.get();
+        work.access = access;
+        return Request(work, {});
+    }
+
+    /// Takes back the key of the bind that was posted last: once the request has completed, an
+    /// access of the peer with that key fails with IBV_WC_REM_ACCESS_ERR there.
+    static Request invalidate(const MemoryWindow& window, SendOptions options = {}) {
+        SendWork work(IBV_WR_LOCAL_INV, IBV_WC_LOCAL_INV, options);
+        work.imm = window.remote_slice().rkey;
+        return Request(work, {});
     }
 
 private:

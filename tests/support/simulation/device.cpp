@@ -71,6 +71,8 @@ Device::Device(const DeviceOptions& device_options) : ibv_device{}, options(devi
 
 Context::Context(Device& opened) : ibv_context{}, opened_device(opened) {
     device = &opened;
+    ops.alloc_mw = alloc_mw;
+    ops.dealloc_mw = dealloc_mw;
     ops.poll_cq = poll_cq;
     ops.req_notify_cq = req_notify_cq;
     ops.post_send = post_send;

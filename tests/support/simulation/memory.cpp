@@ -78,6 +78,72 @@ void report_uses(Simulation& simulation, const MemoryRegion& region) {
 
 } // namespace
 
+MemoryWindow* Simulation::find_window(std::uint32_t key) {
+    for (MemoryWindow& window : registry<MemoryWindow>().all()) {
+        if (window.alive && window.qp != nullptr && window.key == key) return &window;
+    }
+    return nullptr;
+}
+
+void Simulation::unbind(MemoryWindow& window) {
+    if (std::exchange(window.qp, nullptr) != nullptr) --window.region->users;
+}
+
+// A new key differs in its lowest byte only.
+ibv_wc_status Simulation::bind(const QueuePair& qp, const SendRequest& request) {
+    const ibv_send_wr& wr = request.wr;
+    MemoryWindow* const window = registry<MemoryWindow>().find(wr.bind_mw.mw);
+    const ibv_mw_bind_info& info = wr.bind_mw.bind_info;
+    MemoryRegion* const region = registry<MemoryRegion>().find(info.mr);
+    if (window == nullptr || !window->alive || window->qp != nullptr || region == nullptr ||
+        !region->alive || &window->domain != &qp.domain || &region->domain != &qp.domain ||
+        window->key != request.window_key || (window->key ^ wr.bind_mw.rkey) - 1 >= 0xff ||
+        (region->access & IBV_ACCESS_MW_BIND) == 0 || info.addr < region->iova ||
+        info.length > region->length || info.addr - region->iova > region->length - info.length ||
+        ((info.mw_access_flags & writes_locally_too) != 0 &&
+         (region->access & IBV_ACCESS_LOCAL_WRITE) == 0)) {
+        return IBV_WC_MW_BIND_ERR;
+    }
+    window->key = wr.bind_mw.rkey;
+    window->qp = &qp;
+    window->region = region;
+    window->address = info.addr;
+    window->length = info.length;
+    window->access = info.mw_access_flags;
+    ++region->users;
+    return IBV_WC_SUCCESS;
+}
+
+ibv_wc_status Simulation::invalidate(const QueuePair& qp, std::uint32_t key) {
+    MemoryWindow* const window = find_window(key);
+    if (window == nullptr || window->qp != &qp) return IBV_WC_LOC_QP_OP_ERR;
+    unbind(*window);
+    return IBV_WC_SUCCESS;
+}
+
+ibv_mw* alloc_mw(ibv_pd* pd, ibv_mw_type type) {
+    return run_create_in<ibv_mw, ProtectionDomain>(
+        Verb::alloc_mw, pd,
+        [&](Simulation& simulation, ProtectionDomain& domain, ibv_mw*& created) {
+            if (is_iwarp(*domain.context)) return EOPNOTSUPP; // as soft-iWARP
+            MemoryWindow& window = simulation.registry<MemoryWindow>().add(domain);
+            ++domain.users;
+            window.handle = window.number;
+            window.type = type;
+            window.key = window.rkey = 0x80000000u | window.number << 8;
+            created = &window;
+            return 0;
+        });
+}
+
+int dealloc_mw(ibv_mw* mw) {
+    return run_destroy<MemoryWindow>(Verb::dealloc_mw, mw,
+                                     [&](Simulation& simulation, auto& window) {
+                                         simulation.unbind(window);
+                                         --window.domain.users;
+                                     });
+}
+
 } // namespace asyncverbs::simulated
 
 using namespace asyncverbs::simulated;

@@ -88,6 +88,28 @@ struct MemoryRegion : ibv_mr, Tracked {
     unsigned int access = 0;
 };
 
+struct QueuePair;
+
+// Of type 2: only the queue pair on which it is bound can be reached with its key.
+struct MemoryWindow : ibv_mw, Tracked {
+    using Native = ibv_mw;
+    static constexpr std::string_view kind = "memory window";
+
+    explicit MemoryWindow(ProtectionDomain& parent) : ibv_mw{}, domain(parent) {
+        context = parent.context;
+        pd = &parent;
+    }
+    Context& owner() { return domain.owner(); }
+
+    ProtectionDomain& domain;
+    std::uint32_t key = 0;         // the device's; that of ibv_mw is the program's
+    const QueuePair* qp = nullptr; // null: not bound
+    MemoryRegion* region = nullptr;
+    std::uint64_t address = 0;
+    std::uint64_t length = 0;
+    unsigned int access = 0;
+};
+
 struct AddressHandle : ibv_ah, Tracked {
     using Native = ibv_ah;
     static constexpr std::string_view kind = "address handle";
@@ -193,6 +215,7 @@ struct SendRequest {
     ibv_send_wr wr{};
     std::vector<ibv_sge> sges;
     std::vector<std::byte> inline_data;
+    std::uint32_t window_key = 0; // as the program knows it, of the window to bind
     bool signaled = false;
 };
 

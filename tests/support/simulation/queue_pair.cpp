@@ -153,6 +153,8 @@ bool valid_opcode(const QueuePair& qp, ibv_wr_opcode opcode) {
     case IBV_WR_RDMA_READ:
     case IBV_WR_ATOMIC_CMP_AND_SWP:
     case IBV_WR_ATOMIC_FETCH_AND_ADD:
+    case IBV_WR_BIND_MW:
+    case IBV_WR_LOCAL_INV:
         return qp.qp_type == IBV_QPT_RC;
     default:
         return false;
@@ -177,6 +179,9 @@ int post_one_send(Simulation& simulation, QueuePair& qp, const ibv_send_wr& wr) 
     request.wr.next = nullptr;
     request.wr.sg_list = nullptr;
     request.sges = copy_sges(wr.sg_list, wr.num_sge);
+    if (wr.opcode == IBV_WR_BIND_MW) {
+        request.window_key = wr.bind_mw.mw->rkey;
+    }
     request.signaled = qp.init_attr.sq_sig_all != 0 || (wr.send_flags & IBV_SEND_SIGNALED) != 0;
     if ((wr.send_flags & IBV_SEND_INLINE) != 0) {
         for (const ibv_sge& sge : request.sges) {

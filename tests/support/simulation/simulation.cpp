@@ -23,6 +23,8 @@ constexpr std::array<VerbInfo, verb_count> verb_table{{
     {Verb::ack_async_event, "ibv_ack_async_event", Convention::never, true},
     {Verb::alloc_pd, "ibv_alloc_pd", Convention::null},
     {Verb::dealloc_pd, "ibv_dealloc_pd", Convention::positive, true},
+    {Verb::alloc_mw, "ibv_alloc_mw", Convention::null},
+    {Verb::dealloc_mw, "ibv_dealloc_mw", Convention::positive, true},
     {Verb::reg_mr, "ibv_reg_mr", Convention::null},
     {Verb::reg_dmabuf_mr, "ibv_reg_dmabuf_mr", Convention::null},
     {Verb::dereg_mr, "ibv_dereg_mr", Convention::positive, true},
@@ -208,8 +210,8 @@ int Simulation::live_objects() const {
            count_live(registry<QueuePair>()) + count_live(registry<SharedReceiveQueue>()) +
            count_live(registry<CompletionQueue>()) + count_live(registry<CompletionChannel>()) +
            count_live(registry<AddressHandle>()) + count_live(registry<MemoryRegion>()) +
-           count_live(registry<ProtectionDomain>()) + count_live(registry<Context>()) +
-           static_cast<int>(device_lists.size());
+           count_live(registry<MemoryWindow>()) + count_live(registry<ProtectionDomain>()) +
+           count_live(registry<Context>()) + static_cast<int>(device_lists.size());
 }
 
 void Simulation::audit() {
@@ -219,6 +221,7 @@ void Simulation::audit() {
     audit_kind<SharedReceiveQueue>();
     audit_kind<CompletionQueue>();
     audit_kind<CompletionChannel>();
+    audit_kind<MemoryWindow>();
     audit_kind<AddressHandle>();
     audit_kind<MemoryRegion>();
     audit_kind<ProtectionDomain>();

@@ -45,6 +45,8 @@ enum class Verb : std::size_t {
     ack_async_event,
     alloc_pd,
     dealloc_pd,
+    alloc_mw,
+    dealloc_mw,
     reg_mr,
     reg_dmabuf_mr,
     dereg_mr,
@@ -216,6 +218,11 @@ public:
     void expire_retries();
 
     MemoryRegion* find_region(std::uint32_t key) const;
+    MemoryWindow* find_window(std::uint32_t key); // that is bound with this key
+    // The local requests IBV_WR_BIND_MW and IBV_WR_LOCAL_INV.
+    ibv_wc_status bind(const QueuePair& qp, const SendRequest& request);
+    ibv_wc_status invalidate(const QueuePair& qp, std::uint32_t key);
+    void unbind(MemoryWindow& window);
 
     void audit();
     int live_objects() const;
@@ -246,9 +253,9 @@ private:
     TriedMutex problems_mutex_;
 
     std::tuple<Registry<Device>, Registry<Context>, Registry<ProtectionDomain>,
-               Registry<MemoryRegion>, Registry<AddressHandle>, Registry<CompletionChannel>,
-               Registry<CompletionQueue>, Registry<SharedReceiveQueue>, Registry<QueuePair>,
-               Registry<EventChannel>, Registry<CmId>>
+               Registry<MemoryRegion>, Registry<MemoryWindow>, Registry<AddressHandle>,
+               Registry<CompletionChannel>, Registry<CompletionQueue>, Registry<SharedReceiveQueue>,
+               Registry<QueuePair>, Registry<EventChannel>, Registry<CmId>>
         registries_;
 };
 
@@ -270,6 +277,8 @@ int find_gid(const Context& context, std::uint32_t port, std::uint32_t index, Gi
 bool valid_address(const Context& context, const ibv_ah_attr& attr);
 
 // The verbs that applications call through ibv_context::ops.
+ibv_mw* alloc_mw(ibv_pd* pd, ibv_mw_type type);
+int dealloc_mw(ibv_mw* mw);
 int poll_cq(ibv_cq* cq, int num_entries, ibv_wc* wc);
 int req_notify_cq(ibv_cq* cq, int solicited_only);
 // For ibv_create_cq and ibv_create_cq_ex; returns 0 or an errno.

@@ -46,15 +46,28 @@ ibv_wc_opcode completed_opcode(ibv_wr_opcode opcode) {
         return IBV_WC_COMP_SWAP;
     case IBV_WR_ATOMIC_FETCH_AND_ADD:
         return IBV_WC_FETCH_ADD;
+    case IBV_WR_BIND_MW:
+        return IBV_WC_BIND_MW;
+    case IBV_WR_LOCAL_INV:
+        return IBV_WC_LOCAL_INV;
     default:
         return IBV_WC_SEND;
     }
 }
 
-// The bytes of a region of the responder, if key, protection domain, range and access allow it.
-std::byte* remote_bytes(const Simulation& simulation, const QueuePair& responder,
-                        std::uint64_t address, std::uint32_t rkey, std::uint64_t length,
-                        unsigned int access) {
+// The bytes of a region or a window of the responder, if key, protection domain, range and access
+// allow it.
+std::byte* remote_bytes(Simulation& simulation, const QueuePair& responder, std::uint64_t address,
+                        std::uint32_t rkey, std::uint64_t length, unsigned int access) {
+    if (const MemoryWindow* const window = simulation.find_window(rkey)) {
+        const bool inside = address >= window->address && length <= window->length &&
+                            address - window->address <= window->length - length;
+        if (window->qp != &responder || (window->access & access) != access || !inside ||
+            (responder.attr.qp_access_flags & access) != access) {
+            return nullptr;
+        }
+        return translate(*window->region, address, length);
+    }
     const MemoryRegion* region = simulation.find_region(rkey);
     if (region == nullptr || region->rkey != rkey || &region->domain != &responder.domain ||
         (region->access & access) != access ||
@@ -305,8 +318,23 @@ void atomic(Simulation& simulation, QueuePair& qp, QueuePair& peer) {
     complete_send(simulation, qp, IBV_WC_SUCCESS, sizeof before);
 }
 
+// A request of the queue pair alone.
+void move_local(Simulation& simulation, QueuePair& qp) {
+    const SendRequest& request = qp.sends.front();
+    const ibv_wc_status status = request.wr.opcode == IBV_WR_BIND_MW
+                                     ? simulation.bind(qp, request)
+                                     : simulation.invalidate(qp, request.wr.invalidate_rkey);
+    complete_send(simulation, qp, status);
+    if (status != IBV_WC_SUCCESS) simulation.to_error(qp);
+}
+
 // Executes the first send of a connected queue pair; false if it has to wait.
 bool move_reliable(Simulation& simulation, QueuePair& qp) {
+    if (const ibv_wr_opcode opcode = qp.sends.front().wr.opcode;
+        opcode == IBV_WR_BIND_MW || opcode == IBV_WR_LOCAL_INV) {
+        move_local(simulation, qp);
+        return true;
+    }
     QueuePair* peer = simulation.find_qp(qp.attr.dest_qp_num);
     if (peer != nullptr && may_answer_later(*peer)) {
         return false;

@@ -283,7 +283,8 @@ private:
 
     [[gnu::always_inline]] void post(Operation& operation, const SendView& request) noexcept {
         append(&operation, request);
-        post_or_gather(is_urgent(request.work.options));
+        post_or_gather(is_urgent(request.work));
+        note_binding(operation, request.work);
     }
     [[gnu::always_inline]] void post_receive(Operation& operation, Slices slices) noexcept {
         append_receive(operation, slices);
@@ -312,9 +313,14 @@ private:
         ++chain_length_;
     }
 
-    // The device reads inline data while it is posted, and then the caller may overwrite it.
-    static bool is_urgent(const SendOptions& options) noexcept {
-        return options.at_once || options.inline_data;
+    // The device reads inline data, and the last key of a memory window, while it is posted.
+    static bool is_urgent(const SendWork& work) noexcept {
+        return work.options.at_once || work.options.inline_data || work.window != nullptr;
+    }
+
+    // The next bind of the window names the key of this one, which has been posted.
+    static void note_binding(const Operation& operation, const SendWork& work) noexcept {
+        if (work.window != nullptr && !operation.failure_) work.window->rkey = work.remote.rkey;
     }
 
     [[gnu::always_inline]] void post_or_gather(bool urgent) noexcept {
@@ -459,6 +465,12 @@ private:
             wr.wr.atomic.rkey = work.remote.rkey;
             wr.wr.atomic.compare_add = work.compare_add;
             wr.wr.atomic.swap = work.swap;
+            break;
+        case IBV_WC_BIND_MW:
+            wr.bind_mw.mw = work.window;
+            wr.bind_mw.rkey = work.remote.rkey;
+            wr.bind_mw.bind_info = {work.region, work.remote.address, work.remote.length,
+                                    work.access};
             break;
         default:
             wr.wr.ud.ah = work.peer != nullptr ? work.peer->get() : nullptr;
@@ -629,10 +641,11 @@ inline void WorkQueue::submit_chain(std::span<const SendRequest> requests,
         const SendView request = requests[i].view();
         operations[i].router_ = &router_;
         append(&operations[i], request);
-        urgent |= is_urgent(request.work.options);
+        urgent |= is_urgent(request.work);
     }
     for (Operation& operation : deferred) enqueue_deferred(operation);
     if (count > 0) post_or_gather(urgent);
+    for (std::size_t i = 0; i < count; ++i) note_binding(operations[i], requests[i].view().work);
 }
 
 [[gnu::noinline]] inline int WorkQueue::post_chain() noexcept {
