@@ -40,7 +40,7 @@ struct WindowFixture : RouterFixture {
     std::optional<MemoryWindow> window{*served};
 };
 
-const std::error_code refused = make_wc_error(IBV_WC_REM_ACCESS_ERR);
+const std::error_code access_refused = make_wc_error(IBV_WC_REM_ACCESS_ERR);
 
 } // namespace
 
@@ -55,9 +55,8 @@ TEST_CASE("MemoryWindow: the peer reads what is bound, until it is invalidated",
     REQUIRE(!f.code(f.a->read(f.slice(0, 8), bound)));
     CHECK(std::memcmp(f.memory.data(), "window", 6) == 0);
 
-    // Of several in sequence the last one counts, and no read comes between.
     REQUIRE(!f.code(f.b->invalidate(*f.window)));
-    CHECK(f.code(f.a->read(f.slice(0, 8), bound)) == refused);
+    CHECK(f.code(f.a->read(f.slice(0, 8), bound)) == access_refused);
 }
 
 TEST_CASE("MemoryWindow: range and rights are those of the bind", "[rdma]") {
@@ -67,14 +66,16 @@ TEST_CASE("MemoryWindow: range and rights are those of the bind", "[rdma]") {
     REQUIRE(!f.code(f.a->write(f.slice(0, 8), bound)));
     SECTION("beyond the end") {
         bound.length = 9;
-        CHECK(f.code(f.a->write(f.slice(0, 9), bound)) == refused);
+        CHECK(f.code(f.a->write(f.slice(0, 9), bound)) == access_refused);
     }
     SECTION("before the beginning") {
         --bound.address;
-        CHECK(f.code(f.a->write(f.slice(0, 8), bound)) == refused);
+        CHECK(f.code(f.a->write(f.slice(0, 8), bound)) == access_refused);
     }
-    SECTION("a read") { CHECK(f.code(f.a->read(f.slice(0, 8), bound)) == refused); }
-    SECTION("of another queue pair") { CHECK(f.code(f.b->write(f.slice(0, 8), bound)) == refused); }
+    SECTION("a read") { CHECK(f.code(f.a->read(f.slice(0, 8), bound)) == access_refused); }
+    SECTION("of another queue pair") {
+        CHECK(f.code(f.b->write(f.slice(0, 8), bound)) == access_refused);
+    }
 }
 
 TEST_CASE("MemoryWindow: each bind has another key", "[rdma]") {
@@ -91,7 +92,7 @@ TEST_CASE("MemoryWindow: each bind has another key", "[rdma]") {
     REQUIRE(!f.bind(0, 8, IBV_ACCESS_REMOTE_READ));
     RemoteSlice late = f.window->remote_slice();
     late.rkey = last;
-    CHECK(f.code(f.a->read(f.slice(0, 8), late)) == refused);
+    CHECK(f.code(f.a->read(f.slice(0, 8), late)) == access_refused);
 }
 
 TEST_CASE("MemoryWindow: a bind and the message with its key are one chain", "[rdma]") {
