@@ -10,7 +10,9 @@
 #include <asyncverbs/rdma/router.hpp>
 
 #include <array>
+#include <cstdio>
 #include <cstring>
+#include <exception>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -41,6 +43,18 @@ struct Ends {
                   int access_to_b = all_access)
         : a(router, domain, options), b(router, domain, options) {
         if (options.type == IBV_QPT_RC) connect(a, b, access_to_b);
+    }
+
+    Ends(const Ends&) = delete;
+    Ends& operator=(const Ends&) = delete;
+
+    // If a test hangs, tells at what.
+    ~Ends() {
+        if (std::uncaught_exceptions() == 0) return;
+        for (const RequestInFlight& request : router.in_flight()) {
+            std::printf("in flight: queue pair %u, opcode %d, %s\n", request.qp_num, request.opcode,
+                        request.posted ? "posted" : "waiting for room");
+        }
     }
 
     Slice slice(std::size_t at, std::size_t length) const { return region.slice(at, length); }
