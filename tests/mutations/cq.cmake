@@ -278,7 +278,7 @@ mutation(handler-is-not-served cq/detail/cq_state.hpp
     "")
 
 mutation(stop-waits-for-an-empty-queue cq/detail/cq_state.hpp
-    "        handler_->on_completions(polled); // may close this state
+    "        handler_->on_completions(polled); // may, too
         resume_stopped();"
     "        handler_->on_completions(polled);")
 

@@ -35,7 +35,7 @@ mutation(flushed-queue-defers-chains rdma/detail/work_queue.hpp
     [[    if (false) {]])
 
 mutation(flushed-queue-is-never-idle rdma/detail/work_queue.hpp
-    [[waiting_.empty()) || flushed(); }]]
+    [[waiting_.empty()) || abandoned_; }]]
     [[waiting_.empty()); }]])
 
 mutation(last-failure-is-the-cause rdma/detail/work_queue.hpp
@@ -52,12 +52,14 @@ mutation(error-completion-is-read-whole rdma/detail/work_queue.hpp
 
 mutation(deferred-operations-in-reverse rdma/detail/work_queue.hpp
     [[            Operation& operation = waiting_.take_front();
-            const DeferredRequest]]
+            const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
+            if]]
     [[        Operation* newest = nullptr;
         waiting_.for_each([&](Operation& each) { newest = &each; });
         Operation& operation = *newest;
         operation.unlink();
-        const DeferredRequest]])
+        const std::unique_ptr<DeferredRequest> deferred = std::move(operation.deferred_);
+        if]])
 
 mutation(deferred-slices-are-not-copied rdma/send_request.hpp
     [[        request_.several_ = std::span<const Slice>(copies_.get(), count);]]
@@ -69,8 +71,8 @@ mutation(deferred-operations-stay-behind rdma/detail/work_queue.hpp
     "")
 
 mutation(full-queue-takes-more rdma/detail/work_queue.hpp
-    [[{ return in_flight_ < capacity_; }]]
-    [[{ return in_flight_ <= capacity_; }]])
+    [[{ return in_flight_ < limit_; }]]
+    [[{ return in_flight_ <= limit_; }]])
 
 mutation(region-is-not-kept rdma/detail/work_queue.hpp
     [[        std::construct_at(&slot.memory, use_of(slices.front()));]]
@@ -158,8 +160,8 @@ mutation(destroyed-queue-forgets-what-waits-for-room rdma/detail/work_queue.hpp
     [[        operation.deferred_.reset();]])
 
 mutation(regions-are-released-before-the-queue-pair rdma/detail/queue_pair_state.hpp
-    [[    ~QueuePairState() { const QueuePair destroyed(std::move(queue_pair)); }]]
-    [[    ~QueuePairState() = default;]])
+    [[        QueuePair released(std::move(queue_pair));]]
+    [[        QueuePair& released = queue_pair;]])
 
 set(tests rdma/doorbell_test.cpp)
 
@@ -168,15 +170,15 @@ mutation(each-request-takes-a-doorbell rdma/detail/work_queue.hpp
     [[            flush();]])
 
 mutation(inline-data-stays-gathered rdma/detail/work_queue.hpp
-    [[        return options.at_once || options.inline_data;]]
-    [[        return options.at_once;]])
+    [[options.inline_data || work.window]]
+    [[work.window]])
 
 mutation(request-is-not-posted-at-once rdma/detail/work_queue.hpp
-    [[        return options.at_once || options.inline_data;]]
-    [[        return options.inline_data;]])
+    [[        return work.options.at_once || ]]
+    [[        return ]])
 
 mutation(urgent-chain-stays-gathered rdma/detail/work_queue.hpp
-    [[        urgent |= is_urgent(request.work.options);]]
+    [[        urgent |= is_urgent(request.work);]]
     "")
 
 mutation(sends-are-posted-before-receives rdma/detail/router_state.hpp
@@ -198,8 +200,8 @@ mutation(rejected-requests-wait-for-the-next-batch rdma/detail/router_state.hpp
     [[    } while (false);]])
 
 mutation(destroyed-queue-pair-posts-what-was-gathered rdma/detail/queue_pair_state.hpp
-    [[    ~QueuePairState() { const QueuePair]]
-    [[    ~QueuePairState() { sends.flush(); const QueuePair]])
+    [[        QueuePair released(std::move(queue_pair));]]
+    [[        sends.flush(); QueuePair released(std::move(queue_pair));]])
 
 mutation(rejection-forgets-what-waits-for-room rdma/detail/work_queue.hpp
     [[        operation.deferred_.reset();
@@ -292,7 +294,7 @@ mutation(completion-of-the-other-direction rdma/detail/work_queue.hpp
     [[true]])
 
 mutation(completion-of-a-free-slot rdma/detail/work_queue.hpp
-    [[slots_[index].in_flight &&]]
+    [[slots_[index].state != SlotState::free &&]]
     "")
 
 mutation(junk-is-a-cause rdma/detail/work_queue.hpp
@@ -318,8 +320,8 @@ mutation(failure-reaches-no-operation rdma/detail/router_state.hpp
 
 mutation(stop-waits-for-an-empty-queue rdma/detail/router_state.hpp
     [[        collect_stopped();
-        resume_ready();]]
-    [[        resume_ready();]])
+        collect_ended();]]
+    [[        collect_ended();]])
 
 set(tests rdma/async_srq_test.cpp)
 

@@ -5,7 +5,7 @@
 # Usage: tests/mutations/run.sh [--every N] [BUILD [FOLDER...]]
 #
 # BUILD is a CMake build tree, by default build/debug. FOLDER is a folder of include/asyncverbs, by
-# default all. --every N takes only the first of every N mutations.
+# default all. --every N makes all of them, but runs only the first of every N.
 # Exit status: 0 if every mutation is found.
 set -euo pipefail
 
@@ -20,7 +20,7 @@ mapfile -t mutations < <(awk -v every="$every" -v folders=" $* " '
     folders == "  " || index(folders, " " $1 " ") { if (count++ % every == 0) print }' "$programs/list")
 ((${#mutations[@]} > 0)) || { printf 'no mutations in: %s\n' "$*" >&2; exit 1; }
 
-targets=()
+targets=(mutated_headers)
 for mutation in "${mutations[@]}"; do
     read -r folder name _ <<< "$mutation"
     targets+=("mutation-$folder-$name")
