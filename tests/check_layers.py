@@ -16,7 +16,7 @@ MAY_INCLUDE = {
     "coro": (),
     "executor": ("coro", "verbs"),
     "cq": ("coro", "verbs"),
-    "rdma": ("cq", "coro", "verbs"),
+    "rdma": ("cq", "coro", "verbs", "executor/with_timeout.hpp"),
     "cm": ("cq", "coro", "verbs", "executor/detail/timers.hpp"),
     "adapters": ("cq", "coro", "verbs", "executor/detail"),
     "testing": ("cq", "coro", "verbs"),

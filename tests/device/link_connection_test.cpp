@@ -6,6 +6,9 @@
 
 #include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/rdma/keep_alive.hpp>
+#include <asyncverbs/rdma/router.hpp>
 
 #include <chrono>
 #include <cstdlib>
@@ -15,8 +18,10 @@
 #include <stop_token>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "device/environment.hpp"
+#include "device/link.hpp"
 #include "device/pair.hpp"
 #include "support/catch.hpp"
 
@@ -107,7 +112,72 @@ Task<std::error_code> resolve_nobody(EpollExecutor& loop, ResolveOptions options
     co_return std::error_code();
 }
 
+// A queue pair with a Router, and its parents.
+struct RoutedEnd {
+    RoutedEnd(EpollExecutor& loop, const Context& device)
+        : context(device.shared_handle()), domain(context),
+          memory(MemoryRegion::allocate(domain, 8)), router(Router::create(context, 32, loop)),
+          qp(router, domain) {}
+
+    Context context;
+    ProtectionDomain domain;
+    MemoryRegion memory;
+    Router router;
+    AsyncQp qp;
+};
+
+Task<Connection> accept_routed(EpollExecutor& loop, std::optional<RoutedEnd>& end,
+                               device::OtherGuest& other) {
+    Listener listener(loop, "", service);
+    other.meet();
+    IncomingConnection incoming = co_await listener.accept();
+    end.emplace(loop, incoming.context());
+    co_return co_await incoming.accept(end->qp.queue_pair(), {.timeout = 30s});
+}
+
+Task<Connection> connect_routed(EpollExecutor& loop, std::optional<RoutedEnd>& end,
+                                device::OtherGuest& other) {
+    other.meet();
+    const auto make_qp = [&](const OutgoingConnection& outgoing) -> QueuePair& {
+        return end.emplace(loop, outgoing.context()).qp.queue_pair();
+    };
+    co_return co_await connect(loop, environment("RDMA_PEER_ADDRESS"), service, make_qp,
+                               {.timeout = 30s});
+}
+
+// Guest 1 cuts the link while nothing is sent.
+Task<> notice_cut(EpollExecutor& loop) {
+    device::OtherGuest other;
+    std::optional<RoutedEnd> end;
+    Task<Connection> connecting =
+        device::guest == 0 ? accept_routed(loop, end, other) : connect_routed(loop, end, other);
+    const Connection connection = co_await std::move(connecting);
+    Operation receive = end->qp.recv(end->memory.slice());
+    other.meet();
+    std::optional<device::PacketLoss> loss;
+    if (device::guest == 1) loss.emplace(100);
+
+    const std::error_code noticed = co_await keep_alive(loop, end->qp, 1s);
+    const std::error_code no_answer = make_wc_error(IBV_WC_RESP_TIMEOUT_ERR);
+    std::error_code error;
+    co_await receive.wait(error);
+    if (noticed == std::errc::timed_out) {
+        CHECK(error == no_answer);
+    } else { // the retries of the device ended before; on iWARP, guest 0 ended the connection
+        CHECK(noticed ==
+              make_wc_error(device::is_iwarp() ? IBV_WC_WR_FLUSH_ERR : IBV_WC_RETRY_EXC_ERR));
+        CHECK(error == noticed);
+    }
+    loss.reset();
+    other.meet();
+}
+
 } // namespace
+
+TEST_CASE("link: keep_alive notices a cut while nothing is sent") {
+    EpollExecutor loop;
+    run_bounded(loop, notice_cut(loop));
+}
 
 TEST_CASE("link: one guest connects to the other, and disconnects") {
     EpollExecutor loop;

@@ -1,127 +1,34 @@
 // SPDX-License-Identifier: MIT
 // Two guests on a link that loses packets or is cut. `cmake/soft-roce/run --guests 2` runs these
-// tests in both guests; a TCP connection over the same link synchronizes them.
+// tests in both guests.
 #include <asyncverbs/cq/async_cq.hpp>
 
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <regex>
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 
-#include "../examples/02_rc_pingpong/handshake.hpp"
 #include "device/end.hpp"
-#include "device/environment.hpp"
+#include "device/link.hpp"
 #include "support/catch.hpp"
 
 using namespace asyncverbs;
-using namespace std::chrono_literals;
 using asyncverbs::device::End;
-using asyncverbs::device::environment;
+using asyncverbs::device::guest;
+using asyncverbs::device::LinkDown;
 using asyncverbs::device::open_device;
+using asyncverbs::device::OtherGuest;
+using asyncverbs::device::PacketLoss;
 using asyncverbs::device::run_bounded;
 
 namespace {
-
-// 0 or 1.
-const int guest = std::stoi(environment("SOFT_ROCE_GUEST"));
-
-// The connection to the other guest's test. If one end fails, the other fails, too.
-class OtherGuest {
-public:
-    void exchange_addresses(End& end) {
-        pingpong::send(connection_, pingpong::to_wire(end.address()));
-        end.connect(pingpong::from_wire(pingpong::receive(connection_, pingpong::wire_size)));
-        meet();
-    }
-
-    void meet() {
-        pingpong::send(connection_, "+");
-        pingpong::receive(connection_, 1);
-    }
-
-private:
-    static constexpr std::uint16_t port = 18600;
-    static constexpr std::chrono::seconds bound{120};
-
-    static asio::ip::tcp::iostream connect() {
-        asio::ip::tcp::iostream other;
-        if (guest == 0) {
-            asio::io_context io;
-            pingpong::listen(io, port).accept(other.socket());
-            pingpong::set_deadline(other, bound);
-            return other;
-        }
-        pingpong::set_deadline(other, bound);
-        for (const auto deadline = std::chrono::steady_clock::now() + bound;;) {
-            try {
-                pingpong::connect(other, environment("RDMA_PEER_ADDRESS"), port);
-                pingpong::set_deadline(other, bound);
-                return other;
-            } catch (const std::runtime_error&) { // it does not listen yet
-                if (std::chrono::steady_clock::now() > deadline) throw;
-            }
-            std::this_thread::sleep_for(50ms);
-        }
-    }
-
-    asio::ip::tcp::iostream connection_ = connect();
-};
-
-std::string run_command(const std::string& command) {
-    const std::string all = "PATH=$PATH:/usr/sbin:/sbin; " + command;
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> pipe(::popen(all.c_str(), "r"), ::pclose);
-    std::string output;
-    for (int c; (c = std::fgetc(pipe.get())) != EOF;) output += static_cast<char>(c);
-    return output;
-}
-
-void configure(const std::string& command) {
-    if (std::system(("PATH=$PATH:/usr/sbin:/sbin; " + command).c_str()) != 0) {
-        throw std::runtime_error("failed: " + command);
-    }
-}
-
-// Drops this percentage of the packets that leave this guest.
-class PacketLoss {
-public:
-    explicit PacketLoss(int percent) {
-        configure("tc qdisc replace dev roce0 root netem limit 10000 loss " +
-                  std::to_string(percent) + "%");
-    }
-    PacketLoss(const PacketLoss&) = delete;
-    PacketLoss& operator=(const PacketLoss&) = delete;
-    ~PacketLoss() { std::system("PATH=$PATH:/usr/sbin:/sbin; tc qdisc del dev roce0 root"); }
-
-    static int dropped() {
-        const std::string statistics = run_command("tc -s qdisc show dev roce0");
-        std::smatch found;
-        if (!std::regex_search(statistics, found, std::regex("dropped ([0-9]+)"))) {
-            throw std::runtime_error("no count of dropped packets in: " + statistics);
-        }
-        return std::stoi(found[1]);
-    }
-};
-
-class LinkDown {
-public:
-    LinkDown() { configure("ip link set roce0 down"); }
-    LinkDown(const LinkDown&) = delete;
-    LinkDown& operator=(const LinkDown&) = delete;
-    ~LinkDown() { std::system("PATH=$PATH:/usr/sbin:/sbin; ip link set roce0 up"); }
-};
 
 constexpr std::size_t longest = 12'000; // three packets
 
@@ -134,9 +41,9 @@ std::byte message_byte(int sender, std::uint64_t number, std::size_t i) {
 }
 
 // This guest's end: sends messages and checks those that it receives.
-class Stream {
+class Traffic {
 public:
-    explicit Stream(OtherGuest& other)
+    explicit Traffic(OtherGuest& other)
         : context_(open_device()), domain_(context_),
           cq_(AsyncCq::create(context_, End::depth, loop_)), end_(domain_, cq_, longest) {
         other.exchange_addresses(end_);
@@ -214,12 +121,14 @@ TEST_CASE("link: messages arrive complete and in order although packets are lost
     const int percent = GENERATE(0, 1, 5);
     CAPTURE(guest, percent);
     OtherGuest other;
-    Stream stream(other);
+    Traffic traffic(other);
     const PacketLoss loss(percent);
-    stream.run_until(
-        [&] { return stream.received() == messages && stream.end().sends_completed() == messages; },
+    traffic.run_until(
+        [&] {
+            return traffic.received() == messages && traffic.end().sends_completed() == messages;
+        },
         messages);
-    CHECK(stream.end().errors().empty());
+    CHECK(traffic.end().errors().empty());
     CHECK((PacketLoss::dropped() > 0) == (percent > 0));
     other.meet(); // before that, the other end may retransmit and need an answer
 }
@@ -228,18 +137,18 @@ TEST_CASE("link: if it is cut, both ends get the cause") {
     const bool down = GENERATE(false, true);
     CAPTURE(guest, down);
     OtherGuest other;
-    Stream stream(other);
+    Traffic traffic(other);
     // Guest 1 cuts the link. Some messages to guest 0 may not have arrived by then.
-    if (guest == 1) stream.run_until([&] { return stream.received() >= 100; });
+    if (guest == 1) traffic.run_until([&] { return traffic.received() >= 100; });
     {
         std::unique_ptr<PacketLoss> loss;
         std::unique_ptr<LinkDown> no_link;
         if (guest == 1 && down) no_link = std::make_unique<LinkDown>();
         if (guest == 1 && !down) loss = std::make_unique<PacketLoss>(100);
-        stream.run_until([&] { return stream.end().outstanding() == 0; });
+        traffic.run_until([&] { return traffic.end().outstanding() == 0; });
     }
-    check_broken(stream.end());
+    check_broken(traffic.end());
     // If its own device is taken down, Linux 6.1 reports a cause first and Linux 6.12 only flushes.
-    if (guest != 1 || !down) CHECK(stream.end().errors().front() == IBV_WC_RETRY_EXC_ERR);
+    if (guest != 1 || !down) CHECK(traffic.end().errors().front() == IBV_WC_RETRY_EXC_ERR);
     other.meet();
 }

@@ -167,5 +167,5 @@ mutation(failed-time-limit-is-a-timeout executor/with_timeout.hpp
     }]])
 
 mutation(timer-fd-ends-too-early executor/with_timeout.hpp
-    [[        while (!error && Deadline::Clock::now() < deadline) {]]
-    [[        if (false) {]])
+    [[while (!error && Deadline::Clock::now() < time) error =]]
+    [[if (false) error =]])

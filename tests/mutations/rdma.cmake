@@ -589,4 +589,30 @@ mutation(borrowed-queue-pair-is-destroyed verbs/detail/queue_pair_setup.hpp
     [[if (destroyed || adopted) return 0;]]
     [[if (destroyed) return 0;]])
 
+set(tests rdma/keep_alive_test.cpp)
+
+mutation(keep-alive-looks-once rdma/keep_alive.hpp
+    [[            if (error == timed_out) error = co_await]]
+    [[            if (false) error = co_await]])
+
+mutation(keep-alive-adds-to-sends rdma/keep_alive.hpp
+    [[            if (!sends_nothing(*qp)) continue;]]
+    "")
+
+mutation(keep-alive-names-no-cause rdma/keep_alive.hpp
+    [[        qp.state_->sends.note_cause(failure);]]
+    "")
+
+mutation(keep-alive-leaves-the-queue-pair rdma/keep_alive.hpp
+    [[        qp.queue_pair().to_error(error);]]
+    "")
+
+mutation(keep-alive-writes-on-iwarp rdma/keep_alive.hpp
+    [[        return iwarp ? qp.read]]
+    [[        return false ? qp.read]])
+
+mutation(keep-alive-forgets-the-stop rdma/keep_alive.hpp
+    [[            error = co_await wait_for(sent, loop, interval / 2, stop);]]
+    [[            error = co_await wait_for(sent, loop, interval / 2, {});]])
+
 set(tests "")

@@ -27,7 +27,7 @@ namespace asyncverbs {
 /// When the connection ends (by disconnect(), by the peer, with the device, or with this object),
 /// its queue pair goes to the error state, so that all outstanding work requests complete, and a
 /// peer that disconnected is answered, even if no coroutine waits for that. A peer that vanishes
-/// without a message is not noticed here, but by the queue pair when it sends.
+/// without a message is not noticed here, but by the queue pair when it sends; see keep_alive().
 ///
 /// Thread: that of the loop. Lifetime: does not keep the queue pair alive, which may be destroyed
 /// first. May be destroyed at any time, which does not block: the peer is told, but only once, so

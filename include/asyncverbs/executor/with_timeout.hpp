@@ -46,10 +46,11 @@ using timed_result_t = typename ResultStorage<
 /// and what the loop throws when it starts to wait. `stop` is passed on, and may be requested from
 /// any thread.
 ///
-/// Loop: with a member sleep_until(time), as EpollExecutor has, or else with notifier(fd), as all
-/// loops for connections have; the wait then takes a timerfd. Thread: that of the loop.
+/// Loop: with a member sleep_until(time, stop), as EpollExecutor has, or else with notifier(fd), as
+/// all loops for connections have; the wait then takes a timerfd. Thread: that of the loop.
 /// Lifetime: the loop and what `operation` refers to must outlive the await; `operation` is kept.
-/// Destroying the suspended task destroys the operation. Two allocations.
+/// Destroying the suspended task destroys the operation. Two allocations, or
+/// three with a timerfd.
 template <class Loop, class Rep, class Period, class Function>
     requires awaitable<std::invoke_result_t<Function&, std::stop_token>>
 [[nodiscard]] Task<detail::timed_result_t<Function>>
@@ -122,19 +123,29 @@ private:
 };
 
 template <class Loop>
-TimeLimit limit_time(Loop& loop, Deadline::Clock::time_point deadline,
-                     [[maybe_unused]] std::stop_source stop) {
+Task<std::error_code> sleep_on_timer_fd(Loop& loop, Deadline::Clock::time_point time,
+                                        std::stop_token stop) {
+    TimerFd timer;
+    timer.set(time);
+    auto notifier = loop.notifier(timer.get());
     std::error_code error;
-    if constexpr (requires { loop.sleep_until(deadline); }) {
-        error = co_await loop.sleep_until(deadline);
+    while (!error && Deadline::Clock::now() < time) error = co_await notifier.readable(stop);
+    co_return error;
+}
+
+// Sleeps on any loop. Gives operation_canceled if it was stopped, or the error of the loop.
+template <class Loop>
+auto sleep_until(Loop& loop, Deadline::Clock::time_point time, std::stop_token stop = {}) {
+    if constexpr (requires { loop.sleep_until(time, stop); }) {
+        return loop.sleep_until(time, std::move(stop));
     } else {
-        TimerFd timer;
-        timer.set(deadline);
-        auto notifier = loop.notifier(timer.get());
-        while (!error && Deadline::Clock::now() < deadline) {
-            error = co_await notifier.readable(std::stop_token());
-        }
+        return sleep_on_timer_fd(loop, time, std::move(stop));
     }
+}
+
+template <class Loop>
+TimeLimit limit_time(Loop& loop, Deadline::Clock::time_point deadline, std::stop_source) {
+    const std::error_code error = co_await sleep_until(loop, deadline);
     if (error) throw std::system_error(error, "waiting for a time limit");
 }
 

@@ -26,6 +26,7 @@
 namespace asyncverbs {
 
 namespace detail {
+struct KeepAlive;
 class StreamState;
 }
 
@@ -227,6 +228,7 @@ public:
     [[nodiscard]] detail::DrainAwaiter drain() noexcept { return detail::DrainAwaiter(*state_); }
 
 private:
+    friend struct detail::KeepAlive;
     friend class detail::StreamState;
 
     AsyncQp(const Router& sends, const Router& receives,

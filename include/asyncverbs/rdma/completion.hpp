@@ -113,6 +113,10 @@ private:
             return "compare-and-swap";
         case IBV_WC_FETCH_ADD:
             return "fetch-and-add";
+        case IBV_WC_BIND_MW:
+            return "bind of a memory window";
+        case IBV_WC_LOCAL_INV:
+            return "invalidation";
         case IBV_WC_RECV:
             return "receive";
         default:

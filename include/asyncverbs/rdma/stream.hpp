@@ -58,8 +58,8 @@ struct StreamOptions {
 /// (protocol_error); a peer that has closed its stream fails writing with std::system_error
 /// (broken_pipe). Data that had arrived can still be read first. A write returns before its data
 /// has arrived, often before it is sent, so later calls report what fails then; only the success of
-/// close() says that everything has arrived. A vanished peer is detected by the queue pair, which
-/// needs a send for that: a reader that needs to know sooner must watch the connection.
+/// close() says that everything has arrived. A peer that has vanished is noticed when something is
+/// sent; see keep_alive().
 /// Cancellation: by `stop`, from any thread, with std::system_error (operation_canceled).
 /// Thread: that of the router. Lifetime: may be destroyed at any time, which drops data that was
 /// not sent; pending calls then end with operation_canceled. Destroying a coroutine that waits for
@@ -141,6 +141,8 @@ public:
     }
 
 private:
+    friend struct detail::KeepAlive;
+
     std::shared_ptr<detail::StreamState> state_;
 };
 

@@ -202,6 +202,7 @@ public:
     }
 
 private:
+    friend struct KeepAlive;
     friend class StreamAwaiter;
     friend class StreamRead;
     friend class StreamWrite;
