@@ -9,7 +9,11 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/simulated_verbs.hpp"
@@ -181,6 +185,31 @@ TEST_CASE("what cannot be adopted is named", "[adopt]") {
     CHECK(std::string(failure_of([&] { CompletionQueue{borrow(without_channel)}; }).what())
               .starts_with("the completion queue has no channel"));
     ibv_destroy_cq(without_channel);
+}
+
+TEST_CASE("the audit finds the use of a borrowed object that was destroyed", "[adopt]") {
+    NativeObjects native;
+    const ProtectionDomain domain(borrow(native.pd));
+    const CompletionQueue cq(borrow(native.cq));
+    QueuePair qp(borrow(native.qp), cq, cq, native_options);
+    SharedReceiveQueue srq(borrow(native.srq));
+    REQUIRE(ibv_destroy_qp(std::exchange(native.qp, nullptr)) == 0);
+    REQUIRE(ibv_destroy_srq(std::exchange(native.srq, nullptr)) == 0);
+    REQUIRE(ibv_destroy_cq(std::exchange(native.cq, nullptr)) == 0);
+    const char* const verb =
+        GENERATE("ibv_modify_qp", "ibv_post_recv", "ibv_post_srq_recv", "ibv_create_qp");
+    const std::string_view call = verb;
+    support::failure_of([&] {
+        if (call == "ibv_modify_qp") qp.to_error();
+        if (call == "ibv_post_recv") qp.post_recv(1, Slice());
+        if (call == "ibv_post_srq_recv") srq.post_recv(1, Slice());
+        if (call == "ibv_create_qp")
+            QueuePair(domain, cq, cq, {.max_send_wr = 1, .max_recv_wr = 1});
+    });
+    const std::vector<std::string> problems = native.sim.take_problems();
+    REQUIRE_FALSE(problems.empty());
+    CHECK_THAT(problems.front(),
+               support::contains(verb) && support::contains("was destroyed before"));
 }
 
 TEST_CASE("an adopted queue pair with a shared receive queue reserves no receives", "[adopt]") {

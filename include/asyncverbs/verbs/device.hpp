@@ -143,8 +143,9 @@ private:
 ///     CompletionQueue queue(borrow(cq)); // the program destroys it
 ///     CompletionQueue queue(std::shared_ptr<ibv_cq>(cq, ibv_destroy_cq)); // the last owner does
 ///
-/// What the program does with the object itself must not disturb its owner: it does not read the
-/// owner's completions or events, or post where an AsyncQp posts.
+/// What the program does with the object itself must not disturb its owner: it does not destroy the
+/// object first (undefined; the audit of the simulated verbs finds the use), read the owner's
+/// completions or events, or post where an AsyncQp posts.
 template <class Native>
 [[nodiscard]] std::shared_ptr<Native> borrow(Native* object) noexcept {
     return {std::shared_ptr<void>(), object};
