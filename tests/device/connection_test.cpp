@@ -8,6 +8,7 @@
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/executor/with_timeout.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 #include <arpa/inet.h>
@@ -24,9 +25,11 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "device/pair.hpp"
@@ -459,6 +462,32 @@ TEST_CASE("device: every step has a timeout", "[cm]") {
         CHECK(error->code() == std::errc::timed_out);
         CHECK_THAT(error->what(), contains("rdma_disconnect"));
     }
+}
+
+TEST_CASE("device: with_timeout ends any step, and the listener stays usable", "[cm][iwarp]") {
+    Fixture f;
+    std::optional<CmEnd> end;
+    const auto accept = [&](std::stop_token stop) { return f.listener->accept(std::move(stop)); };
+    const auto connect_to_it = [&](std::stop_token stop) { // which is not answered
+        return dial(f.loop, ipv4(), f.port(), end, {}, std::move(stop));
+    };
+    const auto wait_for_end = [&](std::stop_token stop) {
+        return f.server->disconnected(std::move(stop));
+    };
+
+    auto error = failure_of(f.loop, with_timeout(f.loop, 20ms, accept));
+    REQUIRE(error);
+    CHECK(error->code() == std::errc::timed_out);
+
+    run_bounded(f.loop, f.make_connection());
+    error = failure_of(f.loop, with_timeout(f.loop, 20ms, wait_for_end));
+    REQUIRE(error);
+    CHECK(error->code() == std::errc::timed_out);
+
+    if (device::is_iwarp()) return; // it would block for 10 s, see connect()
+    error = failure_of(f.loop, with_timeout(f.loop, 20ms, connect_to_it));
+    REQUIRE(error);
+    CHECK(error->code() == std::errc::timed_out);
 }
 
 TEST_CASE("device: every step can be cancelled", "[cm]") {

@@ -8,6 +8,7 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/executor/with_timeout.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/router.hpp>
 
@@ -19,6 +20,7 @@
 #include <optional>
 #include <random>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -182,6 +184,26 @@ TEST_CASE("device: streams are closed by both ends", "[stream]") {
     run_bounded(loop, when_all(client(*pair.a.stream, loop), echo(*pair.b.stream)));
     CHECK_THROWS_AS(pair.a.stream->queue_pair(), std::system_error);
     CHECK_THROWS_AS(pair.b.stream->queue_pair(), std::system_error);
+}
+
+TEST_CASE("device: a read with a time limit loses nothing", "[stream]") {
+    EpollExecutor loop;
+    StreamPair pair(loop, loop);
+    const auto play = [](EpollExecutor& l, Stream& a, Stream& b) -> Task<> {
+        std::vector<std::byte> bytes(100);
+        const auto read = [&](std::stop_token stop) { return b.read_some(bytes, std::move(stop)); };
+        bool timed_out = false;
+        try {
+            (void)co_await with_timeout(l, 20ms, read);
+        } catch (const std::system_error& error) {
+            timed_out = error.code() == std::errc::timed_out;
+        }
+        CHECK(timed_out);
+        co_await a.write_all(bytes);
+        const std::size_t count = co_await b.read_some(bytes);
+        CHECK(count == 100);
+    };
+    run_bounded(loop, play(loop, *pair.a.stream, *pair.b.stream));
 }
 
 TEST_CASE("device: after the peer vanishes, reads and writes fail with the cause", "[stream]") {

@@ -170,7 +170,7 @@ mutation(each-request-takes-a-doorbell rdma/detail/work_queue.hpp
     [[            flush();]])
 
 mutation(inline-data-stays-gathered rdma/detail/work_queue.hpp
-    [[options.inline_data || work.window]]
+    [[work.options.inline_data || work.window]]
     [[work.window]])
 
 mutation(request-is-not-posted-at-once rdma/detail/work_queue.hpp

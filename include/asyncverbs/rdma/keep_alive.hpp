@@ -44,7 +44,7 @@ namespace asyncverbs {
 /// RtsOptions::retry_cnt, and a send that waits for a receive of the peer is no failure. Choose an
 /// interval that is longer than the network needs to repair a loss. The peer's queue pair must
 /// allow writes, as it does by default, see InitOptions::access. On iWARP it sends an empty read,
-/// because a write is not answered there; both ends must allow one, as ConnectionOptions do.
+/// because a write is not answered there; both ends must allow one, as they do by default.
 ///
 /// Loop: as for with_timeout(). Thread: that of the router and of the loop. Lifetime: `qp` is
 /// connected, and is neither moved nor destroyed before the task has ended or is destroyed.
