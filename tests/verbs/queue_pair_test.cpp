@@ -265,7 +265,7 @@ TEST_CASE("connecting uses the documented defaults", "[verbs][queue_pair]") {
     CHECK(attributes(qp).qp_access_flags ==
           (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE));
 
-    qp.ready_to_receive(remote);
+    qp.to_rtr(remote);
     const ibv_qp_attr rtr = attributes(qp);
     CHECK(rtr.qp_state == IBV_QPS_RTR);
     CHECK(rtr.path_mtu == IBV_MTU_4096);
@@ -280,7 +280,7 @@ TEST_CASE("connecting uses the documented defaults", "[verbs][queue_pair]") {
     CHECK(rtr.ah_attr.grh.hop_limit == 64);
     CHECK(gid_text(rtr.ah_attr.grh.dgid) == "::ffff:10.7.0.1");
 
-    qp.ready_to_send();
+    qp.to_rts();
     const ibv_qp_attr rts = attributes(qp);
     CHECK(rts.qp_state == IBV_QPS_RTS);
     CHECK(rts.sq_psn == qp.local_address().psn);
@@ -439,9 +439,9 @@ TEST_CASE("steps out of order are rejected", "[verbs][queue_pair]") {
     const Parents parents;
     QueuePair qp = parents.queue_pair();
     const QueuePairAddress remote = qp.local_address();
-    CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { qp.ready_to_receive(remote); }),
+    CHECK_THAT(failure_text(std::errc::invalid_argument, [&] { qp.to_rtr(remote); }),
                contains("init() comes first"));
-    CHECK(failure_text(std::errc::invalid_argument, [&] { qp.ready_to_send(); }) ==
+    CHECK(failure_text(std::errc::invalid_argument, [&] { qp.to_rts(); }) ==
           "ibv_modify_qp (to RTS): Invalid argument");
     qp.connect(remote);
     CHECK(failure_text(std::errc::invalid_argument, [&] { qp.init(); }) ==
@@ -524,7 +524,7 @@ TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {
     qp.init();
     const auto receive = [&](const QueuePairAddress& remote, const RtrOptions& options = {}) {
         return failure_text(std::errc::invalid_argument,
-                            [&] { qp.ready_to_receive(remote, options); });
+                            [&] { qp.to_rtr(remote, options); });
     };
     CHECK_THAT(receive({.lid = 1, .qp_num = 1}), contains("the peer's GID is empty"));
     CHECK_THAT(receive({.qp_num = 1 << 24, .gid = good.gid}), contains("the peer's qp_num"));
@@ -538,12 +538,14 @@ TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {
     CHECK(qp.state() == IBV_QPS_INIT);
     qp.ready_to_receive(good);
     const auto send = [&](const RtsOptions& options) {
-        return failure_text(std::errc::invalid_argument, [&] { qp.ready_to_send(options); });
+        return failure_text(std::errc::invalid_argument, [&] { qp.to_rts(options); });
     };
     CHECK_THAT(send({.timeout = 32}), contains("timeout 32 is out of range"));
     CHECK_THAT(send({.retry_cnt = 8}), contains("retry_cnt 8 is out of range"));
     CHECK_THAT(send({.rnr_retry = 8}), contains("rnr_retry 8 is out of range"));
     CHECK(qp.state() == IBV_QPS_RTR);
+    qp.ready_to_send();
+    CHECK(qp.state() == IBV_QPS_RTS);
 }
 
 TEST_CASE("a peer that cannot be reached: both GIDs, and what is wrong with them",
@@ -555,7 +557,7 @@ TEST_CASE("a peer that cannot be reached: both GIDs, and what is wrong with them
     QueuePairAddress remote = qp.local_address();
     const auto text = [&] {
         verbs.fail("ibv_modify_qp", {.error = EINVAL});
-        return failure_text(std::errc::invalid_argument, [&] { qp.ready_to_receive(remote); });
+        return failure_text(std::errc::invalid_argument, [&] { qp.to_rtr(remote); });
     };
     remote.gid = simulated::link_local_gid(1);
     CHECK(text() == "ibv_modify_qp (to RTR) from GID ::ffff:10.7.0.1 to GID fe80::ff:fe00:1, which "
@@ -702,8 +704,8 @@ TEST_CASE("a moved-from queue pair owns nothing", "[verbs][queue_pair]") {
     inert([&] { (void)first.path_to(remote); });
     inert([&] { first.init(); });
     inert([&] { first.connect(remote); });
-    inert([&] { first.ready_to_receive(remote); });
-    inert([&] { first.ready_to_send(); });
+    inert([&] { first.to_rtr(remote); });
+    inert([&] { first.to_rts(); });
     inert([&] { first.to_error(); });
     std::error_code error;
     first.to_error(error);

@@ -112,12 +112,17 @@ public:
     /// before init(), for a UD queue pair, for a `remote` that cannot be reached (no GID on RoCE,
     /// number or PSN of more than 24 bits), and for options out of range; else naming
     /// ibv_modify_qp and, on RoCE, both GIDs.
-    void ready_to_receive(const QueuePairAddress& remote, const RtrOptions& options = {}) {
+    void to_rtr(const QueuePairAddress& remote, const RtrOptions& options = {}) {
         require_type(IBV_QPT_RC, "a UD queue pair has no peer; see activate()");
         detail::QueuePairStep step = detail::rtr_step(context_, endpoint(), remote, options);
         if (const int error = step.try_apply(get())) {
             detail::throw_rtr_error(context_, endpoint(), remote.gid, error);
         }
+    }
+
+    /// The same, in words.
+    void ready_to_receive(const QueuePairAddress& remote, const RtrOptions& options = {}) {
+        to_rtr(remote, options);
     }
 
     /// The address vector of the path to `remote`, for address handles. Throws invalid_argument
@@ -129,9 +134,12 @@ public:
 
     /// RTR to RTS, ready to send. A UD queue pair does not use the options. Throws
     /// std::system_error: invalid_argument for options out of range, else naming ibv_modify_qp.
-    void ready_to_send(const RtsOptions& options = {}) {
+    void to_rts(const RtsOptions& options = {}) {
         detail::rts_step(options_.type, psn_, options).apply(get());
     }
+
+    /// The same, in words.
+    void ready_to_send(const RtsOptions& options = {}) { to_rts(options); }
 
     /// RC: all steps to ready-to-send, init() with its defaults if it was not called yet. Throws as
     /// the steps do.
@@ -141,8 +149,8 @@ public:
         if (!endpoint_) {
             init();
         }
-        ready_to_receive(remote, receive);
-        ready_to_send(send);
+        to_rtr(remote, receive);
+        to_rts(send);
     }
 
     /// UD, and an adopted queue pair of type IBV_QPT_DRIVER: all steps to ready-to-send, init()
@@ -157,7 +165,7 @@ public:
             init();
         }
         detail::QueuePairStep(IBV_QPS_RTR, "RTR").apply(get());
-        ready_to_send();
+        to_rts();
     }
 
     /// To ERR: all outstanding work requests complete with IBV_WC_WR_FLUSH_ERR. Throws
