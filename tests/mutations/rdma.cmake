@@ -536,6 +536,14 @@ mutation(another-key-is-invalidated rdma/send_request.hpp
 
 set(tests rdma/two_queues_test.cpp)
 
+mutation(shared-queue-of-xrc-is-not-named rdma/detail/work_queue.hpp
+    [[        wr.qp_type.xrc.remote_srqn = work.peer_queue; // ignored by other types]]
+    "")
+
+mutation(sending-half-of-xrc-needs-receives verbs/detail/queue_pair_setup.hpp
+    [[return qp.qp_type != IBV_QPT_XRC_SEND; }]]
+    [[return qp.qp_type != IBV_QPT_UC; }]])
+
 mutation(send-overtakes-a-receive-of-the-other-router rdma/detail/work_queue.hpp
     [[        if (receive_router_ != nullptr) receive_router_->post_gathered_receives();]]
     "")

@@ -389,3 +389,42 @@ TEST_CASE("AsyncQp: sends that complete in any order", "[rdma][adopt]") {
     }
     CHECK(program.sim.calls("ibv_destroy_ah") == 1);
 }
+
+TEST_CASE("AsyncQp: the sending half of an XRC connection", "[rdma][adopt]") {
+    // The simulation has no XRC. It sees an RC queue pair, and the library sees the other type.
+    static std::uint32_t remote_srq = 0;
+    static int (*post_send)(ibv_qp*, ibv_send_wr*, ibv_send_wr**) = nullptr;
+    const auto note_srq = [](ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr) {
+        remote_srq = wr->qp_type.xrc.remote_srqn;
+        qp->qp_type = IBV_QPT_RC;
+        const int result = post_send(qp, wr, bad_wr);
+        qp->qp_type = IBV_QPT_XRC_SEND;
+        return result;
+    };
+    Program program;
+    Adopted f(program);
+    f.connect();
+    f.ends[0].reset();
+    program.qps[0]->qp_type = IBV_QPT_XRC_SEND;
+    ibv_cq* const receives = std::exchange(program.qps[0]->recv_cq, nullptr);
+    post_send = std::exchange(program.context->ops.post_send, +note_srq);
+
+    const CompletionQueue& cq = f.router->completion_queue();
+    QueuePair adopted(borrow(program.qps[0]), cq, cq, {.max_send_wr = 4, .max_recv_wr = 4});
+    CHECK(adopted.options().max_recv_wr == 0);
+    {
+        AsyncQp qp(*f.router, std::move(adopted));
+        const RemoteSlice remote = f.region.remote_slice().slice(8, 8);
+        const SendRequest write = SendRequest::write(f.region.slice(0, 8), remote);
+        Awaiting written(qp.post(write.to_srq(7)));
+        f.run();
+        CHECK(written.completion);
+        CHECK(remote_srq == 7);
+        CHECK(failure_text(std::errc::invalid_argument, [&] {
+                  static_cast<void>(qp.recv(f.region.slice(0, 8)));
+              }).starts_with("a queue that was made for no work requests"));
+    }
+    program.context->ops.post_send = post_send;
+    program.qps[0]->qp_type = IBV_QPT_RC;
+    program.qps[0]->recv_cq = receives;
+}

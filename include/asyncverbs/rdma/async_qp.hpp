@@ -28,7 +28,7 @@ namespace asyncverbs {
 namespace detail {
 struct KeepAlive;
 class StreamState;
-}
+} // namespace detail
 
 /// A queue pair, RC or UD, on the completion queue of a Router; or on those of two.
 ///
@@ -90,12 +90,12 @@ public:
 
     /// Takes over `queue_pair`, which completes into the queue of `router`. It may be made from one
     /// that the program has already, of any type that ibv_post_send serves, in any state; nothing
-    /// may be posted on it. If it is borrowed and this is destroyed while requests are posted, it
-    /// is left in RESET, because the device must not use their memory any more. Receives are its
-    /// own, not those of a shared receive queue. The sends of a provider's own type,
-    /// IBV_QPT_DRIVER, may complete in any order, as those of EFA's SRD do; all of them are
-    /// signaled. Throws std::system_error (invalid_argument) for a queue pair on other completion
-    /// queues.
+    /// may be posted on it. XRC: it is the sending half, see SendRequest::to_srq(). If it is
+    /// borrowed and this is destroyed while requests are posted, it is left in RESET, because the
+    /// device must not use their memory any more. Receives are its own, not those of a shared
+    /// receive queue. The sends of a provider's own type, IBV_QPT_DRIVER, may complete in any
+    /// order, as those of EFA's SRD do; all of them are signaled. Throws std::system_error
+    /// (invalid_argument) for a queue pair on other completion queues.
     AsyncQp(Router& router, QueuePair queue_pair)
         : AsyncQp(router, router, std::move(queue_pair)) {}
 

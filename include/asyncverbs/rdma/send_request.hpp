@@ -69,7 +69,7 @@ struct SendWork {
     std::uint64_t compare_add = 0;
     std::uint64_t swap = 0;
     const std::shared_ptr<ibv_ah>* peer = nullptr;
-    std::uint32_t peer_qp_num = 0;
+    std::uint32_t peer_queue = 0; // UD: a queue pair; XRC: a shared receive queue
     std::uint32_t peer_qkey = 0;
     ibv_mw* window = nullptr; // to bind to `remote` of `region` with these rights
     ibv_mr* region = nullptr;
@@ -109,7 +109,7 @@ public:
                            std::uint32_t qkey, SendOptions options = {}) {
         SendWork work(IBV_WR_SEND, IBV_WC_SEND, options);
         work.peer = &checked(peer.shared_handle(), "AddressHandle");
-        work.peer_qp_num = qp_num;
+        work.peer_queue = qp_num;
         work.peer_qkey = qkey;
         return Request(work, slices);
     }
@@ -228,6 +228,15 @@ struct SendView : SendRequestKinds<SendView> {
 ///     std::array<Operation, 2> operations;
 ///     qp.post(requests, operations); // one doorbell
 class SendRequest : public detail::SendRequestKinds<SendRequest> {
+public:
+    /// XRC: the same request for the shared receive queue `srq_num` of the peer, see
+    /// ibv_get_srq_num(3).
+    [[nodiscard]] SendRequest to_srq(std::uint32_t srq_num) const {
+        SendRequest request = *this;
+        request.work_.peer_queue = srq_num;
+        return request;
+    }
+
 private:
     friend class AsyncQp;
     friend class detail::DeferredRequest;

@@ -65,13 +65,16 @@ public:
     /// them, too. The program promises that the capacities of `options` are at most those with
     /// which it made the queue pair; they are reserved in the queues, and the device is not asked,
     /// because not every device reports them. The type is that of the queue pair. With a shared
-    /// receive queue there are no receives: they reserve nothing. local_address() and port() know
-    /// only what this object does, not what the program has done before. Throws std::system_error:
-    /// invalid_argument for nullptr and for other completion queues; no_buffer_space as above.
+    /// receive queue, and of type IBV_QPT_XRC_SEND, there are no receives: they reserve nothing.
+    /// local_address() and port() know only what this object does, not what the program has done
+    /// before. Throws std::system_error: invalid_argument for nullptr and for other completion
+    /// queues; no_buffer_space as above.
     QueuePair(std::shared_ptr<ibv_qp> handle, const CompletionQueue& send_cq,
               const CompletionQueue& recv_cq, const QueuePairOptions& options)
         : context_(borrow(detail::adopted(handle, "ibv_qp")->context)),
-          options_(handle->srq != nullptr ? detail::without_receives(options) : options) {
+          options_(handle->srq != nullptr || !detail::has_receives(*handle)
+                       ? detail::without_receives(options)
+                       : options) {
         options_.type = handle->qp_type;
         granted_ = {options_.max_send_wr, options_.max_recv_wr, options_.max_send_sge,
                     options_.max_recv_sge, options_.max_inline_data};

@@ -453,6 +453,7 @@ private:
                         flag(options.fence, IBV_SEND_FENCE) |
                         flag(options.inline_data, IBV_SEND_INLINE);
         wr.imm_data = work.imm;
+        wr.qp_type.xrc.remote_srqn = work.peer_queue; // ignored by other types
         switch (work.completes_as) {
         case IBV_WC_RDMA_WRITE:
         case IBV_WC_RDMA_READ:
@@ -474,7 +475,7 @@ private:
             break;
         default:
             wr.wr.ud.ah = work.peer != nullptr ? work.peer->get() : nullptr;
-            wr.wr.ud.remote_qpn = work.peer_qp_num;
+            wr.wr.ud.remote_qpn = work.peer_queue;
             wr.wr.ud.remote_qkey = work.peer_qkey;
         }
     }

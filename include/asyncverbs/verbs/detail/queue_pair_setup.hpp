@@ -242,6 +242,9 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
     return {native, std::move(release)};
 }
 
+// False for the sending half of an XRC connection, which has no receive queue and no recv_cq.
+inline bool has_receives(const ibv_qp& qp) noexcept { return qp.qp_type != IBV_QPT_XRC_SEND; }
+
 inline void check_completes_into(const ibv_cq* used, const CompletionQueue& queue,
                                  const char* direction) {
     if (used != checked(queue.shared_handle(), "CompletionQueue").get()) {
@@ -257,7 +260,7 @@ inline void check_completes_into(const ibv_cq* used, const CompletionQueue& queu
                                                      const CompletionQueue& recv_cq,
                                                      const QueuePairOptions& options) {
     check_completes_into(adopted->send_cq, send_cq, "sends");
-    check_completes_into(adopted->recv_cq, recv_cq, "receives");
+    if (has_receives(*adopted)) check_completes_into(adopted->recv_cq, recv_cq, "receives");
     ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, options);
     ibv_qp* const native = adopted.get();
     release.adopted = std::move(adopted);
