@@ -7,12 +7,9 @@
 
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/rdma.hpp>
-
-#include <sys/signalfd.h>
-#include <unistd.h>
+#include <asyncverbs/rdma/keep_alive.hpp>
 
 #include <array>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -28,6 +25,7 @@
 #include <vector>
 
 using namespace asyncverbs;
+using namespace std::chrono_literals;
 
 namespace {
 
@@ -43,7 +41,7 @@ struct Options {
 
 constexpr std::uint32_t max_size = 1 << 20;
 constexpr std::uint32_t max_clients = 1024;
-constexpr QueuePairOptions queue_pair_options{.max_send_wr = 1, .max_recv_wr = 2};
+constexpr QueuePairOptions queue_pair_options{.max_send_wr = 2, .max_recv_wr = 2};
 
 // The private data of a client's connection request.
 struct Hello {
@@ -95,7 +93,7 @@ void refuse(IncomingConnection incoming, const std::string& reason) {
     incoming.reject(std::as_bytes(std::span(reason)));
 }
 
-Task<> echo(Device& device, IncomingConnection incoming) {
+Task<> echo(EpollExecutor& loop, Device& device, IncomingConnection incoming) {
     const std::uint32_t size = message_size(incoming);
     if (size == 0) {
         refuse(std::move(incoming), "not a client of this server, or its messages are too long");
@@ -111,6 +109,8 @@ Task<> echo(Device& device, IncomingConnection incoming) {
     Operation receive = qp.post_recv(buffers[0]);
     const Connection connection = co_await incoming.accept(qp.queue_pair());
     std::printf("%s: connected\n", peer.c_str());
+    Scope watcher; // a client that vanishes fails the receive
+    watcher.spawn(keep_alive(loop, qp, 10s));
 
     std::uint64_t messages = 0;
     std::error_code error;
@@ -130,6 +130,7 @@ Task<> echo(Device& device, IncomingConnection incoming) {
                 left ? "left" : error.message().c_str(), static_cast<unsigned long long>(messages));
 }
 
+// With the time since they were printed first.
 void print(const std::vector<RequestInFlight>& requests) {
     std::printf("%zu requests in flight\n", requests.size());
     for (const RequestInFlight& request : requests) {
@@ -141,32 +142,16 @@ void print(const std::vector<RequestInFlight>& requests) {
     }
 }
 
-// What is stuck? `kill -USR1` prints it, with the time since the first such signal.
-Task<> print_on_signal(EpollExecutor& loop, const Device& device, std::stop_token stop) {
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGUSR1);
-    sigprocmask(SIG_BLOCK, &signals, nullptr);
-    const int fd = ::signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
-    if (fd < 0) throw std::system_error(errno, std::system_category(), "signalfd");
-    EpollNotifier notifier = loop.notifier(fd); // fd is open until the program ends
-    for (;;) {
-        const std::error_code error = co_await notifier.readable(stop);
-        if (error) break;
-        signalfd_siginfo signal;
-        while (::read(fd, &signal, sizeof signal) > 0) print(device.in_flight());
-    }
-}
-
 Task<> run_server(EpollExecutor& loop, const Options& options) {
     Device device(loop);
     Scope printer;
     std::stop_source served;
-    printer.spawn(print_on_signal(loop, device, served.get_token()));
+    const auto print_requests = [&device] { print(device.in_flight()); }; // what is stuck?
+    printer.spawn(program::on_signal(loop, SIGUSR1, served.get_token(), print_requests));
     Listener listener(loop, options.bind, std::to_string(options.port));
     std::printf("listening on port %u\n", listener.port());
-    const auto serve = [&device](IncomingConnection incoming) {
-        return echo(device, std::move(incoming));
+    const auto serve = [&](IncomingConnection incoming) {
+        return echo(loop, device, std::move(incoming));
     };
     co_await program::serve_clients(loop, listener, options.clients, serve);
     served.request_stop();

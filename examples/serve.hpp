@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: MIT
-// How the servers accept any number of clients.
+// What the servers have in common: any number of clients, and signals.
 #pragma once
 
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/coro/scope.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <stop_token>
 #include <string>
+#include <system_error>
 #include <utility>
 
 namespace program {
@@ -47,6 +54,25 @@ asyncverbs::Task<> serve_clients(asyncverbs::EpollExecutor& loop, asyncverbs::Li
         if (refused) co_await loop.sleep_for(std::chrono::milliseconds(100));
     }
     co_await clients.join();
+}
+
+/// Calls `function` for each `signal` of the process, which it blocks, until `stop` is requested.
+template <class Function>
+asyncverbs::Task<> on_signal(asyncverbs::EpollExecutor& loop, int signal, std::stop_token stop,
+                             Function function) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, signal);
+    sigprocmask(SIG_BLOCK, &signals, nullptr);
+    const int fd = ::signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0) throw std::system_error(errno, std::system_category(), "signalfd");
+    asyncverbs::EpollNotifier notifier = loop.notifier(fd); // open until the program ends
+    for (;;) {
+        const std::error_code error = co_await notifier.readable(stop);
+        if (error) break;
+        signalfd_siginfo received;
+        while (::read(fd, &received, sizeof received) > 0) function();
+    }
 }
 
 } // namespace program
