@@ -5,11 +5,13 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cm/fixture.hpp"
@@ -370,6 +372,28 @@ TEST_CASE("IncomingConnection: a peer that has left before it is accepted on ano
     const Running accepting(f.incoming->accept(other, f.server_end->qp));
     CHECK(accepting.failed(std::errc::connection_reset));
     CHECK(other.run_once() == false); // it waits for nothing
+}
+
+TEST_CASE("IncomingConnection: handed to a loop that was stopped, it is not lost") {
+    ListenerFixture f;
+    std::optional<EpollExecutor> other(std::in_place);
+    std::shared_ptr<IncomingConnection> incoming;
+    const auto hand_over = [&]() -> Task<> {
+        incoming = std::make_shared<IncomingConnection>(co_await f.listener->accept());
+        other->stop();
+        other->post([request = std::move(incoming)] { request->reject(bytes("served")); });
+    };
+    const Running listening(hand_over());
+    const Coroutine client = f.client("a");
+    f.run();
+    REQUIRE(listening.succeeded());
+    other->run(); // ends at once: the request stays in the loop
+    f.run();
+    CHECK(!client.done());
+    SECTION("the next run serves it") { other->run_once(); }
+    SECTION("it is rejected with the loop") { other.reset(); }
+    f.run();
+    CHECK(f.rejected == Names{"a"});
 }
 
 TEST_CASE("IncomingConnection: one listener, a loop on each thread") {

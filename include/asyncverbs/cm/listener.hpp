@@ -38,6 +38,7 @@ namespace asyncverbs {
 ///     // in serve(), on the thread of that core
 ///     Connection connection = co_await incoming->accept(executor, qp.queue_pair());
 ///
+/// A loop that is stopped keeps the request for its next run, and rejects it when it is destroyed.
 /// Move-only; after a move or an answer only private_data() is valid: the other functions throw
 /// invalid_argument.
 class IncomingConnection : public PendingConnection {
