@@ -7,8 +7,9 @@ if(NOT DOXYGEN_FOUND)
 endif()
 
 set(DOXYGEN_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/docs")
-set(DOXYGEN_STRIP_FROM_PATH "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}")
-set(DOXYGEN_STRIP_FROM_INC_PATH "${PROJECT_SOURCE_DIR}/include")
+set(DOXYGEN_STRIP_FROM_PATH "${PROJECT_SOURCE_DIR}/include"
+    "${PROJECT_SOURCE_DIR}/simulation/include" "${PROJECT_SOURCE_DIR}")
+set(DOXYGEN_STRIP_FROM_INC_PATH "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}/simulation/include")
 set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${PROJECT_SOURCE_DIR}/docs/index.md")
 # Not part of the interface: details, and the members that the language requires of an awaiter.
 set(DOXYGEN_EXCLUDE_PATTERNS */detail/*)
@@ -25,4 +26,4 @@ set(DOXYGEN_HAVE_DOT NO)
 set(DOXYGEN_QUIET YES)
 set(DOXYGEN_WARNINGS YES)
 set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
-doxygen_add_docs(docs docs include WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+doxygen_add_docs(docs docs include simulation/include WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")

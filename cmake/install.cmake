@@ -33,6 +33,8 @@ install(
         ${find_modules}
     DESTINATION "${package_dir}")
 install(DIRECTORY cmake/soft-roce DESTINATION "${package_dir}" USE_SOURCE_PERMISSIONS)
+# Its sources: they are compiled with the options of the project that uses them.
+install(DIRECTORY simulation DESTINATION "${package_dir}")
 
 # The installed tree may be moved: pkg-config finds the headers relative to the .pc file.
 set(pkgconfig_dir "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig")

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck pkg-config \
     libibverbs-dev librdmacm-dev libasio-dev liburing-dev libglib2.0-dev libxxhash-dev libcli11-dev
 
-mapfile -t sources < <(find include examples tests -name '*.[ch]pp' | sort)
+mapfile -t sources < <(find include simulation examples tests -name '*.[ch]pp' | sort)
 clang-format-19 --dry-run -Werror "${sources[@]}"
 printf '%s files are formatted\n' "${#sources[@]}"
 
@@ -24,7 +24,7 @@ printf 'shellcheck finds nothing in %s scripts\n' "${#scripts[@]}"
 units=build/style
 rm -rf -- "$units"
 mkdir -p -- "$units"
-find include -name '*.hpp' -printf '#include <%P>\n' | sort >"$units/headers.cpp"
+find include simulation/include -name '*.hpp' -printf '#include <%P>\n' | sort >"$units/headers.cpp"
 find examples -name '*.cpp' -print0 | xargs -0 grep -L '^int main(' | sort |
     while read -r source; do
         printf '#include "%s" // NOLINT(bugprone-suspicious-include)\n' "$source" \
@@ -34,5 +34,5 @@ read -ra glib <<<"$(pkg-config --cflags-only-I glib-2.0)"
 printf 'clang-tidy skips 07_asio: it reports the coroutines inside Asio 1.22 as uninitialised\n'
 mapfile -t units < <(find "$units" -name '*.cpp'; grep -rl --include='*.cpp' --exclude=07_asio.cpp '^int main(' examples)
 printf '%s\n' "${units[@]}" | xargs --max-procs="$(nproc)" --replace clang-tidy-19 --quiet --config-file=.clang-tidy \
-    {} -- -std=c++20 -I . -I include "${glib[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
+    {} -- -std=c++20 -I . -I include -I simulation/include "${glib[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
 printf 'clang-tidy finds nothing in %s translation units\n' "${#units[@]}"

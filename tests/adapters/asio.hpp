@@ -55,10 +55,10 @@
 #include <utility>
 #include <vector>
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::adapters {
 

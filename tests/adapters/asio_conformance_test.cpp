@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
 #include "adapters/asio_harness.hpp"
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;

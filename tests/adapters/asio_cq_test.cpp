@@ -2,6 +2,7 @@
 // async_poll(): completion tokens, executors, cancellation and cost. The same source is compiled
 // for standalone Asio and for Boost.Asio.
 #include <asyncverbs/adapters/asio.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <functional>
 #include <future>
@@ -12,7 +13,6 @@
 #include "adapters/asio.hpp"
 #include "support/catch.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;

@@ -3,6 +3,7 @@
 // address sanitizer finds what the assertions do not. Then: AsioNotifier, where the conformance
 // suite does not assert it.
 #include <asyncverbs/adapters/asio.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <chrono>
 #include <cstdio>
@@ -16,7 +17,6 @@
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/pipe.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;

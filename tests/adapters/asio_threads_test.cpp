@@ -2,6 +2,7 @@
 // A queue on a strand of an io_context that several threads run; polls that other threads start,
 // and waits that they stop. Nothing may be lost, and the thread sanitizer must find nothing.
 #include <asyncverbs/adapters/asio.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -12,7 +13,6 @@
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/pipe.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::adapters;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The notifiers of an IoUringPoller conform.
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
 #include "adapters/io_uring_harnesses.hpp"
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::support;

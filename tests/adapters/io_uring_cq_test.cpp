@@ -14,13 +14,13 @@
 #include <vector>
 
 #include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 #include "adapters/ring.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

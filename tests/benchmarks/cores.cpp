@@ -8,6 +8,7 @@
 #include <asyncverbs/executor/executor_pool.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <sys/resource.h>
 
@@ -23,8 +24,6 @@
 #include <thread>
 #include <utility>
 #include <vector>
-
-#include "support/simulation/simulation.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::simulated::SimulatedVerbs;

@@ -6,6 +6,8 @@
 #include <asyncverbs/cm/listener.hpp>
 
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/simulation/simulated_cm.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -20,8 +22,6 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_cm.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::support {
 

@@ -3,6 +3,7 @@
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/cq/cq_poller.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
@@ -14,7 +15,6 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::support;

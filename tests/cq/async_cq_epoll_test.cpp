@@ -6,6 +6,7 @@
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 #include <fcntl.h>
@@ -34,7 +35,6 @@
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/epoll.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

@@ -4,6 +4,7 @@
 
 #include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -27,7 +28,6 @@
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/escaping.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

@@ -5,6 +5,7 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/memory.hpp>
@@ -17,7 +18,6 @@
 #include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::support;

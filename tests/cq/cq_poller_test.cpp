@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <asyncverbs/cq/cq_poller.hpp>
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -18,7 +19,6 @@
 
 #include "support/catch.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
@@ -19,7 +20,6 @@
 #include <vector>
 
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::support {
 

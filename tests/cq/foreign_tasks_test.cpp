@@ -6,6 +6,7 @@
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
 #include <array>
@@ -25,7 +26,6 @@
 #include "support/foreign/affine_task.hpp"
 #include "support/foreign/eager_task.hpp"
 #include "support/foreign/tracked_task.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::contains;

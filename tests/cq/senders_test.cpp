@@ -4,6 +4,7 @@
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
 #include <array>
@@ -22,7 +23,6 @@
 #include "cq/fixture.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::contains;

@@ -7,6 +7,7 @@
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/executor/epoll_executor.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -27,7 +28,6 @@
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/escaping.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

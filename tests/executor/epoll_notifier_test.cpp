@@ -19,6 +19,7 @@
 
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -27,7 +28,6 @@
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/pipe.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;

@@ -6,6 +6,7 @@
 #include <asyncverbs/executor/executor_pool.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 #include <array>
@@ -20,7 +21,6 @@
 
 #include "support/catch.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::Counters;

@@ -7,6 +7,7 @@
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
@@ -22,8 +23,6 @@
 
 #include "fuzz/require.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
-#include "support/simulation/simulation.hpp"
 
 using namespace asyncverbs;
 using fuzz::require;

@@ -3,6 +3,8 @@
 // What is explored: the setting, the device, the loop, the waiters, and the steps to interleave.
 #pragma once
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
+
 #include <array>
 #include <cstdint>
 #include <string>
@@ -10,7 +12,6 @@
 #include <vector>
 
 #include "proof/step.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::proof {
 

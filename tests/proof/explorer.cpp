@@ -3,14 +3,14 @@
 // Runs AsyncCq through every interleaving of its waiters, its device, its loop and other threads,
 // up to a number of steps, and checks the properties in each. See step.hpp for the steps,
 // configuration.hpp for their combinations, and properties.hpp for the checks.
+#include <asyncverbs/simulation/simulated_verbs.hpp>
+
 #include "proof/allocations.hpp"
 #include "proof/clock.hpp"
 #include "proof/configuration.hpp"
 #include "proof/properties.hpp"
 #include "proof/run.hpp"
 #include "proof/schedule.hpp"
-#include "support/simulated_verbs.hpp"
-#include "support/simulation/simulation.hpp"
 
 #include <signal.h>
 

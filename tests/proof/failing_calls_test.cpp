@@ -6,6 +6,8 @@
 #include <asyncverbs/cm.hpp>
 #include <asyncverbs/cq/shared_channel.hpp>
 #include <asyncverbs/rdma.hpp>
+#include <asyncverbs/simulation/simulated_cm.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
 #include <poll.h>
@@ -34,8 +36,6 @@
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
 #include "support/pipe.hpp"
-#include "support/simulated_cm.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace std::chrono_literals;

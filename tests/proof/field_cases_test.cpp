@@ -2,6 +2,7 @@
 // Sequences that lost completions in other projects, as far as the tests of the classes do not
 // replay them. tests/README.md lists all cases.
 #include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 
 #include <array>
@@ -20,7 +21,6 @@
 #include "cq/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using simulated::ArmModel;

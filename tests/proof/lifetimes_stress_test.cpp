@@ -2,6 +2,7 @@
 // Completions and stops from another thread, at any moment, while the loop destroys waiters and
 // AsyncCqs. Every completion is delivered once, and the thread sanitizer finds no race.
 #include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <array>
 #include <atomic>
@@ -19,7 +20,6 @@
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

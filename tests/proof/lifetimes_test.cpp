@@ -3,6 +3,7 @@
 // that is allowed. A destroyed coroutine is never resumed, the others get their completions,
 // nothing leaks, and no completion is lost.
 #include <asyncverbs/asyncverbs.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include <array>
 #include <cstddef>
@@ -20,7 +21,6 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using namespace asyncverbs::simulated;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <asyncverbs/cq/async_cq.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
@@ -26,7 +27,6 @@
 #include "proof/recording_handler.hpp"
 #include "proof/run.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::proof {
 

@@ -28,13 +28,13 @@
 #include <asyncverbs/executor/with_timeout.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
 #include "proof/interleavings.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;

@@ -5,6 +5,7 @@
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/rdma/async_qp.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
@@ -22,7 +23,6 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::support {
 

@@ -4,6 +4,7 @@
 
 #include <asyncverbs/cq/async_cq.hpp>
 #include <asyncverbs/rdma/router.hpp>
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/manual_notifier.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
@@ -29,7 +30,6 @@
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
 #include "support/counters.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using support::contains;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The simulated queue pairs where other tests rely on them without asserting it. The tests of rdma/
 // and verbs/ assert the operations, their errors and flushes.
-#include "support/simulated_verbs.hpp"
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 #include <asyncverbs/verbs/queue_pair.hpp>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The simulated verbs that other tests rely on without asserting them: arm models, events, injected
 // failures, and every problem that the audit must find.
-#include "support/simulated_verbs.hpp"
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/memory.hpp>

@@ -3,6 +3,7 @@
 // case.
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 
 #include <sys/mman.h>
@@ -28,7 +29,6 @@
 
 #include "support/catch.hpp"
 #include "support/coroutine.hpp"
-#include "support/simulated_verbs.hpp"
 #include "testing/defective_notifier.hpp"
 #include "testing/harnesses.hpp"
 

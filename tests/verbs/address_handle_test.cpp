@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 #include "verbs/fixture.hpp"
 

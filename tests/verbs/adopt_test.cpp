@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Owners that are made from native objects, borrowed or with a deleter.
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/memory.hpp>
@@ -16,7 +17,6 @@
 #include <vector>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // close() of all owners: it destroys the native object, or returns why that is not possible and
 // changes nothing.
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/address_handle.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
@@ -15,7 +16,6 @@
 #include <system_error>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/fixture.hpp"
 
 using namespace asyncverbs;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 
 #include <fcntl.h>
@@ -12,7 +13,6 @@
 #include <utility>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;

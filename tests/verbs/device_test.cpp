@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 #include <cerrno>
@@ -9,7 +10,6 @@
 #include <vector>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 #include "verbs/fixture.hpp"
 

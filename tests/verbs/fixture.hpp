@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>
 #include <asyncverbs/verbs/device.hpp>
 #include <asyncverbs/verbs/memory.hpp>
@@ -8,8 +9,6 @@
 
 #include <cstddef>
 #include <vector>
-
-#include "support/simulated_verbs.hpp"
 
 namespace asyncverbs::support {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/device.hpp>
 
 #include <cerrno>
 #include <vector>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;

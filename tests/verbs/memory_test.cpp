@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/verbs/memory.hpp>
 
 #include <sys/resource.h>
@@ -19,7 +20,6 @@
 #include <utility>
 
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 #include "verbs/failure.hpp"
 
 using namespace asyncverbs;

@@ -7,9 +7,10 @@
 // events of the queue, see CompletionQueue; they only read everything else.
 #pragma once
 
-#include "support/simulated_verbs.hpp"
-#include "support/simulation/objects.hpp"
-#include "support/simulation/split_mutex.hpp"
+#include <asyncverbs/simulation/simulated_verbs.hpp>
+
+#include "objects.hpp"
+#include "split_mutex.hpp"
 
 #include <array>
 #include <atomic>
@@ -289,9 +290,6 @@ int modify_cq(ibv_cq* cq, ibv_modify_cq_attr* attributes);
 int post_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr** bad_wr);
 int post_recv(ibv_qp* qp, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
 int post_srq_recv(ibv_srq* srq, ibv_recv_wr* wr, ibv_recv_wr** bad_wr);
-
-// Called with each problem that is left when a simulation ends.
-void report_problem(const std::string& problem);
 
 // The simulation that the verbs act on; null when no SimulatedVerbs exists.
 Simulation* active();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Moves posted work requests between the queue pairs of the simulation, in order and without loss,
 // with the completions and errors of a reliable connection or of datagrams.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <cstring>

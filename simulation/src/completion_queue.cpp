@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Completion channels and completion queues, ordinary and extended: poll, arm by the arm model of
 // the provider, events and their acknowledgement.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <bit>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The calls of librdmacm: the effects of the library, the kernel and the network.
-#include "support/simulated_cm.hpp"
-#include "support/simulation/simulation.hpp"
+#include <asyncverbs/simulation/simulated_cm.hpp>
+
+#include "simulation.hpp"
 
 #include <arpa/inet.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Queue pairs and shared receive queues: creation, states, posting. transport.cpp moves the data.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <cerrno>
 

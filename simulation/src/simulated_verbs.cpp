@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "support/simulated_verbs.hpp"
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <stdexcept>

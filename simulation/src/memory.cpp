@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Protection domains, memory regions and address handles.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <cerrno>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The table of the verbs, injected failures, hooks, and the audit.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <atomic>

@@ -3,9 +3,10 @@
 // application, and adds the state of the library, the driver and the device.
 #pragma once
 
-#include "support/simulated_verbs.hpp"
-#include "support/simulation/event_queue.hpp"
-#include "support/simulation/split_mutex.hpp"
+#include <asyncverbs/simulation/simulated_verbs.hpp>
+
+#include "event_queue.hpp"
+#include "split_mutex.hpp"
 
 #include <rdma/rdma_cma.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Devices, ports and GIDs; contexts and their asynchronous events.
-#include "support/simulation/simulation.hpp"
+#include "simulation.hpp"
 
 #include <algorithm>
 #include <cerrno>

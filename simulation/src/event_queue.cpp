@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The descriptor is one of a pair of datagram sockets: they keep message boundaries, can block, and
 // are the only kind of descriptor for which the kernel can report EPOLLERR without EPOLLIN.
-#include "support/simulation/event_queue.hpp"
+#include "event_queue.hpp"
 
 #include <sys/socket.h>
 #include <sys/un.h>
