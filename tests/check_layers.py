@@ -18,7 +18,7 @@ MAY_INCLUDE = {
     "cq": ("coro", "verbs"),
     "rdma": ("cq", "coro", "verbs", "executor/with_timeout.hpp"),
     "cm": ("cq", "coro", "verbs", "executor/detail/timers.hpp"),
-    "adapters": ("cq", "coro", "verbs", "executor/detail"),
+    "adapters": ("rdma", "cq", "coro", "verbs", "executor/detail"),
     "testing": ("cq", "coro", "verbs"),
 }
 

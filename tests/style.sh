@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck pkg-config \
-    libibverbs-dev librdmacm-dev libasio-dev liburing-dev libglib2.0-dev libxxhash-dev libcli11-dev
+    libibverbs-dev librdmacm-dev libasio-dev liburing-dev libssl-dev libglib2.0-dev libxxhash-dev libcli11-dev
 
 mapfile -t sources < <(find include simulation examples tests -name '*.[ch]pp' | sort)
 clang-format-19 --dry-run -Werror "${sources[@]}"

@@ -55,9 +55,9 @@ mutation(asio-reads-before-it-has-memory-for-the-timer adapters/detail/asio_desc
 
 set(tests adapters/asio_cq_test.cpp)
 
-mutation(asio-calls-the-handler-within-async-poll adapters/detail/asio_poll.hpp
-    [[            net::post(executor, Step<&AsioPollPromise::dispatch_handler>]]
-    [[            net::dispatch(executor, Step<&AsioPollPromise::dispatch_handler>]])
+mutation(asio-calls-the-handler-within-async-poll adapters/detail/asio_operation.hpp
+    [[            net::post(executor, Step<&AsioOperation::dispatch_handler>]]
+    [[            net::dispatch(executor, Step<&AsioOperation::dispatch_handler>]])
 
 mutation(asio-cancels-later-polls adapters/detail/asio_poll.hpp
     [[        first_not_cancelled_ = next_id_.load(std::memory_order_relaxed);]]
@@ -67,11 +67,31 @@ mutation(asio-slot-cancels-all-polls adapters/detail/asio_poll.hpp
     [[        waiting_.find_if(is_other) == nullptr ? stop_waiting() : poll->cancel();]]
     [[        waiting_.find_if(is_other) == nullptr ? stop_waiting() : stop_waiting();]])
 
-mutation(asio-handler-executor-has-no-work adapters/detail/asio_poll.hpp
+mutation(asio-handler-executor-has-no-work adapters/detail/asio_operation.hpp
     [[        work_.emplace(std::move(executor));]]
     "")
 
 set(libraries "")
+if(OpenSSL_FOUND)
+set(tests adapters/asio_stream_test.cpp)
+
+mutation(asio-stream-has-no-end adapters/detail/asio_stream_call.hpp
+    [[error_ = net::error::eof;]]
+    ";")
+
+mutation(asio-stream-stays-cancelled adapters/detail/asio_stream_call.hpp
+    [[        if (stop.stop_requested()) {]]
+    [[        if (false) {]])
+
+mutation(asio-stream-leaks-calls-of-its-context adapters/detail/asio_stream_call.hpp
+    [[        while (!calls.empty()) AsioStreamCall::Destroy()(&calls.take_front());]]
+    "")
+
+mutation(asio-stream-slot-cancels-every-call adapters/detail/asio_stream_call.hpp
+    [[        if (call != nullptr) stop_of(*call).request_stop(); // there is no other one]]
+    [[        cancel();]])
+endif()
+
 endif()
 
 # --- io_uring ---

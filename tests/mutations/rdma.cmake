@@ -357,6 +357,14 @@ mutation(rejection-needs-memory rdma/detail/work_queue.hpp
 
 set(tests rdma/stream_test.cpp)
 
+mutation(write-some-waits-for-all rdma/detail/stream_awaiters.hpp
+    [[        if (written_ == 0 && !nothing_ && can_go_on()) wait_to_write();]]
+    [[        if (!from_.empty() && can_go_on()) wait_to_write();]])
+
+mutation(write-some-does-not-wait rdma/detail/stream_awaiters.hpp
+    [[        if (written_ == 0 && !nothing_ && can_go_on()) wait_to_write();]]
+    "")
+
 mutation(message-without-a-credit rdma/detail/stream_state.hpp
     [[    --credits_;]]
     "")

@@ -1084,6 +1084,49 @@ TEST_CASE("Stream: a write that is cancelled has sent some of it, from the front
     CHECK(received.text == text_of(100).substr(0, held ? 8 : 12));
 }
 
+TEST_CASE("Stream: write_some() writes what there is room for", "[stream]") {
+    StreamFixture f({.buffer_size = 4, .buffers = 2});
+    f.greet();
+    f.sim.hold_delivery();
+    const std::string all = text_of(100);
+    std::size_t written = 0;
+    std::error_code error;
+    const auto write = [&](std::string_view some, std::stop_token stop) -> Coroutine {
+        try {
+            written += co_await f.a->write_some(std::as_bytes(std::span(some)), stop);
+        } catch (const std::system_error& failure) {
+            error = failure.code();
+        }
+    };
+    std::stop_source stop;
+    const Coroutine first = write(all, stop.get_token());
+    CHECK(written == 8); // two messages
+    const Coroutine second = write(all, stop.get_token());
+    f.run();
+    CHECK(!second.done());
+    stop.request_stop();
+    f.run();
+    CHECK(second.done());
+    CHECK(error == std::errc::operation_canceled);
+    CHECK(written == 8);
+    const Coroutine nothing = write({}, {});
+    CHECK(nothing.done());
+
+    error.clear();
+    const Coroutine third = write(all, {});
+    f.sim.release_delivery();
+    f.run();
+    CHECK(third.done());
+    CHECK(written > 8);
+    const AwaitingStream ended(f.a->shutdown_write());
+    const Reader received(*f.b, 100);
+    f.run();
+    CHECK(received.ended);
+    CHECK(received.text.size() == written);
+    const Coroutine last = write(all, {});
+    CHECK(error == std::errc::broken_pipe);
+}
+
 TEST_CASE("Stream: close() that is cancelled may be called again", "[stream]") {
     StreamFixture f;
     f.greet();

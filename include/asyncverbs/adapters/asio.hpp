@@ -228,9 +228,9 @@ AsioCq(Loop&, const Context&, int, const AsyncCqOptions& = {})
 /// it fails, async_poll() throws std::bad_alloc. A strand that has several functions to run
 /// allocates in addition, and Asio ends the program if that fails; so may an any_io_executor that
 /// contains neither the executor of an io_context nor a strand on one.
-template <class Executor, class Token = detail::net::default_completion_token_t<Executor>>
+template <class Executor, class Token = detail::AsioDefaultToken<Executor>>
 auto async_poll(AsioCq<Executor>& cq, std::span<ibv_wc> wcs, Token&& token = Token()) {
-    return detail::net::async_initiate<Token, detail::AsioPollSignature>(
+    return detail::initiate_asio<Token, detail::AsioPollSignature>(
         typename AsioCq<Executor>::InitiatePoll{cq.state_.get()}, token, wcs);
 }
 

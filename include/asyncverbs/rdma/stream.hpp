@@ -126,6 +126,19 @@ public:
         return {state_, detail::SpanCursor<const std::byte>(from), std::move(stop)};
     }
 
+    /// Awaits room, and writes as much of `from` as there is room for. Returns the number of bytes;
+    /// 0 only if `from` is empty. A write that is cancelled or fails has written nothing.
+    detail::StreamWriteSome write_some(std::span<const std::byte> from,
+                                       std::stop_token stop = {}) noexcept {
+        return {state_, detail::SpanCursor<const std::byte>(from), std::move(stop)};
+    }
+
+    /// The same from several spans, one after the other.
+    detail::StreamWriteSome write_some(std::span<const std::span<const std::byte>> from,
+                                       std::stop_token stop = {}) noexcept {
+        return {state_, detail::SpanCursor<const std::byte>(from), std::move(stop)};
+    }
+
     /// Ends the data of this end: the peer reads the end after all of it. Returns when everything
     /// is in flight, for which it waits as a write does. This end can still read.
     detail::StreamEnd shutdown_write(std::stop_token stop = {}) noexcept {

@@ -108,6 +108,28 @@ template <class Context>
 concept AsioContext = std::is_convertible_v<Context&, net::execution_context&> &&
                       requires { typename Context::executor_type; };
 
+struct NoAsioToken {};
+
+// The default completion token of an executor. Before Asio 1.30 most executors have none.
+template <class Executor>
+using AsioDefaultToken =
+    std::conditional_t<std::is_void_v<net::default_completion_token_t<Executor>>, NoAsioToken,
+                       net::default_completion_token_t<Executor>>;
+
+// async_initiate(), or one clear error.
+template <class Token, class Signature, class Initiation, class... Arguments>
+auto initiate_asio(Initiation initiation, std::remove_reference_t<Token>& token,
+                   Arguments&&... arguments) {
+    if constexpr (std::is_same_v<Token, NoAsioToken>) {
+        static_assert(!std::is_same_v<Token, NoAsioToken>,
+                      "pass a completion token, for example asio::use_awaitable or a callback: "
+                      "before Asio 1.30 this executor has no default");
+    } else {
+        return net::async_initiate<Token, Signature>(std::move(initiation), token,
+                                                     std::forward<Arguments>(arguments)...);
+    }
+}
+
 // Calls `function` with `executor`, or with what an any_io_executor contains: the executor of an
 // io_context, or a strand on it. These allocate from the handler's memory, an any_io_executor does
 // not, and what must not fail for lack of memory, as a stop, must reach its executor without.

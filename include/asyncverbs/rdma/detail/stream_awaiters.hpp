@@ -64,6 +64,7 @@ protected:
     }
 
     bool stopped() const noexcept { return stop_.stop_requested(); }
+    bool can_go_on() const noexcept { return !state_->ended_ && !state_->failure_ && !stopped(); }
     void wait_for(CompletionWaiter*& place) noexcept { blocker_ = &place; }
 
     // The call waits for sends or credits, or ends because of a failure or a stop.
@@ -82,6 +83,10 @@ protected:
     [[noreturn]] void throw_reason(const char* what) const {
         state_->rethrow_failure();
         throw_error(std::errc::operation_canceled, what);
+    }
+    [[noreturn]] void throw_not_written(const char* call) const {
+        if (!state_->ended_) throw_reason(call);
+        throw_error(std::errc::broken_pipe, std::string(call) + " after shutdown_write()");
     }
 
     Self state_; // keeps the memory if the stream is destroyed meanwhile
@@ -137,20 +142,46 @@ public:
     void await_resume() {
         finish();
         state_->rethrow_failure();
-        if (from_.empty()) return;
-        if (!state_->ended_) throw_reason("Stream::write_all");
-        throw_error(std::errc::broken_pipe, "write_all() after shutdown_write()");
+        if (!from_.empty()) throw_not_written("Stream::write_all");
     }
 
 private:
     void step() noexcept override {
-        while (!from_.empty() && !state_->ended_ && !state_->failure_ && !stopped()) {
+        while (!from_.empty() && can_go_on()) {
             if (!state_->can_gather()) return wait_to_write();
             state_->gather(from_);
         }
     }
 
     SpanCursor<const std::byte> from_;
+};
+
+class [[nodiscard]] StreamWriteSome final : public StreamAwaiter {
+public:
+    StreamWriteSome(Self state, SpanCursor<const std::byte> from, std::stop_token stop) noexcept
+        : StreamAwaiter(std::move(state), &StreamState::writing_, std::move(stop)), from_(from),
+          nothing_(from.empty()) {}
+
+    std::size_t await_resume() {
+        finish();
+        if (written_ == 0) {
+            state_->rethrow_failure();
+            if (!nothing_) throw_not_written("Stream::write_some");
+        }
+        return written_;
+    }
+
+private:
+    void step() noexcept override {
+        while (!from_.empty() && can_go_on() && state_->can_gather()) {
+            written_ += state_->gather(from_);
+        }
+        if (written_ == 0 && !nothing_ && can_go_on()) wait_to_write();
+    }
+
+    SpanCursor<const std::byte> from_;
+    const bool nothing_;
+    std::size_t written_ = 0;
 };
 
 class [[nodiscard]] StreamEnd final : public StreamAwaiter {

@@ -206,6 +206,7 @@ private:
     friend class StreamAwaiter;
     friend class StreamRead;
     friend class StreamWrite;
+    friend class StreamWriteSome;
     friend class StreamEnd;
     friend class StreamClose;
 
@@ -341,15 +342,18 @@ private:
     bool has_free_send() const noexcept { return sending_ < sends_.size(); }
     bool can_gather() const noexcept { return has_free_send() && gathered_ < message_size_; }
 
-    // Copies as much as fits into the next message.
-    void gather(SpanCursor<const std::byte>& from) noexcept {
+    // Copies as much as fits into the next message. Returns the number of bytes.
+    std::size_t gather(SpanCursor<const std::byte>& from) noexcept {
         std::byte* const to = payload_of(sends_[next_send_]);
+        std::size_t copied = 0;
         while (!from.empty() && gathered_ < message_size_) {
             const auto chunk = from.take(message_size_ - gathered_);
             std::memcpy(to + gathered_, chunk.data(), chunk.size());
             gathered_ += chunk.size();
+            copied += chunk.size();
         }
         flush();
+        return copied;
     }
 
     // Sends what was gathered, if it fills a message or no message is in flight.
