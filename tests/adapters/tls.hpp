@@ -59,7 +59,8 @@ void talk_over_tls(Transport client_end, Transport server_end, const std::string
         if (error) failure = error;
         ++ended;
     };
-    const auto await_both = [&] {
+    const auto await_both = [&](const char* step) {
+        INFO(step);
         run_until([&] { return ended == 2; });
         REQUIRE(std::exchange(ended, 0) == 2);
         REQUIRE_FALSE(failure);
@@ -67,15 +68,15 @@ void talk_over_tls(Transport client_end, Transport server_end, const std::string
 
     client.async_handshake(net::ssl::stream_base::client, on_end);
     server.async_handshake(net::ssl::stream_base::server, on_end);
-    await_both();
+    await_both("handshake");
     std::string received(text.size(), ' ');
     net::async_write(client, net::buffer(text), on_end);
     net::async_read(server, net::buffer(received), on_end);
-    await_both();
+    await_both("message");
     CHECK(received == text);
     client.async_shutdown(on_end);
     server.async_shutdown(on_end);
-    await_both();
+    await_both("shutdown");
 }
 
 } // namespace asyncverbs::adapters
