@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the examples 03 and 08 do in their loops: Alice sends five messages to Bob, who prints what
-// he receives until another thread stops him.
+// What the examples 03, 08, 09, 13 and 14 do in their loops: Alice sends five messages to Bob, who
+// prints what he receives until another thread stops him.
 #pragma once
 
 #include <asyncverbs/asyncverbs.hpp>

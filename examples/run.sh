@@ -46,6 +46,10 @@ run_on_device() {
     "$programs/io_uring_loop"
     printf '\n== glib_loop: the same in the main loop of GLib\n'
     "$programs/glib_loop"
+    printf '\n== libuv_loop: the same in the event loop of libuv\n'
+    "$programs/libuv_loop"
+    printf '\n== sd_event_loop: the same in sd-event, the event loop of systemd\n'
+    "$programs/sd_event_loop"
     printf '\n== rc_pingpong: two processes\n'
     local pingpong=("$programs/rc_pingpong" -d "$RDMA_DEVICE" -i "$RDMA_PORT" -g "$RDMA_GID_INDEX" --chk "$@")
     start_server 'local address' "${pingpong[@]}" # it listens before it writes TEXT
@@ -91,7 +95,7 @@ case ${1:-} in
 esac
 
 cmake/install-dependencies.sh cmake make g++ pkg-config libibverbs-dev librdmacm-dev ibverbs-providers \
-    libcli11-dev libxxhash-dev libasio-dev liburing-dev libglib2.0-dev
+    libcli11-dev libxxhash-dev libasio-dev liburing-dev libglib2.0-dev libuv1-dev libsystemd-dev
 if [[ ! $build ]]; then
     build=$PWD/build/examples
     cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DASYNCVERBS_BUILD_TESTS=OFF >/dev/null

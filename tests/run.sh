@@ -13,8 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 (($# > 0)) || set -- debug
 
 packages=(cmake make g++ git pkg-config libibverbs-dev librdmacm-dev catch2 ibverbs-utils
-    rdmacm-utils libxxhash-dev libcli11-dev libasio-dev libboost-dev liburing-dev libssl-dev libglib2.0-dev
-    python3 doxygen meson)
+    rdmacm-utils libxxhash-dev libcli11-dev libasio-dev libboost-dev libssl-dev liburing-dev
+    libglib2.0-dev libuv1-dev libsystemd-dev python3 doxygen meson)
 [[ " $*" != *" clang-"* ]] || packages+=(clang-19 libclang-rt-19-dev libc++-19-dev libc++abi-19-dev)
 cmake/install-dependencies.sh "${packages[@]}"
 

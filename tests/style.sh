@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cmake/install-dependencies.sh clang-format-19 clang-tidy-19 shellcheck pkg-config \
-    libibverbs-dev librdmacm-dev libasio-dev liburing-dev libssl-dev libglib2.0-dev libxxhash-dev libcli11-dev
+    libibverbs-dev librdmacm-dev libasio-dev liburing-dev libglib2.0-dev libuv1-dev libsystemd-dev libxxhash-dev \
+    libcli11-dev
 
 mapfile -t sources < <(find include simulation examples tests -name '*.[ch]pp' | sort)
 clang-format-19 --dry-run -Werror "${sources[@]}"
@@ -30,9 +31,9 @@ find examples -name '*.cpp' -print0 | xargs -0 grep -L '^int main(' | sort |
         printf '#include "%s" // NOLINT(bugprone-suspicious-include)\n' "$source" \
             >>"$units/$(basename "$(dirname "$source")")_sources.cpp"
     done
-read -ra glib <<<"$(pkg-config --cflags-only-I glib-2.0)"
+read -ra loops <<<"$(pkg-config --cflags-only-I glib-2.0 libuv libsystemd)"
 printf 'clang-tidy skips 07_asio: it reports the coroutines inside Asio 1.22 as uninitialised\n'
 mapfile -t units < <(find "$units" -name '*.cpp'; grep -rl --include='*.cpp' --exclude=07_asio.cpp '^int main(' examples)
 printf '%s\n' "${units[@]}" | xargs --max-procs="$(nproc)" --replace clang-tidy-19 --quiet --config-file=.clang-tidy \
-    {} -- -std=c++20 -I . -I include -I simulation/include "${glib[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
+    {} -- -std=c++20 -I . -I include -I simulation/include "${loops[@]}" 2> >(grep -v 'warnings generated\|^Suppressed' >&2)
 printf 'clang-tidy finds nothing in %s translation units\n' "${#units[@]}"
