@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The notifier of the example for sd-event conforms.
+#include <asyncverbs/simulation/simulated_verbs.hpp>
 #include <asyncverbs/testing/async_cq_conformance.hpp>
 #include <asyncverbs/testing/notifier_conformance.hpp>
 
 #include "adapters/sd_event_harness.hpp"
 #include "support/catch.hpp"
-#include "support/simulated_verbs.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::SdEventHarness;

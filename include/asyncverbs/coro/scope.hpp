@@ -113,7 +113,7 @@ struct ScopeChild : LazyPromise, ListNode {
 };
 
 // Movable until it is awaited.
-class [[nodiscard]] ScopeJoin {
+class [[nodiscard]] ScopeJoin : AwaitedByReference {
 public:
     explicit ScopeJoin(Scope& scope) noexcept : scope_(scope) {}
     ScopeJoin(ScopeJoin&& other) noexcept : scope_(other.scope_) {}

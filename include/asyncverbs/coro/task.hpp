@@ -55,9 +55,9 @@ public:
     explicit operator bool() const noexcept { return static_cast<bool>(coroutine_); }
 
     /// Starts the task and awaits its result; see above.
-    detail::TaskAwaiter<T> operator co_await() && {
-        if (!coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");
-        return detail::TaskAwaiter<T>(std::move(coroutine_));
+    friend detail::TaskAwaiter<T> operator co_await(Task && task) { // QCoro finds no member for &&
+        if (!task.coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");
+        return detail::TaskAwaiter<T>(std::move(task.coroutine_));
     }
 
 private:

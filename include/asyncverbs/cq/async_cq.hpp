@@ -174,15 +174,23 @@ private:
 /// What AsyncCq::poll() returns. `co_await` gives the delivered completions: the front of the
 /// caller's span, never empty unless an error was stored in a std::error_code.
 ///
-/// Nothing happens until it is awaited, as an rvalue or as an lvalue; awaited again, it polls
-/// again. It may be moved, except while a coroutine waits for it; to destroy it then cancels the
-/// wait.
+/// Nothing happens until it is awaited, as an rvalue or as an lvalue, in a coroutine of any type;
+/// awaited again, it polls again. It may be moved, except while a coroutine waits for it; to
+/// destroy it then cancels the wait.
 ///
 /// By being awaitable it is a sender of std::execution: it completes with
-/// set_value(std::span<ibv_wc>) or set_error(std::exception_ptr), the latter also for a stop. A
-/// stop of the receiver's environment does not reach it: only the std::stop_token given to poll()
-/// does.
-class [[nodiscard]] PollOperation {
+/// set_value(std::span<ibv_wc>) or set_error(std::exception_ptr), the latter also for a stop. The
+/// stop token of the receiver's environment does not reach it by itself: only the std::stop_token
+/// given to poll() does. A coroutine can pass the stop on; with stdexec:
+///
+///     exec::task<std::span<ibv_wc>> poll(AsyncCq& cq, std::span<ibv_wc> wcs) {
+///         auto token = co_await stdexec::read_env(stdexec::get_stop_token);
+///         std::stop_source source;
+///         auto stop = [&source] { source.request_stop(); };
+///         stdexec::stop_callback_for_t<decltype(token), decltype(stop)> bridge(token, stop);
+///         co_return co_await cq.poll(wcs, source.get_token());
+///     }
+class [[nodiscard]] PollOperation : detail::AwaitedByReference {
 public:
     /// Must not be called while a coroutine waits for `other`.
     PollOperation(PollOperation&& other) noexcept

@@ -154,7 +154,7 @@ public:
                      std::stop_token stop) noexcept
         : loop_(loop), pool_(std::move(pool)), stop_(std::move(stop)) {}
 
-    AcquireAwaiter<Loop> operator co_await() && { return AcquireAwaiter<Loop>(*this); }
+    AcquireAwaiter<Loop> operator co_await() { return AcquireAwaiter<Loop>(*this); }
 
 private:
     friend AcquireAwaiter<Loop>;
@@ -164,14 +164,15 @@ private:
     std::stop_token stop_;
 };
 
-// Contains all that a waiting coroutine needs, so waiting allocates nothing. The operation outlives
-// it: both live until the end of the expression that awaits.
+// Contains all that a waiting coroutine needs, so waiting allocates nothing. May be moved until it
+// is awaited. The operation outlives it: both live until the end of the expression that awaits.
 template <class Loop>
 class AcquireAwaiter : BufferWaiter {
 public:
     explicit AcquireAwaiter(AcquireOperation<Loop>& operation)
         : BufferWaiter(&on_wake), operation_(operation), schedule_(operation.loop_.schedule()),
           rescheduling_(detail::get_awaiter(std::move(schedule_))) {}
+    AcquireAwaiter(AcquireAwaiter&& other) : AcquireAwaiter(other.operation_) {}
     // If the coroutine is destroyed before it sees the buffer, the next waiter gets it.
     ~AcquireAwaiter() {
         if (buffer != nullptr) operation_.pool_->put(*buffer);

@@ -112,7 +112,7 @@ private:
 namespace detail {
 
 // May be moved until it is awaited. The operation outlives it.
-class [[nodiscard]] OperationAwaiter : CompletionWaiter {
+class [[nodiscard]] OperationAwaiter : CompletionWaiter, AwaitedByReference {
 public:
     OperationAwaiter(Operation& operation, std::error_code* error, std::stop_token stop) noexcept
         : operation_(operation), error_(error), stop_(std::move(stop)) {}

@@ -290,7 +290,7 @@ private:
     // example; the next call tries again.
     void start_reading() {
         if (!id_ || failure_ || reading_ || request_) return;
-        reader_.emplace(loop_.wait(id_->fd(), *this, {}).operator co_await());
+        reader_.emplace(operator co_await(loop_.wait(id_->fd(), *this, {})));
         reading_ = true;
         reader_->await_suspend(std::noop_coroutine()).resume(); // nothing to resume at its end
         if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
@@ -446,26 +446,26 @@ struct AnswerOperation : CmOperation {
     rdma_cm_event_type expected;
 };
 
-// Pinned, because the session and the loop refer to it.
+// May be moved until it is awaited. Then the session and the loop refer to it.
 template <class Operation>
 class CmAwaiter final : FdHandler {
 public:
     explicit CmAwaiter(Operation&& operation) : operation_(std::move(operation)) {}
-    CmAwaiter(const CmAwaiter&) = delete;
-    CmAwaiter& operator=(const CmAwaiter&) = delete;
+    CmAwaiter(CmAwaiter&& other) noexcept : CmAwaiter(std::move(other.operation_)) {}
+    CmAwaiter& operator=(CmAwaiter&&) = delete;
     ~CmAwaiter() { leave(); }
 
     bool await_ready() {
+        wake_.emplace();
         operation_.start();
-        if (operation_.timeout) wake_.set_deadline(Deadline::after(*operation_.timeout));
-        operation_.session->enter(wake_);
+        if (operation_.timeout) wake_->set_deadline(Deadline::after(*operation_.timeout));
+        operation_.session->enter(*wake_);
         return ready();
     }
 
     std::coroutine_handle<> await_suspend(std::coroutine_handle<> awaiting) {
-        wait_.emplace(operation_.session->loop()
-                          .wait(wake_.fd(), *this, operation_.stop)
-                          .operator co_await());
+        wait_.emplace(operator co_await(
+            operation_.session->loop().wait(wake_->fd(), *this, operation_.stop)));
         return wait_->await_suspend(awaiting);
     }
 
@@ -478,26 +478,26 @@ public:
 private:
     bool on_readable(std::error_code error) override {
         if (error) throw std::system_error(error, operation_.call);
-        wake_.reset();
+        wake_->reset();
         return ready();
     }
     void on_error(std::exception_ptr error) noexcept override { error_ = std::move(error); }
 
     bool ready() {
-        if (operation_.ready(wake_)) return true;
+        if (operation_.ready(*wake_)) return true;
         operation_.session->check_open(operation_.call);
-        if (wake_.expired()) throw_error(std::errc::timed_out, operation_.call);
+        if (wake_->expired()) throw_error(std::errc::timed_out, operation_.call);
         return false;
     }
 
     // Before the caller goes on: it must not hold up the next waiter.
     void leave() noexcept {
         wait_.reset();
-        if (operation_.session) operation_.session->leave(wake_);
+        if (wake_ && operation_.session) operation_.session->leave(*wake_);
     }
 
     Operation operation_;
-    TimedWakeFd wake_;
+    std::optional<TimedWakeFd> wake_;
     std::exception_ptr error_;
     std::optional<TaskAwaiter<void>> wait_;
 };

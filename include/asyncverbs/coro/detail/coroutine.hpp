@@ -155,23 +155,6 @@ private:
     UniqueCoroutineHandle<promise_type> coroutine_;
 };
 
-// Refers to an awaiter that lives elsewhere. GCC 12 copies an awaiter that a function returns by
-// reference, and then awaits the copy.
-template <class A>
-class AwaiterReference {
-public:
-    explicit AwaiterReference(A& awaiter) noexcept : awaiter_(awaiter) {}
-
-    bool await_ready() { return static_cast<bool>(awaiter_.await_ready()); }
-    decltype(auto) await_suspend(std::coroutine_handle<> coroutine) {
-        return awaiter_.await_suspend(coroutine);
-    }
-    decltype(auto) await_resume() { return awaiter_.await_resume(); }
-
-private:
-    A& awaiter_;
-};
-
 // The operand of co_await for an A that is stored in a variable.
 template <class A>
 decltype(auto) awaited(std::remove_reference_t<A>& variable) noexcept {

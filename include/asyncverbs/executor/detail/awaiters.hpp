@@ -113,7 +113,7 @@ private:
 };
 
 /// Waits until the descriptor of a registration is readable. The hot path of AsyncCq.
-class ReadableOperation : public Waiter {
+class ReadableOperation : public Waiter, AwaitedByReference {
 public:
     ReadableOperation(Registration& registration, Deadline::Clock::time_point time,
                       std::stop_token token) noexcept
@@ -146,7 +146,7 @@ private:
 };
 
 /// Sleeps until its deadline.
-class SleepOperation : public Waiter {
+class SleepOperation : public Waiter, AwaitedByReference {
 public:
     SleepOperation(std::shared_ptr<RunQueue> loop, Deadline::Clock::time_point time,
                    std::stop_token token) noexcept
@@ -193,7 +193,7 @@ private:
 };
 
 /// Continues on the loop's thread.
-class ScheduleOperation : WorkItem {
+class ScheduleOperation : WorkItem, AwaitedByReference {
 public:
     explicit ScheduleOperation(std::shared_ptr<RunQueue> loop) noexcept
         : WorkItem(&on_run), loop_(std::move(loop)) {}

@@ -127,7 +127,7 @@ private:
 
 // What AsyncQp::drain() returns. May be moved until it is awaited. The queue pair may be destroyed
 // while it waits: then it throws.
-class [[nodiscard]] DrainAwaiter : IdleWaiter {
+class [[nodiscard]] DrainAwaiter : IdleWaiter, AwaitedByReference {
 public:
     explicit DrainAwaiter(QueuePairState& state) noexcept : state_(state) {}
     DrainAwaiter(DrainAwaiter&& other) noexcept : DrainAwaiter(other.state_) {}

@@ -19,7 +19,7 @@ namespace asyncverbs::detail {
 
 // A call of Stream, which runs in steps: each goes as far as it can without waiting. The coroutine
 // is resumed after the last one. May be moved until it is awaited.
-class StreamAwaiter : CompletionWaiter {
+class StreamAwaiter : CompletionWaiter, AwaitedByReference {
 public:
     StreamAwaiter(StreamAwaiter&& other) noexcept
         : CompletionWaiter(&on_ready), state_(std::move(other.state_)),

@@ -24,20 +24,20 @@ public:
     CqCapacity(const CqCapacity&) = delete;
     CqCapacity& operator=(const CqCapacity&) = delete;
 
-    // Reserves all `slots` or none.
-    [[nodiscard]] bool try_reserve(std::uint64_t slots) noexcept {
+    // Reserves all `count` entries or none.
+    [[nodiscard]] bool try_reserve(std::uint64_t count) noexcept {
         std::uint64_t reserved = reserved_.load(std::memory_order_relaxed);
         do {
-            if (slots > entries_ - reserved) {
+            if (count > entries_ - reserved) {
                 return false;
             }
-        } while (!reserved_.compare_exchange_weak(reserved, reserved + slots,
+        } while (!reserved_.compare_exchange_weak(reserved, reserved + count,
                                                   std::memory_order_relaxed));
         return true;
     }
 
-    void release(std::uint64_t slots) noexcept {
-        reserved_.fetch_sub(slots, std::memory_order_relaxed);
+    void release(std::uint64_t count) noexcept {
+        reserved_.fetch_sub(count, std::memory_order_relaxed);
     }
 
     [[nodiscard]] std::uint64_t entries() const noexcept { return entries_; }
@@ -89,15 +89,15 @@ public:
         return recv_.get() == &capacity;
     }
 
-    // Never releases the slots: a queue pair that could complete into them was not destroyed. From
-    // any thread: queue pairs may share a reservation.
+    // Never releases the entries: a queue pair that could complete into them was not destroyed.
+    // From any thread: queue pairs may share a reservation.
     void keep() noexcept { kept_ = true; }
 
 private:
-    static void reserve(CqCapacity& capacity, std::uint64_t slots, const std::string& what) {
-        if (!capacity.try_reserve(slots)) {
+    static void reserve(CqCapacity& capacity, std::uint64_t count, const std::string& what) {
+        if (!capacity.try_reserve(count)) {
             throw_error(std::errc::no_buffer_space,
-                        what + " work requests need " + std::to_string(slots) +
+                        what + " work requests need " + std::to_string(count) +
                             " entries of their completion queue, which has " +
                             std::to_string(capacity.entries()) + ", " +
                             std::to_string(capacity.reserved()) +

@@ -155,22 +155,22 @@ struct ReleaseQueuePair {
 
     void operator()(ibv_qp* qp) noexcept {
         if (try_destroy(qp) != 0) {
-            slots->keep();
-            if (shared_slots != nullptr) {
-                shared_slots->keep();
+            reservation->keep();
+            if (shared_reservation != nullptr) {
+                shared_reservation->keep();
             }
         }
         adopted.reset();
-        slots.reset();
-        shared_slots.reset();
+        reservation.reset();
+        shared_reservation.reset();
         srq.reset();
         domain.reset();
         send_cq.reset();
         recv_cq.reset();
     }
 
-    std::shared_ptr<CqReservation> slots;
-    std::shared_ptr<CqReservation> shared_slots;
+    std::shared_ptr<CqReservation> reservation;
+    std::shared_ptr<CqReservation> shared_reservation;
     Handle<void> srq;
     Handle<void> domain;
     Handle<void> send_cq;
@@ -191,8 +191,8 @@ struct ReleaseQueuePair {
                                                      const CompletionQueue& recv_cq,
                                                      const QueuePairOptions& options) {
     ReleaseQueuePair release;
-    release.slots = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
-                                                    recv_cq.capacity(), options.max_recv_wr);
+    release.reservation = std::make_shared<CqReservation>(send_cq.capacity(), options.max_send_wr,
+                                                          recv_cq.capacity(), options.max_recv_wr);
     release.send_cq = send_cq.shared_handle();
     release.recv_cq = recv_cq.shared_handle();
     if (is_iwarp(*send_cq.native_handle()->context)) release.connection_ended = std::stop_source();
@@ -209,11 +209,11 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
     check_same_context(domain.context(), recv_cq);
     check_options(domain.context(), options);
     Handle<ibv_srq> srq;
-    std::shared_ptr<CqReservation> shared_slots;
+    std::shared_ptr<CqReservation> shared_reservation;
     if (receives != nullptr) {
         check_same_domain(domain, *receives);
         srq = receives->shared_handle();
-        shared_slots = receives->reserve(recv_cq);
+        shared_reservation = receives->reserve(recv_cq);
     }
     ReleaseQueuePair release = reserve_queues(send_cq, recv_cq, options);
     ibv_qp_init_attr attr{};
@@ -236,7 +236,7 @@ create_queue_pair(const ProtectionDomain& domain, const CompletionQueue& send_cq
         throw_verb_error(("ibv_create_qp" + hint).c_str(), error);
     }
     granted = attr.cap;
-    release.shared_slots = std::move(shared_slots);
+    release.shared_reservation = std::move(shared_reservation);
     release.srq = std::move(srq);
     release.domain = domain.shared_handle();
     return {native, std::move(release)};
