@@ -7,7 +7,7 @@ mutation(assignment-leaks-the-old-task coro/detail/coroutine.hpp
     [[        handle_ = std::exchange(other.handle_, {});]])
 
 mutation(empty-task-can-be-awaited coro/task.hpp
-    [[        if (!coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");]]
+    [[        if (!task.coroutine_) throw std::logic_error("asyncverbs::Task: awaited while empty");]]
     "")
 
 mutation(task-starts-when-it-is-called coro/detail/coroutine.hpp

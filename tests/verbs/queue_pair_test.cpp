@@ -523,8 +523,7 @@ TEST_CASE("invalid peers and options are reported", "[verbs][queue_pair]") {
     const QueuePairAddress good = qp.local_address();
     qp.init();
     const auto receive = [&](const QueuePairAddress& remote, const RtrOptions& options = {}) {
-        return failure_text(std::errc::invalid_argument,
-                            [&] { qp.to_rtr(remote, options); });
+        return failure_text(std::errc::invalid_argument, [&] { qp.to_rtr(remote, options); });
     };
     CHECK_THAT(receive({.lid = 1, .qp_num = 1}), contains("the peer's GID is empty"));
     CHECK_THAT(receive({.qp_num = 1 << 24, .gid = good.gid}), contains("the peer's qp_num"));
