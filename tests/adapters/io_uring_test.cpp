@@ -476,6 +476,25 @@ TEST_CASE("IoUringNotifier: a destroyed wait of no time leaves nothing behind", 
     }
 }
 
+TEST_CASE("IoUringNotifier: a wait of no time that is readable resumes once", "[ring]") {
+    IoUringFixture f;
+    Pipe quiet;
+    IoUringNotifier other = f.poller.notifier(quiet.reader());
+    f.pipe.put();
+    std::optional<std::error_code> first;
+    std::optional<std::error_code> second;
+    const auto wait = [&]() -> Coroutine {
+        auto kept = f.readable_for(0ns); // lives on after its end
+        first = co_await kept;
+        second = co_await other.readable();
+    };
+    const Coroutine waiting = wait();
+    f.iterate();
+    REQUIRE(first);
+    CHECK(first == ok);
+    CHECK_FALSE(second);
+}
+
 TEST_CASE("IoUringPoller: a completion that is passed twice does no harm", "[ring]") {
     IoUringFixture f;
     struct Twice {

@@ -140,16 +140,16 @@ mutation(ring-destroyed-wait-makes-up-an-edge executor/detail/awaiters.hpp
     [[    if (waiter_->linked() && waiter_->error == 0) pending_edge_ = edge_;]]
     [[    if (waiter_->linked()) pending_edge_ = true;]])
 
+mutation(ring-wait-is-resumed-twice adapters/detail/io_uring_loop.hpp
+    [[        waiter.unlink();
+        waiter.error = error;]]
+    [[        waiter.error = error;]])
+
 set(tests adapters/io_uring_conformance_test.cpp)
 
 mutation(ring-edge-without-a-waiter-is-lost adapters/detail/io_uring_loop.hpp
     [[            if (error == 0) pending_edge_ = ring_.requests.armed(index_);]]
     "")
-
-mutation(ring-wait-is-resumed-twice adapters/detail/io_uring_loop.hpp
-    [[        waiter.unlink();
-        waiter.error = error;]]
-    [[        waiter.error = error;]])
 
 mutation(ring-no-time-is-never-readable adapters/detail/io_uring_loop.hpp
     [[        return ::poll(&fd, 1, 0) > 0;]]

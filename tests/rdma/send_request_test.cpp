@@ -80,5 +80,7 @@ TEST_CASE("OperationError: names the operation, its queue pair and the cause", "
     CHECK(text(IBV_WC_COMP_SWAP, 0) == "compare-and-swap on queue pair 17: " + status);
     CHECK(text(IBV_WC_FETCH_ADD, 0) == "fetch-and-add on queue pair 17: " + status);
     CHECK(text(IBV_WC_RECV, 0x81) == "receive on queue pair 17, vendor error 0x81: " + status);
-    CHECK(text(IBV_WC_LOCAL_INV, 0) == "operation on queue pair 17: " + status);
+    CHECK(text(IBV_WC_BIND_MW, 0) == "bind of a memory window on queue pair 17: " + status);
+    CHECK(text(IBV_WC_LOCAL_INV, 0) == "invalidation on queue pair 17: " + status);
+    CHECK(text(IBV_WC_TSO, 0) == "operation on queue pair 17: " + status);
 }

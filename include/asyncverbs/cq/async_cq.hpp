@@ -15,6 +15,7 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/cq/async_cq_options.hpp>
 #include <asyncverbs/cq/cq_notifier.hpp>
 #include <asyncverbs/cq/detail/cq_registry.hpp>

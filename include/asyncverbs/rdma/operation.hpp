@@ -10,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/coro/detail/intrusive_list.hpp>
 #include <asyncverbs/rdma/completion.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>

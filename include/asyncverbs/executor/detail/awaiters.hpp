@@ -11,6 +11,7 @@
 #include <stop_token>
 #include <utility>
 
+#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/coro/detail/deadline.hpp>
 #include <asyncverbs/coro/detail/stop_callback.hpp>
 #include <asyncverbs/executor/detail/run_queue.hpp>

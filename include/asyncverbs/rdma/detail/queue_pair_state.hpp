@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/work_queue.hpp>
 #include <asyncverbs/verbs/completion_queue.hpp>

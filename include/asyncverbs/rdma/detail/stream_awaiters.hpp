@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include <asyncverbs/coro/awaitable.hpp>
 #include <asyncverbs/rdma/detail/router_state.hpp>
 #include <asyncverbs/rdma/detail/stream_state.hpp>
 #include <asyncverbs/verbs/error.hpp>
