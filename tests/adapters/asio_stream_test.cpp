@@ -46,7 +46,7 @@ using IoStream = AsioStream<IoExecutor>;
 // What a handler was called with.
 struct Transfer {
     auto handler() {
-        return [this, alive = alive](const Error& e, std::size_t n) {
+        return [this, kept = alive](const Error& e, std::size_t n) {
             ++calls;
             error = e;
             bytes = n;
