@@ -214,6 +214,44 @@ TEST_CASE("AsioStream: a second call of the same direction is an error") {
     CHECK(second.error.value() == EBUSY);
 }
 
+TEST_CASE("AsioStream: empty buffers are passed over, and complete beside a call that waits") {
+    StreamFixture f;
+    std::string got(8, ' ');
+    Transfer read;
+    Transfer nothing;
+    std::vector<net::mutable_buffer> to(20); // more empty ones than a call takes
+    to.push_back(net::buffer(got));
+    f.b->async_read_some(to, read.handler());
+    f.b->async_read_some(net::buffer(got.data(), 0), nothing.handler());
+    f.run_ready();
+    CHECK(nothing.done(0));
+    CHECK(read.calls == 0);
+    f.a->async_write_some(net::buffer("hello", 5), [](const Error&, std::size_t) {});
+    f.run_ready();
+    CHECK(read.done(5));
+}
+
+TEST_CASE("AsioStream: async_close() delivers what was written") {
+    StreamFixture f;
+    const std::string sent = text(1000);
+    std::string got(1000, ' ');
+    Transfer read;
+    Transfer write;
+    std::optional<Error> closed;
+    net::async_read(*f.b, net::buffer(got), read.handler());
+    net::async_write(*f.a, net::buffer(sent), write.handler());
+    for (int i = 0; i < 50 && write.calls == 0; ++i) f.run_ready();
+    f.a->async_close([&](const Error& error) { closed = error; });
+    for (int i = 0; i < 50 && !closed; ++i) f.run_ready();
+    CHECK(closed == Error());
+    CHECK(read.done(1000));
+    CHECK(got == sent);
+    Transfer late;
+    f.b->async_write_some(net::buffer("x", 1), late.handler());
+    f.run_ready();
+    CHECK(late.failed(net::error::broken_pipe));
+}
+
 TEST_CASE("AsioStream: a broken connection fails the calls with the cause") {
     StreamFixture f;
     std::string got(8, ' ');

@@ -34,7 +34,9 @@ struct UvHarness {
             return;
         }
         uv_update_time(&loop);
-        uv_timer_start(&timer, [](uv_timer_t*) {}, static_cast<std::uint64_t>(at_most.count()), 0);
+        // It repeats: libuv may run it before it waits, which would then have no end.
+        const auto time = static_cast<std::uint64_t>(at_most.count());
+        uv_timer_start(&timer, [](uv_timer_t*) {}, time, time);
         uv_run(&loop, UV_RUN_ONCE);
         uv_timer_stop(&timer);
     }

@@ -76,8 +76,16 @@ if(OpenSSL_FOUND)
 set(tests adapters/asio_stream_test.cpp)
 
 mutation(asio-stream-has-no-end adapters/detail/asio_stream_call.hpp
-    [[error_ = net::error::eof;]]
+    [[ error_ = net::error::eof;]]
     ";")
+
+mutation(asio-stream-empty-call-waits adapters/detail/asio_stream_call.hpp
+    [[        if (self.call_.is_empty()) co_return 0;]]
+    "")
+
+mutation(asio-stream-takes-empty-buffers adapters/detail/asio_stream_call.hpp
+    [[            if (buffer.size() == 0) continue;]]
+    "")
 
 mutation(asio-stream-stays-cancelled adapters/detail/asio_stream_call.hpp
     [[        if (stop.stop_requested()) {]]

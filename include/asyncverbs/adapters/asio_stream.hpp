@@ -37,7 +37,7 @@ namespace asyncverbs::inline ASYNCVERBS_ASIO_FLAVOUR {
 /// std::bad_alloc.
 /// Thread: calls may start on any thread; everything else as for Stream, on the executor.
 /// Lifetime: may be destroyed or moved at any time. Destroying it drops data that was not sent; see
-/// stream() for shutdown_write() and close(). The context may be destroyed first: then handlers
+/// async_close(). The context may be destroyed first: then handlers
 /// that wait are destroyed without being called, and this can only be destroyed. A moved-from one
 /// can only be assigned to or destroyed.
 template <class Executor = detail::net::any_io_executor>
@@ -80,22 +80,22 @@ public:
     /// must exist until then. One read at a time.
     template <class Buffers, class Token = detail::AsioDefaultToken<Executor>>
     auto async_read_some(const Buffers& buffers, Token&& token = Token()) {
-        using Spans = detail::AsioSpans<std::byte>;
-        const Spans spans(detail::net::buffer_sequence_begin(buffers),
-                          detail::net::buffer_sequence_end(buffers));
-        return detail::initiate_asio<Token, detail::AsioStreamSignature>(Initiate{state_.get()},
-                                                                         token, spans);
+        return initiate<Token>(detail::AsioRead{detail::AsioSpans<std::byte>(buffers)}, token);
     }
 
     /// Writes as much of the first 16 of `buffers` as there is room for; otherwise as
     /// async_read_some(). One write at a time.
     template <class Buffers, class Token = detail::AsioDefaultToken<Executor>>
     auto async_write_some(const Buffers& buffers, Token&& token = Token()) {
-        using Spans = detail::AsioSpans<const std::byte>;
-        const Spans spans(detail::net::buffer_sequence_begin(buffers),
-                          detail::net::buffer_sequence_end(buffers));
-        return detail::initiate_asio<Token, detail::AsioStreamSignature>(Initiate{state_.get()},
-                                                                         token, spans);
+        return initiate<Token>(detail::AsioWrite{detail::AsioSpans<const std::byte>(buffers)},
+                               token);
+    }
+
+    /// Ends both directions, as Stream::close(), which it waits for: then the peer's device has
+    /// received all that was written. Completes with void(error_code). Counts as a write.
+    template <class Token = detail::AsioDefaultToken<Executor>>
+    auto async_close(Token&& token = Token()) {
+        return initiate<Token>(detail::AsioClose{}, token);
     }
 
 private:
@@ -105,14 +105,20 @@ private:
         using executor_type = Executor;
         executor_type get_executor() const noexcept { return state->executor(); }
 
-        template <class Handler, class Spans>
-        void operator()(Handler&& handler, const Spans& spans) const {
-            using Call = detail::AsioStreamPromise<std::decay_t<Handler>, Executor, Spans>;
-            Call::start(std::forward<Handler>(handler), state, spans);
+        template <class Handler, class Call>
+        void operator()(Handler&& handler, const Call& call) const {
+            using Promise = detail::AsioStreamPromise<std::decay_t<Handler>, Executor, Call>;
+            Promise::start(std::forward<Handler>(handler), state, call);
         }
 
         std::shared_ptr<State> state;
     };
+
+    template <class Token, class Call>
+    auto initiate(const Call& call, std::remove_reference_t<Token>& token) {
+        return detail::initiate_asio<Token, typename Call::Signature>(Initiate{state_.get()}, token,
+                                                                      call);
+    }
 
     detail::AsioOwner<State> state_;
 };

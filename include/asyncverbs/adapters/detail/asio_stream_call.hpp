@@ -31,36 +31,61 @@
 
 namespace asyncverbs::detail::inline ASYNCVERBS_ASIO_FLAVOUR {
 
-/// The completion signature of AsioStream's calls.
-using AsioStreamSignature = void(AsioError, std::size_t);
-
-// The first buffers of a sequence, as a Stream takes them.
+// The first buffers of a sequence that are not empty, as a Stream takes them.
 template <class Byte>
 class AsioSpans {
 public:
-    template <class Iterator, class End>
-    AsioSpans(Iterator buffer, End end) {
+    template <class Buffers>
+    explicit AsioSpans(const Buffers& buffers) {
         using Buffer =
             std::conditional_t<std::is_const_v<Byte>, net::const_buffer, net::mutable_buffer>;
-        for (; buffer != end && count_ < spans_.size(); ++buffer) {
-            const Buffer one(*buffer);
-            spans_[count_++] = {static_cast<Byte*>(one.data()), one.size()};
+        const auto end = net::buffer_sequence_end(buffers);
+        for (auto each = net::buffer_sequence_begin(buffers); each != end; ++each) {
+            const Buffer buffer(*each);
+            if (buffer.size() == 0) continue;
+            if (count_ == spans_.size()) break;
+            spans_[count_++] = {static_cast<Byte*>(buffer.data()), buffer.size()};
         }
     }
 
     operator std::span<const std::span<Byte>>() const noexcept {
         return std::span(spans_).first(count_);
     }
-    bool empty() const noexcept {
-        for (const std::span<Byte>& span : spans_) {
-            if (!span.empty()) return false;
-        }
-        return true;
-    }
+    bool empty() const noexcept { return count_ == 0; }
 
 private:
     std::array<std::span<Byte>, 16> spans_{};
     std::size_t count_ = 0;
+};
+
+// The calls of an AsioStream, and their completion signatures. Without a buffer, Asio expects a
+// call to complete also while another one waits.
+struct AsioRead {
+    using Signature = void(AsioError, std::size_t);
+    static constexpr bool reads = true;
+
+    bool is_empty() const noexcept { return spans.empty(); }
+    auto start(Stream& stream, std::stop_token stop) const { return stream.read_some(spans, stop); }
+
+    AsioSpans<std::byte> spans;
+};
+struct AsioWrite {
+    using Signature = void(AsioError, std::size_t);
+    static constexpr bool reads = false;
+
+    bool is_empty() const noexcept { return spans.empty(); }
+    auto start(Stream& stream, std::stop_token stop) const {
+        return stream.write_some(spans, stop);
+    }
+
+    AsioSpans<const std::byte> spans;
+};
+struct AsioClose {
+    using Signature = void(AsioError);
+    static constexpr bool reads = false;
+
+    bool is_empty() const noexcept { return false; }
+    auto start(Stream& stream, std::stop_token stop) const { return stream.close(stop); }
 };
 
 // One call, for handlers of any type. Used on the executor of the stream.
@@ -165,16 +190,16 @@ private:
 };
 
 // A call with its handler, in one allocation: the promise of a coroutine that awaits the stream.
-template <class Handler, class Executor, class Spans>
+template <class Handler, class Executor, class Call>
 class AsioStreamPromise final : public AsioStreamCall,
-                                public AsioOperation<AsioStreamPromise<Handler, Executor, Spans>,
+                                public AsioOperation<AsioStreamPromise<Handler, Executor, Call>,
                                                      Handler, AsioStreamState<Executor>> {
     using State = AsioStreamState<Executor>;
     using Operation = AsioOperation<AsioStreamPromise, Handler, State>;
     using typename Operation::Self;
     friend Operation;
 
-    static constexpr bool is_read = std::is_same_v<Spans, AsioSpans<std::byte>>;
+    static constexpr bool transfers = !std::is_same_v<Call, AsioClose>;
 
 public:
     struct Coroutine {
@@ -182,18 +207,18 @@ public:
         AsioStreamPromise& promise;
     };
 
-    AsioStreamPromise(Handler& handler, const std::shared_ptr<State>& state, const Spans& spans)
-        : AsioStreamCall(state->next_id(), is_read), Operation(handler, state), spans_(spans) {}
+    AsioStreamPromise(Handler& handler, const std::shared_ptr<State>& state, const Call& call)
+        : AsioStreamCall(state->next_id(), Call::reads), Operation(handler, state), call_(call) {}
 
     /// Starts a call, from any thread.
-    static void start(Handler handler, const std::shared_ptr<State>& state, const Spans& spans) {
-        Operation::initiate(Self(&run(handler, state, spans).promise));
+    static void start(Handler handler, const std::shared_ptr<State>& state, const Call& call) {
+        Operation::initiate(Self(&run(handler, state, call).promise));
     }
 
     // --- required by the language ---
 
     static void* operator new(std::size_t size, Handler& handler, const std::shared_ptr<State>&,
-                              const Spans&) {
+                              const Call&) {
         return AsioFrameAllocation<Handler>::allocate(size, handler);
     }
     // NOLINTNEXTLINE(misc-new-delete-overloads): a coroutine frame is freed by this one
@@ -214,7 +239,7 @@ public:
     FinalAwaiter final_suspend() const noexcept { return {}; }
     void return_value(std::size_t transferred) noexcept {
         transferred_ = transferred;
-        if (is_read && transferred == 0 && !spans_.empty()) error_ = net::error::eof;
+        if (Call::reads && transferred == 0 && !call_.is_empty()) error_ = net::error::eof;
     }
     void unhandled_exception() noexcept {
         try {
@@ -240,16 +265,25 @@ private:
     };
 
     // The arguments are those of the promise.
-    static Coroutine run(Handler&, const std::shared_ptr<State>&, const Spans&) {
+    static Coroutine run(Handler&, const std::shared_ptr<State>&, const Call&) {
         AsioStreamPromise& self = co_await ThisPromise();
-        if constexpr (is_read) {
-            co_return co_await self.state().stream().read_some(self.spans_, self.stop_);
+        if (self.call_.is_empty()) co_return 0;
+        Stream& stream = self.state().stream();
+        if constexpr (transfers) {
+            co_return co_await self.call_.start(stream, self.stop_);
         } else {
-            co_return co_await self.state().stream().write_some(self.spans_, self.stop_);
+            co_await self.call_.start(stream, self.stop_);
+            co_return 0;
         }
     }
 
-    auto result() const { return std::tuple(error_, transferred_); }
+    auto result() const {
+        if constexpr (transfers) {
+            return std::tuple(error_, transferred_);
+        } else {
+            return std::tuple(error_);
+        }
+    }
 
     void begin(std::stop_token stop) noexcept override {
         stop_ = std::move(stop);
@@ -265,7 +299,7 @@ private:
     }
     void destroy() noexcept override { Operation::destroy(); }
 
-    const Spans spans_;
+    const Call call_;
     std::stop_token stop_;
     AsioError error_;
     std::size_t transferred_ = 0;

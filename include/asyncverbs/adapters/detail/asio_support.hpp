@@ -94,6 +94,7 @@ inline std::error_code from_asio(const AsioError& error) {
 template <class Error = AsioError>
 Error to_asio(const std::error_code& error) {
     if (error == std::errc::operation_canceled) return net::error::operation_aborted;
+    if (error == std::errc::broken_pipe) return net::error::broken_pipe;
     if constexpr (std::is_constructible_v<Error, const std::error_code&>) {
         return Error(error);
     } else {
