@@ -60,8 +60,12 @@ AwaiterReference<std::remove_reference_t<A>> operator co_await(A && awaiter) noe
 template <class A>
 concept has_member_co_await = requires { std::declval<A>().operator co_await(); };
 
+// Other types have no operators of their own, and Clang rejects the question.
 template <class A>
-concept has_free_co_await = requires { operator co_await(std::declval<A>()); };
+concept has_free_co_await =
+    (std::is_class_v<std::remove_cvref_t<A>> || std::is_union_v<std::remove_cvref_t<A>> ||
+     std::is_enum_v<std::remove_cvref_t<A>>) &&
+    requires { operator co_await(std::declval<A>()); };
 
 // Returns the awaiter that `co_await a` uses: a new object, or a reference to `a` itself.
 //

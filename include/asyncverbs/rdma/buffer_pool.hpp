@@ -172,6 +172,7 @@ public:
     explicit AcquireAwaiter(AcquireOperation<Loop>& operation)
         : BufferWaiter(&on_wake), operation_(operation), schedule_(operation.loop_.schedule()),
           rescheduling_(detail::get_awaiter(std::move(schedule_))) {}
+    // NOLINTNEXTLINE(*-noexcept-move*): schedule() of a foreign loop may throw
     AcquireAwaiter(AcquireAwaiter&& other) : AcquireAwaiter(other.operation_) {}
     // If the coroutine is destroyed before it sees the buffer, the next waiter gets it.
     ~AcquireAwaiter() {

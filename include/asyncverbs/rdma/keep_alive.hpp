@@ -127,7 +127,7 @@ struct KeepAlive {
     }
 
     static void check(const QueuePair& qp, Seconds interval) {
-        if (!(interval > interval.zero())) {
+        if (!(interval > Seconds::zero())) {
             throw_error(std::errc::invalid_argument,
                         "keep_alive: the interval must be longer than zero");
         }

@@ -65,7 +65,9 @@ struct AsioRead {
     static constexpr bool reads = true;
 
     bool is_empty() const noexcept { return spans.empty(); }
-    auto start(Stream& stream, std::stop_token stop) const { return stream.read_some(spans, stop); }
+    auto start(Stream& stream, std::stop_token stop) const {
+        return stream.read_some(spans, std::move(stop));
+    }
 
     AsioSpans<std::byte> spans;
 };
@@ -75,7 +77,7 @@ struct AsioWrite {
 
     bool is_empty() const noexcept { return spans.empty(); }
     auto start(Stream& stream, std::stop_token stop) const {
-        return stream.write_some(spans, stop);
+        return stream.write_some(spans, std::move(stop));
     }
 
     AsioSpans<const std::byte> spans;
@@ -85,7 +87,7 @@ struct AsioClose {
     static constexpr bool reads = false;
 
     bool is_empty() const noexcept { return false; }
-    auto start(Stream& stream, std::stop_token stop) const { return stream.close(stop); }
+    auto start(Stream& stream, std::stop_token stop) const { return stream.close(std::move(stop)); }
 };
 
 // One call, for handlers of any type. Used on the executor of the stream.
