@@ -29,7 +29,8 @@ public:
     // Throws std::system_error.
     SdEventNotifier(sd_event* event, int fd)
         : fd_(fd), readable_(add(sd_event_add_io, event, fd, EPOLLIN, &Readable::on_readable)),
-          time_(add(sd_event_add_time, event, CLOCK_MONOTONIC, 0, 1, &Readable::on_time)),
+          time_(add(sd_event_add_time, event, CLOCK_MONOTONIC, std::uint64_t{0}, std::uint64_t{1},
+                    &Readable::on_time)),
           wake_(add_wake(event, ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC))) {
         check(sd_event_source_set_enabled(readable_.get(), SD_EVENT_OFF));
         check(sd_event_source_set_enabled(time_.get(), SD_EVENT_OFF));
