@@ -334,6 +334,7 @@ TEST_CASE("AsioStream: a call is one allocation") {
     const support::Counters before = support::counters();
     CHECK(transfer() == 2);
     CHECK((support::counters() - before).allocations - simulated == 2);
+    f.sim.on_call(nullptr);
 }
 
 TEST_CASE("AsioStream: each failing allocation is an exception or an error", "[no_memory]") {
@@ -362,6 +363,7 @@ TEST_CASE("AsioStream: each failing allocation is an exception or an error", "[n
         }
         f.run_ready();
         const bool failed = support::stop_failing();
+        f.sim.on_call(nullptr);
         if (started == 2) {
             CHECK(write.calls == 1);
             CHECK(read.calls == 1);
