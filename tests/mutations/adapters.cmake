@@ -73,6 +73,7 @@ mutation(asio-handler-executor-has-no-work adapters/detail/asio_operation.hpp
 
 set(libraries "")
 if(OpenSSL_FOUND)
+set(libraries asio_settings)
 set(tests adapters/asio_stream_test.cpp)
 
 mutation(asio-stream-has-no-end adapters/detail/asio_stream_call.hpp
@@ -98,6 +99,8 @@ mutation(asio-stream-leaks-calls-of-its-context adapters/detail/asio_stream_call
 mutation(asio-stream-slot-cancels-every-call adapters/detail/asio_stream_call.hpp
     [[        if (call != nullptr) stop_of(*call).request_stop(); // there is no other one]]
     [[        cancel();]])
+set(libraries "")
+set(tests "")
 endif()
 
 endif()
